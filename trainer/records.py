@@ -1,0 +1,122 @@
+"""What a run leaves in its directory, and where: the second half of the contract. Pydantic only.
+
+    <store>/runs/<run id>/
+        spec.json                       the RunSpec
+        checkpoints/000000120/state.pt  complete exactly when ...
+        checkpoints/000000120/COMMITTED ... this Checkpoint stands beside it
+        sessions/0001.json              a Session: one stretch of training at one world size, refreshed as it goes
+        outcome.json                    an Outcome: how the run ended for good
+        result.json                     a Result: the numbers the comparison is made of
+        export/                         the online encoder as a plain timm ViT, with its model card
+
+The trainer writes, the service reads. Nothing here is ever changed by two writers.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+
+from trainer.spec import Frozen
+
+SPEC = "spec.json"
+OUTCOME = "outcome.json"
+RESULT = "result.json"
+SESSIONS = "sessions/"
+CHECKPOINTS = "checkpoints/"
+STATE = "state.pt"
+COMMITTED = "COMMITTED"
+EXPORT = "export/"
+
+
+def session_name(number: int) -> str:
+    return f"{SESSIONS}{number:04d}.json"
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder of the checkpoint after `step` optimizer steps."""
+    return f"{CHECKPOINTS}{step:09d}/"
+
+
+class Session(Frozen):
+    """One stretch of training by one set of workers. A restart, of a worker or of an attempt, begins the next."""
+
+    number: int
+    attempt: int
+    world_size: int
+    device: str
+    first_step: int
+    step: int
+    """Optimizer steps done so far by the run."""
+    total_steps: int
+    stage: str
+    """training, evaluating or done."""
+    images_per_second: float | None
+    losses: dict[str, float]
+    started_at: datetime
+    seen_at: datetime
+
+    @property
+    def process_seconds(self) -> float:
+        return (self.seen_at - self.started_at).total_seconds() * self.world_size
+
+
+class Checkpoint(Frozen):
+    """The commit marker: written last, so a checkpoint without one does not exist."""
+
+    step: int
+    sha256: str
+    bytes: int
+    spec_digest: str
+    world_size: int
+    saved_at: datetime
+
+
+class Verdict(StrEnum):
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Outcome(Frozen):
+    """How a run ended for good: finished, or stopped by its own error, which another attempt would meet again."""
+
+    verdict: Verdict
+    step: int
+    reason: str = ""
+    kind: str = ""
+    """Class of the error, such as NonFiniteLoss; empty when the run succeeded."""
+    ended_at: datetime
+
+
+class Metric(Frozen):
+    name: str
+    value: float
+    unit: str
+    higher_is_better: bool
+
+
+class Floors(Frozen):
+    """The probe on what was never trained, in the probe's own metric: what an arm has to beat."""
+
+    pixels: float
+    random_encoder: float
+    """The run's own encoder as it was drawn, before the first step."""
+
+
+class Result(Frozen):
+    """The numbers of a finished run."""
+
+    steps: int
+    images_seen: int
+    subset_size: int
+    subset_digest: str
+    held_out_digest: str
+    probe: Metric | None
+    """None where the data has neither landmarks nor labels."""
+    floors: Floors | None
+    probe_note: str = ""
+    """What a reader must know of the probe, such as how many images and which labels."""
+    sanity: list[Metric]
+    """Metrics that show that training works and do not rank arms."""
+    losses: dict[str, float]
+    """Means over the last logged steps; not comparable between teachers or mask ratios."""
+    export: str
+    """Address of the exported encoder."""

@@ -1,0 +1,393 @@
+"""The contract: what a run and an experiment are. Pydantic only; no torch, no files, no clock.
+
+A `RunSpec` holds everything that decides a run's numbers and nothing that does not: where it runs and
+on how many processes belongs to `Placement`. Its digest names the run, so equal specs are one run.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Frozen(BaseModel):
+    """Base of all contract models: unknown fields refused, values immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Problem(Frozen):
+    """One thing that is wrong with a request: which field, what was asked, what is possible."""
+
+    field: str
+    asked: str
+    possible: str
+    arms: tuple[str, ...] = ()
+    """Arms it concerns; empty = all of them."""
+
+    def __str__(self) -> str:
+        where = f" (in {', '.join(self.arms)})" if self.arms else ""
+        return f"{self.field}: asked for {self.asked}; possible: {self.possible}{where}"
+
+
+class SpecError(ValueError):
+    """A request that cannot be run, with everything that is wrong with it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+# ---------------------------------------------------------------- the parts of a run
+
+
+class Data(Frozen):
+    uri: str = ""
+    """Folder of images, or an LMDB in the published layout; a local path or s3://bucket/prefix."""
+    format: Literal["folder", "lmdb"] = "folder"
+    keys: str | None = None
+    """LMDB only: text file with one image key a line; without it every key of the database."""
+    subset_size: int | None = Field(None, ge=1)
+    """Images to train on; None = all that are not held out. Subsets of one seed are nested."""
+    subset_seed: int = Field(0, ge=0)
+    flip: bool = True
+    """Mirror every image with probability one half."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Digest of the manifest (keys and contents). Filled in on submission, checked where given."""
+
+
+class Encoder(Frozen):
+    """A plain ViT: pre-norm blocks, MLP ratio 4, one cls token (paper: ViT-B/16)."""
+
+    width: int = Field(ge=8, multiple_of=4)
+    depth: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    patch: int = Field(ge=1)
+
+
+class Decoder(Frozen):
+    """The learnable half M0 of the partially pretrained decoder; the frozen half M1 is the teacher."""
+
+    width: int = Field(ge=8, multiple_of=4)
+    depth: int = Field(ge=0)
+    heads: int = Field(16, ge=1)
+
+
+class Teacher(Frozen):
+    source: str = ""
+    """Path or s3:// address of the weights, or `none` (masked pixels instead, as MAE) or `random` (control arm)."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Digest of the weights file. Filled in on submission, checked where given."""
+    arch: str = "mocov3-vit-b16"
+    """A timm ViT by name, `mocov3-vit-b16`, `face-api` (small convolutional face network), or `as-encoder`."""
+    taps: tuple[int, ...] = (2, 5, 8, 11)
+    """Blocks whose outputs are compared, counted from 0."""
+    input_size: int | None = Field(None, ge=1)
+    """Pixels the teacher sees; None = the run's own input size."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    normalise: Literal["tokens", "channels"] = "tokens"
+    """Axis along which features are scaled to length 1 before they are compared (published: tokens)."""
+    weight: float = Field(1000.0, gt=0)
+    """Weight of the perceptual loss (published: 1000)."""
+    seed: int = Field(0, ge=0)
+    """Draw of the weights, for `random` only: the control network is the same for every seed of the run."""
+
+    @property
+    def is_file(self) -> bool:
+        return self.source not in ("", "none", "random")
+
+
+class Batch(Frozen):
+    """The grid of one optimizer step: method 2.1. It depends on the spec alone, never on the cluster."""
+
+    slice: int = Field(64, ge=2)
+    """Images of one forward and backward, and of one BatchNorm statistic."""
+    contrastive_group: int = Field(512, ge=2)
+    """Images whose keys are each other's negatives."""
+    global_batch: int = Field(4096, ge=2)
+    """Images of one optimizer step."""
+
+    @property
+    def slices_per_group(self) -> int:
+        return self.contrastive_group // self.slice
+
+    @property
+    def num_groups(self) -> int:
+        return self.global_batch // self.contrastive_group
+
+    @property
+    def num_cells(self) -> int:
+        return self.num_groups * self.slices_per_group
+
+
+class Contrastive(Frozen):
+    weight: float = Field(1.0, ge=0)
+    """0 switches the contrastive branch off."""
+    temperature: float = Field(0.2, gt=0)
+    hidden: int = Field(4096, ge=1)
+    """Width of projector and predictor."""
+    dim: int = Field(256, ge=1)
+    """Length of queries and keys."""
+
+
+class Ema(Frozen):
+    momentum: float = Field(0.99, ge=0, le=1)
+    per: Literal["group", "step"] = "group"
+    """How often the target moves; published: once per contrastive group."""
+
+
+class Optimizer(Frozen):
+    """AdamW; lr = base_lr * global_batch / 256. Tensors with one axis, and biases, are not decayed."""
+
+    base_lr: float = Field(1.5e-4, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+
+
+class Schedule(Frozen):
+    """Linear warm-up, then half a cosine down to min_lr, per step."""
+
+    unit: Literal["epochs", "steps"] = "epochs"
+    length: float = Field(16, gt=0)
+    warmup: float = Field(1, ge=0)
+    min_lr: float = Field(0.0, ge=0)
+
+
+class Cadence(Frozen):
+    """How often a run writes things down, in steps."""
+
+    checkpoint_steps: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)
+    log_steps: int = Field(10, ge=1)
+    picture_steps: int = Field(500, ge=1)
+
+
+class Evaluation(Frozen):
+    """What is measured at the end of a run. Held-out images and folds are the same for all arms."""
+
+    held_out: int = Field(1000, ge=0)
+    """Images never trained on, for the sanity metrics (reconstruction PSNR, view retrieval)."""
+    mask_ratio: float = 0.75
+    """Share of patches hidden in the sanity metrics, the same whatever ratio the arm trains with."""
+    images: str | None = None
+    """Folder of images for the probe; None = the training data's folder."""
+    landmarks: str | None = None
+    """JSON file {image key: {"points68": [[x, y], ...], "landmarks_ok": bool}}: ridge probe, NME in % of eye distance."""
+    labels: str | None = None
+    """CSV file with columns file,label: linear probe, accuracy."""
+    folds: int = Field(5, ge=2)
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Digest of probe images and annotations. Filled in on submission, checked where given."""
+
+
+# ---------------------------------------------------------------- run
+
+
+def _shorthand(**known: Any) -> BeforeValidator:
+    """Lets a string stand for a whole part: `encoder: vit-b16`, `decoder: 512x8`, `teacher: none`."""
+
+    def expand(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value in known.get("names", {}):
+            return known["names"][value]
+        if (pattern := known.get("pattern")) and (match := re.fullmatch(pattern, value)):
+            return {name: int(number) for name, number in match.groupdict().items() if number}
+        if field := known.get("field"):
+            return {field: value}
+        names = ", ".join(known.get("names", {})) or known.get("example", "")
+        raise ValueError(f"one of {names}, or the numbers themselves")
+
+    return BeforeValidator(expand)
+
+
+ENCODERS = {
+    "vit-tiny8": {"width": 96, "depth": 4, "heads": 3, "patch": 8},
+    "vit-s16": {"width": 384, "depth": 12, "heads": 6, "patch": 16},
+    "vit-b16": {"width": 768, "depth": 12, "heads": 12, "patch": 16},
+    "vit-l16": {"width": 1024, "depth": 24, "heads": 16, "patch": 16},
+    "vit-h14": {"width": 1280, "depth": 32, "heads": 16, "patch": 14},
+}
+
+
+class RunSpec(Frozen):
+    """Everything that decides a run's numbers. Defaults are the published recipe (method part 1)."""
+
+    data: Data = Data()
+    input_size: int = Field(224, ge=1)
+    """Side of the square input in pixels: short side resized, then centre crop."""
+    mask_ratio: float = 0.75
+    """Share of patches hidden from the encoders; the number kept is floor(L * (1 - ratio))."""
+    encoder: Annotated[Encoder, _shorthand(names=ENCODERS)] = Encoder(**ENCODERS["vit-b16"])
+    decoder: Annotated[
+        Decoder, _shorthand(pattern=r"(?P<width>\d+)x(?P<depth>\d+)(x(?P<heads>\d+))?", example="512x8, 256x2x16")
+    ] = Decoder(width=512, depth=8)
+    teacher: Annotated[Teacher, _shorthand(field="source")] = Teacher()
+    batch: Batch = Batch()
+    contrastive: Contrastive = Contrastive()
+    ema: Ema = Ema()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    precision: Literal["bf16", "float32", "float64"] = "bf16"
+    """bf16 = autocast on CUDA; on a CPU such a run computes in float32 and says so."""
+    seed: int = Field(0, ge=0)
+    """Initialisation, data order, flips and masks."""
+    cadence: Cadence = Cadence()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def num_patches(self) -> int:
+        """L: patches of one image."""
+        return (self.input_size // self.encoder.patch) ** 2
+
+    def visible_patches(self, ratio: float | None = None) -> int:
+        """Patches kept at a mask ratio, with the published floating-point floor (method 1.1)."""
+        return int(self.num_patches * (1 - (self.mask_ratio if ratio is None else ratio)))
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.base_lr * self.batch.global_batch / 256
+
+    def total_steps(self, num_images: int) -> int:
+        """Optimizer steps of the run; a partial global batch at an epoch's end is carried into the next epoch."""
+        if self.schedule.unit == "steps":
+            return math.ceil(self.schedule.length)
+        return max(1, int(self.schedule.length * num_images // self.batch.global_batch))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON: what makes a run this run."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self, info: ValidationInfo) -> Self:
+        # Checks that want every problem at once pass a list to collect them; everybody else gets the exception.
+        found = list(_misfits(self))
+        if isinstance(info.context, dict) and "problems" in info.context:
+            info.context["problems"].extend(found)
+        elif found:
+            raise SpecError(found)
+        return self
+
+
+def _misfits(run: RunSpec) -> Iterator[Problem]:
+    """What is wrong between the fields of one run, each being fine alone."""
+    if not run.data.uri:
+        yield Problem(field="data.uri", asked="nothing", possible="a folder of images, an LMDB, or s3://bucket/prefix")
+    if run.data.keys and run.data.format != "lmdb":
+        yield Problem(field="data.keys", asked="a key list for a folder", possible="a key list with format lmdb only")
+
+    if run.input_size % run.encoder.patch:
+        multiple = max(1, round(run.input_size / run.encoder.patch)) * run.encoder.patch
+        yield Problem(
+            field="input_size", asked=str(run.input_size),
+            possible=f"a multiple of encoder.patch = {run.encoder.patch}, such as {multiple}",
+        )  # fmt: skip
+    for field, ratio in ("mask_ratio", run.mask_ratio), ("evaluation.mask_ratio", run.evaluation.mask_ratio):
+        kept = run.visible_patches(ratio)
+        if not (0 <= ratio < 1 and 1 <= kept < run.num_patches):
+            yield Problem(
+                field=field, asked=f"{ratio}, which keeps {max(kept, 0)} of {run.num_patches} patches",
+                possible=f"a ratio that keeps 1 to {run.num_patches - 1} patches, such as 0.75",
+            )  # fmt: skip
+    for name, part in ("encoder", run.encoder), ("decoder", run.decoder):
+        if part.width % part.heads:
+            yield Problem(
+                field=f"{name}.heads", asked=f"{part.heads} heads for width {part.width}",
+                possible="a divisor of the width",
+            )  # fmt: skip
+
+    batch = run.batch
+    if batch.contrastive_group % batch.slice:
+        yield Problem(
+            field="batch.contrastive_group", asked=f"{batch.contrastive_group}",
+            possible=f"a multiple of batch.slice = {batch.slice}",
+        )  # fmt: skip
+    if batch.global_batch % batch.contrastive_group:
+        yield Problem(
+            field="batch.global_batch", asked=f"{batch.global_batch}",
+            possible=f"a multiple of batch.contrastive_group = {batch.contrastive_group}",
+        )  # fmt: skip
+
+    teacher = run.teacher
+    if not teacher.source:
+        yield Problem(
+            field="teacher.source", asked="nothing",
+            possible="a weights file, s3://..., none (masked pixels instead), or random (control arm)",
+        )  # fmt: skip
+    if teacher.sha256 and not teacher.is_file:
+        yield Problem(
+            field="teacher.sha256", asked=f"a digest for source {teacher.source}",
+            possible="a digest with a weights file only",
+        )  # fmt: skip
+    if list(teacher.taps) != sorted(set(teacher.taps)) or not teacher.taps or min(teacher.taps, default=0) < 0:
+        yield Problem(field="teacher.taps", asked=str(list(teacher.taps)), possible="rising block numbers from 0")
+    elif teacher.arch == "as-encoder" and teacher.taps[-1] >= run.encoder.depth:
+        yield Problem(
+            field="teacher.taps", asked=str(list(teacher.taps)),
+            possible=f"blocks 0 to {run.encoder.depth - 1} of a teacher built as the encoder",
+        )  # fmt: skip
+    if run.schedule.warmup > run.schedule.length:
+        yield Problem(
+            field="schedule.warmup", asked=f"{run.schedule.warmup} {run.schedule.unit}",
+            possible=f"at most schedule.length = {run.schedule.length}",
+        )  # fmt: skip
+    if run.evaluation.landmarks and run.evaluation.labels:
+        yield Problem(
+            field="evaluation.labels", asked="labels beside landmarks", possible="one of the two: a run has one probe"
+        )
+
+
+# ---------------------------------------------------------------- experiment
+
+
+class Placement(Frozen):
+    """Where runs go. Decides speed and cost, never numbers."""
+
+    pool: str = "local"
+    min_nodes: int = Field(1, ge=1)
+    max_nodes: int = Field(1, ge=1)
+    processes_per_node: int = Field(1, ge=1)
+    """Worker processes on a node: one a GPU, or CPU processes where there is none."""
+    priority: int = 0
+    """Higher goes first among queued runs."""
+
+    @property
+    def max_world_size(self) -> int:
+        return self.max_nodes * self.processes_per_node
+
+
+class ExperimentSpec(Frozen):
+    """A question: arms that differ in named factors, each repeated over seeds, judged against a baseline."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    """Lower-case letters, digits and hyphens."""
+    base: Mapping[str, Any]
+    """A RunSpec, or what differs from `preset`: tiny, vit-s16, vit-b16, vit-l16, vit-h14."""
+    factors: Mapping[str, list[Any]] = Field(default_factory=dict)
+    """Dotted field of the RunSpec -> its levels; every combination is an arm."""
+    seeds: int | list[int] = 3
+    """Repeats of every arm: a number n (seeds 0..n-1), or the seeds themselves. Not one more axis."""
+    baseline: Mapping[str, Any] = Field(default_factory=dict)
+    """Level of each factor in the arm the others are compared with; the first level where not given."""
+    concurrency: int = Field(1, ge=1)
+    """Runs of this experiment in flight at once."""
+    placement: Placement = Placement()
+    gpu_hours: float | None = Field(None, gt=0)
+    """Cap over all runs (process-hours on CPU): reached = what still runs is cancelled. None = no cap."""
+    share: bool = True
+    """False trains again what another experiment has already trained."""
+
+    @property
+    def seed_list(self) -> list[int]:
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)

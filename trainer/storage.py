@@ -1,0 +1,210 @@
+"""Objects under one address, in a directory or in S3. No torch: the service reads runs through this too.
+
+    StorageError          what went wrong and with which address
+    └── ObjectMissing     there is no such object
+
+S3 endpoint and credentials come from the usual AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import boto3
+import botocore.exceptions
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+
+# Parts are retried one by one, so a checkpoint of gigabytes survives a short fault of the object store.
+TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
+
+
+class StorageError(Exception):
+    """An object store did not do what was asked."""
+
+
+class ObjectMissing(StorageError):
+    """There is no object of that name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object: its name below the store's address, size in bytes, and a tag that changes with its content."""
+
+    name: str
+    size: int
+    version: str
+
+
+class Store(Protocol):
+    """Objects by name (`a/b/c`) below one address. A put is complete or absent, never half there."""
+
+    uri: str
+
+    def put(self, name: str, data: bytes) -> None: ...
+    def put_file(self, name: str, path: Path) -> None: ...
+    def get(self, name: str) -> bytes: ...
+    def get_file(self, name: str, path: Path) -> None: ...
+    def list(self, prefix: str = "") -> list[Entry]: ...
+    def delete(self, names: Iterable[str]) -> None: ...
+
+
+def open_store(uri: str) -> Store:
+    """The store behind a local path, a file:// or an s3://bucket/prefix address; nothing is contacted yet."""
+    if uri.startswith("s3://"):
+        return S3Store(uri)
+    return DirectoryStore(uri)
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Address of the folder and name of the object in it: s3://b/a/x.pt -> (s3://b/a, x.pt)."""
+    head, _, name = uri.rpartition("/")
+    return (head or ".", name) if head or not uri.startswith("/") else ("/", name)
+
+
+class DirectoryStore:
+    """A directory; put writes aside and renames, so that a reader never sees half an object."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.root = Path(uri.removeprefix("file://"))
+
+    def put(self, name: str, data: bytes) -> None:
+        with self._aside(name) as path:
+            path.write_bytes(data)
+
+    def put_file(self, name: str, path: Path) -> None:
+        with self._aside(name) as aside:
+            shutil.copyfile(path, aside)
+
+    def get(self, name: str) -> bytes:
+        with _file_errors(self.uri, name):
+            return self._path(name).read_bytes()
+
+    def get_file(self, name: str, path: Path) -> None:
+        with _file_errors(self.uri, name):
+            shutil.copyfile(self._path(name), path)
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        return sorted(self._walk(prefix), key=lambda entry: entry.name)
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            with _file_errors(self.uri, name):
+                self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise StorageError(f"{name!r} is not a name below {self.uri}")
+        return self.root / name
+
+    def _walk(self, prefix: str) -> Iterator[Entry]:
+        # Start at the deepest folder the prefix names: a store of many runs is not walked to list one.
+        start = self.root / prefix.rpartition("/")[0]
+        for folder, _, files in os.walk(start):
+            for file in files:
+                path = Path(folder, file)
+                name = path.relative_to(self.root).as_posix()
+                if name.startswith(prefix) and not file.startswith(".aside-"):
+                    stat = path.stat()
+                    yield Entry(name, stat.st_size, f"{stat.st_mtime_ns}")
+
+    @contextmanager
+    def _aside(self, name: str) -> Iterator[Path]:
+        target = self._path(name)
+        aside = target.with_name(f".aside-{uuid.uuid4().hex}")
+        with _file_errors(self.uri, name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield aside
+                with aside.open("rb") as file:
+                    os.fsync(file.fileno())
+                aside.replace(target)
+            finally:
+                aside.unlink(missing_ok=True)
+
+
+class S3Store:
+    """A prefix in a bucket; files go up in parts, and a put is seen whole or not at all."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
+
+    def put(self, name: str, data: bytes) -> None:
+        with self._errors(name):
+            _s3().put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data)
+
+    def put_file(self, name: str, path: Path) -> None:
+        with self._errors(name):
+            _s3().upload_file(str(path), self.bucket, self.prefix + name, Config=TRANSFER)
+
+    def get(self, name: str) -> bytes:
+        with self._errors(name):
+            body: bytes = _s3().get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read()
+            return body
+
+    def get_file(self, name: str, path: Path) -> None:
+        with self._errors(name):
+            _s3().download_file(self.bucket, self.prefix + name, str(path), Config=TRANSFER)
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+        with self._errors(prefix):
+            found = [
+                Entry(item["Key"][len(self.prefix) :], item["Size"], item["ETag"].strip('"'))
+                for page in pages
+                for item in page.get("Contents", [])
+            ]
+        return sorted(found, key=lambda entry: entry.name)
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            with self._errors(name):
+                _s3().delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except botocore.exceptions.ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in ("404", "NoSuchKey", "NotFound"):
+                raise ObjectMissing(f"{self.uri}/{name} does not exist") from error
+            raise StorageError(f"{self.uri}/{name}: {error}") from error
+        except (botocore.exceptions.BotoCoreError, boto3.exceptions.S3UploadFailedError, OSError) as error:
+            raise StorageError(f"{self.uri}/{name}: {error}") from error
+
+
+@cache
+def _s3() -> Any:
+    return boto3.client(
+        "s3",
+        region_name=os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")),
+        # Checksums only where the protocol asks for them: several S3 servers reject the newer default.
+        config=Config(
+            retries={"mode": "standard", "max_attempts": 5},
+            connect_timeout=5,
+            read_timeout=60,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path"} if "AWS_ENDPOINT_URL" in os.environ else {},
+        ),
+    )
+
+
+@contextmanager
+def _file_errors(uri: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ObjectMissing(f"{uri}/{name} does not exist") from error
+    except OSError as error:
+        raise StorageError(f"{uri}/{name}: {error}") from error

@@ -33,7 +33,8 @@ class Problem(Frozen):
     """Arms it concerns; empty = all of them."""
 
     def __str__(self) -> str:
-        where = f" (in {', '.join(self.arms)})" if self.arms else ""
+        more = f" and {len(self.arms) - 3} more arms" if len(self.arms) > 3 else ""
+        where = f" (in {'; '.join(self.arms[:3])}{more})" if self.arms else ""
         return f"{self.field}: asked for {self.asked}; possible: {self.possible}{where}"
 
 
@@ -125,7 +126,7 @@ class Batch(Frozen):
 
     @property
     def num_cells(self) -> int:
-        return self.num_groups * self.slices_per_group
+        return self.global_batch // self.slice
 
 
 class Contrastive(Frozen):
@@ -174,7 +175,7 @@ class Cadence(Frozen):
 class Evaluation(Frozen):
     """What is measured at the end of a run. Held-out images and folds are the same for all arms."""
 
-    held_out: int = Field(1000, ge=0)
+    held_out: int = Field(1000, ge=2)
     """Images never trained on, for the sanity metrics (reconstruction PSNR, view retrieval)."""
     mask_ratio: float = 0.75
     """Share of patches hidden in the sanity metrics, the same whatever ratio the arm trains with."""
@@ -313,7 +314,7 @@ def _misfits(run: RunSpec) -> Iterator[Problem]:
             field="batch.contrastive_group", asked=f"{batch.contrastive_group}",
             possible=f"a multiple of batch.slice = {batch.slice}",
         )  # fmt: skip
-    if batch.global_batch % batch.contrastive_group:
+    elif batch.global_batch % batch.contrastive_group:
         yield Problem(
             field="batch.global_batch", asked=f"{batch.global_batch}",
             possible=f"a multiple of batch.contrastive_group = {batch.contrastive_group}",

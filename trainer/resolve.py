@@ -1,0 +1,210 @@
+"""The last look before anything runs: files exist, digests hold, subsets fit, workers have cells. No torch.
+
+What is found is written into the spec (digests of data, teacher and annotations), so that a run's digest
+covers the contents it saw and not the path they had.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trainer.ablation import Arm, across_arms, expand, parse_experiment
+from trainer.manifest import DataError, Manifest, read_manifest
+from trainer.spec import ExperimentSpec, Placement, Problem, RunSpec, SpecError
+from trainer.storage import StorageError, open_store, split_uri
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request that can run: the spec as read, and its arms with every digest filled in."""
+
+    spec: ExperimentSpec
+    arms: list[Arm]
+    num_images: dict[str, int]
+    """Run digest -> images of its subset."""
+
+
+def check_and_resolve(payload: Mapping[str, Any]) -> Resolved:
+    """Expand a request and check all of it.
+
+    Raises SpecError with every problem at once; then nothing has happened.
+    """
+    spec, problems = parse_experiment(payload)
+    if spec is None:
+        raise SpecError(problems)
+    arms, more = expand(spec)
+    problems += more
+    look = _Look()
+    found: list[tuple[str, Problem]] = []
+    resolved, num_images = [], {}
+    for arm in arms:
+        runs = {}
+        for seed, run in arm.runs.items():
+            runs[seed], size = look.resolve(run, spec.placement, partial(_note, found, arm.name))
+            num_images[runs[seed].digest] = size
+        resolved.append(replace(arm, runs=runs))
+    problems += across_arms(found, total=len(arms))
+    if problems:
+        raise SpecError(list(dict.fromkeys(problems)))
+    return Resolved(spec, resolved, num_images)
+
+
+Report = Callable[[str, str, str], None]
+
+
+class _Look:
+    """Checks runs against the world, reading every file once however many runs name it."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[object, ...], object] = {}
+
+    def resolve(self, run: RunSpec, placement: Placement, report: Report) -> tuple[RunSpec, int]:
+        """The run with its digests, and the size of its subset in images; problems go to `report`."""
+        _check_cells(run, placement, report)
+        updates: dict[str, Any] = {}
+        size = 0
+        if run.data.uri and (manifest := self._manifest(run, report)):
+            size = _check_subset(run, manifest, report)
+            if run.data.sha256 not in (None, manifest.digest):
+                report("data.sha256", str(run.data.sha256), f"{manifest.digest}, the digest of {run.data.uri} today")
+            updates["data"] = run.data.model_copy(update={"sha256": manifest.digest})
+        if run.teacher.is_file and (digest := self._teacher(run, report)):
+            updates["teacher"] = run.teacher.model_copy(update={"sha256": digest})
+        if digest := self._annotations(run, report):
+            updates["evaluation"] = run.evaluation.model_copy(update={"sha256": digest})
+        return run.model_copy(update=updates), size
+
+    def _manifest(self, run: RunSpec, report: Report) -> Manifest | None:
+        data = run.data
+        if not _absolute(data.uri) or (data.keys and not _absolute(data.keys)):
+            report("data.uri", data.uri, "an absolute path or s3://bucket/prefix")
+            return None
+        return self._once(
+            ("manifest", data.uri, data.format, data.keys),
+            lambda: read_manifest(data.uri, data.format, data.keys),
+            lambda error: report("data.uri", data.uri, f"an address that can be read: {error}"),
+        )
+
+    def _teacher(self, run: RunSpec, report: Report) -> str | None:
+        teacher = run.teacher
+        if not _absolute(teacher.source):
+            report("teacher.source", teacher.source, "none, random, an absolute path or s3://bucket/key")
+            return None
+        digest = self._once(
+            ("teacher", teacher.source),
+            lambda: hashlib.sha256(read_object(teacher.source)).hexdigest(),
+            lambda error: report("teacher.source", teacher.source, f"a weights file that can be read: {error}"),
+        )
+        if digest and teacher.sha256 not in (None, digest):
+            report("teacher.sha256", str(teacher.sha256), f"{digest}, the digest of {teacher.source}")
+        return digest
+
+    def _annotations(self, run: RunSpec, report: Report) -> str | None:
+        """Digest of the probe's images and annotations; None where the run has no probe."""
+        evaluation = run.evaluation
+        field = "evaluation.landmarks" if evaluation.landmarks else "evaluation.labels"
+        source = evaluation.landmarks or evaluation.labels
+        if source is None:
+            return None
+        images = evaluation.images or run.data.uri
+        format = "folder" if evaluation.images else run.data.format
+        keys = None if evaluation.images else run.data.keys
+        for name, where in (field, source), ("evaluation.images", images):
+            if where and not _absolute(where):
+                report(name, where, "an absolute path or s3://bucket/key")
+                return None
+        manifest = images and self._once(
+            ("manifest", images, format, keys),
+            lambda: read_manifest(images, format, keys),
+            # A training folder that cannot be read has been reported as such.
+            lambda error: (
+                evaluation.images and report("evaluation.images", images, f"an address that can be read: {error}")
+            ),
+        )
+        annotated = self._once(
+            ("annotations", source),
+            lambda: annotated_keys(source, read_object(source)),
+            lambda error: report(field, source, f"a readable file: {error}"),
+        )
+        if not (manifest and annotated):
+            return None
+        held = {key for key, _ in manifest.images}
+        if unknown := [key for key in annotated[0] if key not in held]:
+            report(field, f"{len(unknown)} images that {images} lacks, such as {unknown[0]}", "images of that folder")
+            return None
+        if len(annotated[0]) < 2 * evaluation.folds:
+            report("evaluation.folds", str(evaluation.folds), f"at most half of {len(annotated[0])} annotated images")
+        digest = hashlib.sha256(f"{manifest.digest} {annotated[1]}".encode()).hexdigest()
+        if evaluation.sha256 not in (None, digest):
+            report("evaluation.sha256", str(evaluation.sha256), f"{digest}, the digest of images and annotations today")
+        return digest
+
+    def _once(self, key: tuple[object, ...], read: Callable[[], Answer], fail: Callable[[Exception], object]) -> Any:
+        if key not in self._seen:
+            try:
+                self._seen[key] = read()
+            except (DataError, StorageError, ValueError, OSError) as error:
+                self._seen[key] = error
+        answer = self._seen[key]
+        if isinstance(answer, Exception):
+            fail(answer)
+            return None
+        return answer
+
+
+def read_object(address: str) -> bytes:
+    """The bytes at a path or s3:// address. Raises StorageError."""
+    folder, name = split_uri(address)
+    return open_store(folder).get(name)
+
+
+def annotated_keys(source: str, text: bytes) -> tuple[list[str], str]:
+    """Image keys an annotation file names, and the file's sha256. Raises ValueError when it cannot be read."""
+    digest = hashlib.sha256(text).hexdigest()
+    if source.endswith(".json"):
+        return list(json.loads(text)), digest
+    rows = list(csv.DictReader(io.StringIO(text.decode())))
+    if not rows or not {"file", "label"} <= rows[0].keys():
+        raise ValueError("a CSV with the columns file,label and at least one row is needed")
+    return [row["file"] for row in rows], digest
+
+
+def _check_cells(run: RunSpec, placement: Placement, report: Report) -> None:
+    cells = run.batch.num_cells
+    if 0 < cells < placement.max_world_size:
+        report(
+            "placement.max_nodes",
+            f"{placement.max_nodes} nodes x {placement.processes_per_node} processes = {placement.max_world_size} workers",
+            f"at most {cells} workers, the cells of a step (global_batch / slice)",
+        )
+
+
+def _check_subset(run: RunSpec, manifest: Manifest, report: Report) -> int:
+    """Images the run trains on; 0 when there are not enough."""
+    total, held_out = len(manifest.images), run.evaluation.held_out
+    largest = total - held_out
+    if largest < 1:
+        report("evaluation.held_out", str(held_out), f"2 to {total - 1} of the {total} images")
+        return 0
+    size = run.data.subset_size or largest
+    if size > largest:
+        report("data.subset_size", str(size), f"1 to {largest} ({total} images less {held_out} held out)")
+        return 0
+    return size
+
+
+def _absolute(address: str) -> bool:
+    # A relative path means one folder to who wrote it and another to the service and to every node.
+    return address.startswith("s3://") or Path(address).is_absolute()
+
+
+def _note(found: list[tuple[str, Problem]], arm: str, field: str, asked: str, possible: str) -> None:
+    found.append((arm, Problem(field=field, asked=asked, possible=possible)))

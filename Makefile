@@ -1,0 +1,33 @@
+# make demo [DATA=folder] [KEEP=0]   install what is needed, run examples/ablation.yaml, show the comparison
+# make test                          install what is needed, run all tests
+# make check                         format, lint, types, layers
+# make requirements                  pin again, after pyproject.toml has changed
+.PHONY: demo test check requirements bench clean
+VENV := .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+demo: $(VENV)/.local
+	$(VENV)/bin/mcf demo $(if $(DATA),--data "$(DATA)") $(if $(filter 0,$(KEEP)),--no-keep)
+
+test: $(VENV)/.dev
+	scripts/test-packages
+	scripts/test
+
+check: $(VENV)/.dev
+	scripts/check
+
+bench: $(VENV)/.dev
+	$(VENV)/bin/python -m tests.bench
+
+requirements: $(VENV)/.uv
+	scripts/requirements
+
+$(VENV)/.uv:
+	PYTHON="$(PYTHON)" scripts/install uv
+$(VENV)/.local: $(VENV)/.uv requirements/local.txt pyproject.toml
+	scripts/install local
+$(VENV)/.dev: $(VENV)/.uv requirements/dev.txt pyproject.toml
+	scripts/install dev
+
+clean:
+	rm -rf $(VENV) .mcf

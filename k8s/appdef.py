@@ -1,0 +1,90 @@
+"""What one attempt of a run asks of a scheduler, as a TorchX AppDef. Pure: no files, no clock, no environment.
+
+TorchX's own `dist.ddp` component never passes --max-restarts, whose default is 0: a job made with it ends
+with the first node it loses. So the AppDef is built here.
+"""
+
+from dataclasses import dataclass, field
+
+from torchx.specs import AppDef, Resource, Role
+
+from trainer.spec import Placement
+
+ROLE = "node"
+
+# Agents find a lost peer within seconds (2 s beats, 3 of them missed) instead of the default of 25 s, and
+# re-form without waiting the default 30 s for late joiners.
+RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=3,last_call_timeout=5,join_timeout=300"
+
+# Restarts are cheap (workers resume from a checkpoint) and torchrun counts every change of membership as
+# one; an attempt that uses this many up makes no progress, and the service decides about the next.
+MAX_RESTARTS = 20
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """One attempt: everything the AppDef is a function of."""
+
+    name: str
+    """Name of the attempt, `<run id>-<n>`: the same whoever submits it, so submitting twice is harmless."""
+    attempt: int
+    spec_uri: str
+    run_uri: str
+    placement: Placement
+    tracking_uri: str | None = None
+    tracking_run_id: str | None = None
+    python: str = "python"
+    """Interpreter on the nodes."""
+    image: str = ""
+    """Container image; nodes that are processes of this machine need none."""
+    threads: int = 1
+    """CPU threads of a worker process."""
+    gpus_per_node: int = 0
+    entrypoint: tuple[str, ...] = field(default=())
+    """Program and arguments in place of torchrun and the trainer; `--spec URI` is appended to either."""
+
+
+def app_for(request: LaunchRequest) -> AppDef:
+    """The attempt as one role of min_nodes to max_nodes equal nodes, each running a torchrun agent."""
+    placement = request.placement
+    command = (*(request.entrypoint or _torchrun(request)), "--spec", request.spec_uri)
+    role = Role(
+        name=ROLE,
+        image=request.image,
+        entrypoint=command[0],
+        args=list(command[1:]),
+        env=_environment(request),
+        num_replicas=placement.max_nodes,
+        min_replicas=placement.min_nodes,
+        resource=Resource(cpu=request.threads * placement.processes_per_node, gpu=request.gpus_per_node, memMB=-1),
+        metadata={"pool": placement.pool, "priority": placement.priority},
+    )
+    return AppDef(name=request.name, roles=[role])
+
+
+def _torchrun(request: LaunchRequest) -> tuple[str, ...]:
+    placement = request.placement
+    return (
+        request.python, "-m", "torch.distributed.run",
+        "--nnodes", f"{placement.min_nodes}:{placement.max_nodes}",
+        "--nproc-per-node", str(placement.processes_per_node),
+        "--max-restarts", str(MAX_RESTARTS),
+        "--monitor-interval", "0.5",
+        "--rdzv-backend", "c10d",
+        "--rdzv-id", request.name,
+        "-m", "trainer.main",
+    )  # fmt: skip
+
+
+def _environment(request: LaunchRequest) -> dict[str, str]:
+    environment = {
+        "MCF_RUN_URI": request.run_uri,
+        "MCF_ATTEMPT": str(request.attempt),
+        "OMP_NUM_THREADS": str(request.threads),
+        # In the environment and not an argument: the scheduler adds which agent hosts the store.
+        "PET_RDZV_CONF": RENDEZVOUS,
+    }
+    if request.tracking_uri and request.tracking_run_id:
+        environment["MLFLOW_TRACKING_URI"] = request.tracking_uri
+        environment["MLFLOW_RUN_ID"] = request.tracking_run_id
+    return environment

@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,9 @@ from botocore.config import Config
 
 # Parts are retried one by one, so a checkpoint of gigabytes survives a short fault of the object store.
 TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
+
+# Prefix of a file on its way into a directory store.
+ASIDE = ".aside-"
 
 
 class StorageError(Exception):
@@ -53,6 +56,8 @@ class Store(Protocol):
     def get_file(self, name: str, path: Path) -> None: ...
     def list(self, prefix: str = "") -> list[Entry]: ...
     def delete(self, names: Iterable[str]) -> None: ...
+    def discard_unfinished(self, prefix: str = "") -> None:
+        """Remove what puts left behind that died half-way. For the only writer below `prefix`."""
 
 
 def open_store(uri: str) -> Store:
@@ -97,7 +102,15 @@ class DirectoryStore:
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
             with _file_errors(self.uri, name):
-                self._path(name).unlink(missing_ok=True)
+                path = self._path(name)
+                path.unlink(missing_ok=True)
+                with suppress(OSError):  # a folder that still holds something stays
+                    path.parent.rmdir()
+
+    def discard_unfinished(self, prefix: str = "") -> None:
+        with _file_errors(self.uri, prefix):
+            for path in (self.root / prefix).rglob(f"{ASIDE}*"):
+                path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         if ".." in PurePosixPath(name).parts or name.startswith("/"):
@@ -111,14 +124,14 @@ class DirectoryStore:
             for file in files:
                 path = Path(folder, file)
                 name = path.relative_to(self.root).as_posix()
-                if name.startswith(prefix) and not file.startswith(".aside-"):
+                if name.startswith(prefix) and not file.startswith(ASIDE):
                     stat = path.stat()
                     yield Entry(name, stat.st_size, f"{stat.st_mtime_ns}")
 
     @contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
         target = self._path(name)
-        aside = target.with_name(f".aside-{uuid.uuid4().hex}")
+        aside = target.with_name(f"{ASIDE}{uuid.uuid4().hex}")
         with _file_errors(self.uri, name):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -169,6 +182,14 @@ class S3Store:
         for name in names:
             with self._errors(name):
                 _s3().delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    def discard_unfinished(self, prefix: str = "") -> None:
+        with self._errors(prefix):
+            pages = (
+                _s3().get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+            )
+            for upload in (upload for page in pages for upload in page.get("Uploads", [])):
+                _s3().abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:

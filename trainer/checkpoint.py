@@ -1,0 +1,134 @@
+"""Checkpoints of a run: complete or absent, newest sound one first.
+
+A state is written to a local file, digested, uploaded under a name of its own, and exists only once its
+marker (records.Checkpoint) stands beside it. Whatever dies in between leaves a state without a marker,
+which nobody reads and the next save removes.
+"""
+
+import hashlib
+import logging
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import records, rundir
+from trainer.records import Checkpoint
+from trainer.storage import ObjectMissing, StorageError, Store
+
+logger = logging.getLogger(__name__)
+
+
+class OtherRun(Exception):
+    """The run directory holds checkpoints of another spec."""
+
+
+class CheckpointStore:
+    """The checkpoints in one run's directory. One process, rank 0, writes; anybody may list."""
+
+    def __init__(self, store: Store, *, spec_digest: str, keep: int) -> None:
+        self.store = store
+        self.spec_digest = spec_digest
+        self.keep = keep
+        self._known_good: dict[int, Checkpoint] = {}
+        self._known_damaged: set[int] = set()
+
+    def list(self) -> "list[Checkpoint]":
+        """Complete checkpoints, oldest first, whether their state is sound or not. Raises StorageError."""
+        return rundir.list_checkpoints(self.store)
+
+    def save(self, step: int, state: dict[str, Any], world_size: int) -> Checkpoint:
+        """Write the state after `step` steps and drop all but the newest `keep`.
+
+        A step this process has saved or restored is not written again: training is deterministic, so it
+        would be the same state, and a sound checkpoint is never taken apart to be replaced.
+
+        Raises StorageError when the state could not be written; checkpoints from before are then still there.
+        """
+        if step in self._known_good:
+            return self._known_good[step]
+        folder = records.checkpoint_name(step)
+        # A damaged checkpoint of this step stops being one before its state is replaced.
+        self.store.delete([folder + records.COMMITTED])
+        with tempfile.TemporaryDirectory(prefix="mcf-checkpoint-") as scratch:
+            path = Path(scratch, records.STATE)
+            _write(state, path)
+            checkpoint = Checkpoint(
+                step=step, sha256=_sha256(path), bytes=path.stat().st_size, spec_digest=self.spec_digest,
+                world_size=world_size, saved_at=datetime.now(UTC),
+            )  # fmt: skip
+            self.store.put_file(folder + records.STATE, path)
+        self.store.put(folder + records.COMMITTED, checkpoint.model_dump_json(indent=1).encode())
+        self._known_damaged.discard(step)
+        self._known_good[step] = checkpoint
+        self._prune()
+        return checkpoint
+
+    def try_save(self, step: int, state: dict[str, Any], world_size: int) -> Checkpoint | None:
+        """`save`, but a store or disk that fails costs a warning and not the training; None when it did."""
+        try:
+            return self.save(step, state, world_size)
+        except StorageError as error:
+            logger.warning("no checkpoint at step %d, training goes on: %s", step, error)
+            return None
+
+    def restore_latest(self, map_location: Any = "cpu") -> tuple[Checkpoint, dict[str, Any]] | None:
+        """The newest checkpoint whose state is what its marker says, and that state; None when there is none.
+
+        Raises OtherRun when a checkpoint belongs to another spec, StorageError when the store cannot be read.
+        """
+        with tempfile.TemporaryDirectory(prefix="mcf-checkpoint-") as scratch:
+            for checkpoint in reversed(self.list()):
+                if checkpoint.spec_digest != self.spec_digest:
+                    raise OtherRun(
+                        f"{self.store.uri} holds a checkpoint of spec {checkpoint.spec_digest[:12]}, this run is "
+                        f"{self.spec_digest[:12]}; give it a run directory of its own (MCF_RUN_URI)"
+                    )
+                path = Path(scratch, records.STATE)
+                if damage := self._fetch(checkpoint, path):
+                    self._known_damaged.add(checkpoint.step)
+                    logger.warning(
+                        "checkpoint of step %d is damaged, using the one before: %s", checkpoint.step, damage
+                    )
+                    continue
+                self._known_good[checkpoint.step] = checkpoint
+                state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+                return checkpoint, state
+        return None
+
+    def _fetch(self, checkpoint: Checkpoint, path: Path) -> str:
+        """Copy a state to `path`; says what is wrong with it, nothing when it is sound."""
+        name = records.checkpoint_name(checkpoint.step) + records.STATE
+        try:
+            self.store.get_file(name, path)
+        except ObjectMissing as error:
+            return str(error)
+        found = _sha256(path)
+        return "" if found == checkpoint.sha256 else f"{name} has sha256 {found}, its marker says {checkpoint.sha256}"
+
+    def _prune(self) -> None:
+        """Remove old and damaged checkpoints, and states that an aborted save left without a marker."""
+        try:
+            sound = [c.step for c in self.list() if c.step not in self._known_damaged]
+            kept = {records.checkpoint_name(step) for step in sound[-self.keep :]}
+            stale = [e.name for e in self.store.list(records.CHECKPOINTS) if not e.name.startswith(tuple(kept))]
+            # Markers first: a checkpoint that is half removed is none.
+            self.store.delete(sorted(stale, key=lambda name: not name.endswith(records.COMMITTED)))
+            self.store.discard_unfinished(records.CHECKPOINTS)
+        except StorageError as error:
+            # Costs space and nothing else; the next save tries again.
+            logger.warning("old checkpoints could not be removed: %s", error)
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise StorageError(f"the state could not be written to {path}: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

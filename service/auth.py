@@ -1,0 +1,34 @@
+"""One bearer token protects everything but the probes. Browsers carry it in a cookie that no script can read."""
+
+import hmac
+
+from fastapi import Request
+from fastapi.responses import RedirectResponse, Response
+from pydantic import SecretStr
+
+from service.errors import Unauthorized
+
+COOKIE = "mcf_token"
+
+
+def require_token(request: Request) -> None:
+    """Dependency of every protected route. Raises Unauthorized."""
+    token: SecretStr | None = request.app.state.settings.token
+    if token is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        given = request.cookies.get(COOKIE, "")
+    if not hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
+        raise Unauthorized(
+            "This service wants its token: send the header `Authorization: Bearer ...`, "
+            "or open /login?token=... once in a browser."
+        )
+
+
+def login(request: Request, token: str) -> Response:
+    """GET /login?token=...: puts the token into a cookie and goes to the page."""
+    answer = RedirectResponse("/", status_code=303)
+    # Strict: another site's form cannot act with it.
+    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+    return answer

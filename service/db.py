@@ -1,0 +1,99 @@
+"""Engine, sessions and migrations, for SQLite and PostgreSQL alike.
+
+A session is short and never open while the network is waited for. `read()` sees one state of the database;
+`write()` takes SQLite's write lock at its start, so two writers queue up instead of failing half-way.
+"""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.orm import Session
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+# Any number that no other program uses in this database.
+MIGRATION_LOCK, EXCLUSIVE_LOCK = 6301, 6302
+
+
+class Database:
+    """Sessions on one database."""
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite(url) if self.is_sqlite else create_engine(url, pool_pre_ping=True, pool_size=10)
+        # NaN has no place in JSON, and PostgreSQL would refuse it long after who wrote it has gone.
+        self._write_engine = self.engine.execution_options(immediate=True)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that is committed at the end, or not at all."""
+        with Session(self._write_engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def exclusively(self, session: Session) -> None:
+        """Until the transaction ends, no other service decides about who may start."""
+        if not self.is_sqlite:  # write() holds SQLite's only write lock
+            session.execute(text(f"SELECT pg_advisory_xact_lock({EXCLUSIVE_LOCK})"))
+
+    def migrate(self) -> None:
+        """Bring the schema up to date; of several services starting together one does it, the others wait."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self._migration_lock(), self.engine.connect() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    @contextlib.contextmanager
+    def _migration_lock(self) -> Iterator[None]:
+        if self.is_sqlite:
+            if not self.url.database or self.url.database == ":memory:":
+                yield
+                return
+            with Path(f"{self.url.database}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            return
+        with self.engine.connect() as connection:
+            connection.execute(text(f"SELECT pg_advisory_lock({MIGRATION_LOCK})"))
+            try:
+                yield
+            finally:
+                connection.execute(text(f"SELECT pg_advisory_unlock({MIGRATION_LOCK})"))
+                connection.commit()
+
+    def ping(self) -> None:
+        with self.read() as session:
+            session.execute(text("SELECT 1"))
+
+
+def _sqlite(url: str) -> Engine:
+    path = make_url(url).database
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, json_serializer=json.dumps, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _: object) -> None:
+        # The driver would begin transactions behind our back, and too late.
+        connection.isolation_level = None
+        for pragma in "journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "synchronous=FULL":
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine

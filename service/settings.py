@@ -1,0 +1,74 @@
+"""What the service is told by its surroundings: MCF_* variables. Nothing here changes a run's numbers."""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Settings(BaseSettings):
+    """Every value with its unit and reason; made once by `python -m service`, and by each test for itself."""
+
+    model_config = SettingsConfigDict(env_prefix="MCF_", use_attribute_docstrings=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    work_dir: Path = Path(".mcf")
+    """Attempts and their logs on this machine, and the database unless `database_url` names another."""
+    database_url: str = ""
+    """SQLAlchemy address, such as postgresql://user:password@host/mcf; empty = SQLite in `work_dir`."""
+    store: str = ""
+    """Where runs leave checkpoints and results: a folder or s3://bucket/prefix; empty = `work_dir`/store."""
+    tracking_uri: str | None = None
+    """MLflow server; None = runs are not tracked, and are not held back by it."""
+    token: SecretStr | None = None
+    """Bearer token every request has to carry. Required as soon as `host` is not loopback."""
+    max_concurrent_runs: int = Field(2, ge=1)
+    """Runs in flight at once over all experiments: what this machine or cluster is given at a time."""
+    scheduler: Literal["local"] = "local"
+    """TorchX scheduler that attempts are submitted to."""
+
+    tick_seconds: float = Field(0.5, gt=0)
+    """Pause between two looks of the reconciler; one look is a few milliseconds of SQL."""
+    observe_seconds: float = Field(2.0, gt=0)
+    """Pause between two looks at one run: trainers write their progress every 2 s."""
+    lease_seconds: float = Field(60.0, gt=0)
+    """How long a dead service keeps others from its runs; longer than one look with slow answers takes."""
+    reconcile_threads: int = Field(4, ge=1)
+    """Runs looked at in parallel, so that one slow answer holds up one of them."""
+    tracking_timeout_seconds: int = Field(5, ge=1)
+    """For one request to MLflow."""
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.work_dir.resolve() / 'mcf.db'}"
+
+    @property
+    def attempts_dir(self) -> Path:
+        return self.work_dir.resolve() / "attempts"
+
+    @property
+    def store_uri(self) -> str:
+        if self.store.startswith("s3://"):
+            return self.store.rstrip("/")
+        return str(Path(self.store.removeprefix("file://") or self.work_dir / "store").resolve())
+
+    def run_uri(self, run_id: str) -> str:
+        return f"{self.store_uri}/runs/{run_id}"
+
+    @property
+    def cores(self) -> int:
+        return len(os.sched_getaffinity(0))
+
+    @model_validator(mode="after")
+    def _open_to_others_only_with_a_token(self) -> Self:
+        if self.host not in LOOPBACK and not (self.token and self.token.get_secret_value()):
+            raise ValueError(
+                f"MCF_HOST={self.host} is reachable from other machines; set MCF_TOKEN to a secret that clients "
+                "send as `Authorization: Bearer ...`, or listen on 127.0.0.1"
+            )
+        return self

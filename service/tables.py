@@ -1,0 +1,188 @@
+"""The tables: experiment -> arms -> trials (arm x seed) -> run (shared by equal trials) -> attempts."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class RunState(StrEnum):
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in FINAL
+
+
+FINAL = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
+
+
+class AttemptState(StrEnum):
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_live(self) -> bool:
+        return self in (AttemptState.SUBMITTED, AttemptState.RUNNING)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Times are aware and in UTC on both sides; SQLite forgets the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+Json = JSON().with_variant(JSONB(), "postgresql")
+
+
+def _state(kind: type[StrEnum]) -> Enum:
+    return Enum(kind, native_enum=False, length=16, values_callable=lambda kind: [item.value for item in kind])
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {
+        dict[str, Any]: Json,
+        list[int]: Json,
+        datetime: UtcDateTime,
+        RunState: _state(RunState),
+        AttemptState: _state(AttemptState),
+    }
+
+
+class Leased:
+    """The right of one service to act on a row until a time; every write of a result names the token."""
+
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    lease_expires_at: Mapped[datetime | None]
+    next_check_at: Mapped[datetime]
+
+
+class Experiment(Leased, Base):
+    __tablename__ = "experiments"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63))
+    spec: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+    idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
+    request_digest: Mapped[str] = mapped_column(String(64))
+    concurrency: Mapped[int]
+    priority: Mapped[int]
+    gpu_hours: Mapped[float | None]
+    """Cap; None = none."""
+    cancelled_at: Mapped[datetime | None]
+    cancel_reason: Mapped[str] = mapped_column(default="")
+    tracking_id: Mapped[str | None]
+    """MLflow experiment."""
+    tracking_run_id: Mapped[str | None]
+    """MLflow parent run."""
+    published: Mapped[bool] = mapped_column(default=False)
+    """All runs have ended, and the comparison and the final state are in MLflow."""
+
+    __table_args__ = (Index("experiments_newest", "created_at", "id"), Index("experiments_due", "published"))
+
+
+class Arm(Base):
+    __tablename__ = "arms"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), index=True)
+    position: Mapped[int]
+    name: Mapped[str]
+    levels: Mapped[dict[str, Any]]
+    is_baseline: Mapped[bool]
+
+
+class Run(Leased, Base):
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    spec: Mapped[dict[str, Any]]
+    placement: Mapped[dict[str, Any]]
+    home_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), index=True)
+    """The experiment that has it trained: placement, MLflow experiment and cost are that one's."""
+    created_at: Mapped[datetime]
+
+    state: Mapped[RunState] = mapped_column(default=RunState.QUEUED)
+    admitted: Mapped[bool] = mapped_column(default=False)
+    """Holds one of the places that concurrency gives out."""
+    waiting_reason: Mapped[str] = mapped_column(default="")
+    cancel_reason: Mapped[str] = mapped_column(default="")
+    """Not empty = asked to stop."""
+    not_before: Mapped[datetime | None]
+    fruitless: Mapped[int] = mapped_column(default=0)
+    """Attempts in a row that ended without a new step."""
+    reason: Mapped[str] = mapped_column(default="")
+    kind: Mapped[str] = mapped_column(default="")
+
+    stage: Mapped[str] = mapped_column(default="")
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int]
+    images_per_second: Mapped[float | None]
+    losses: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    restarts: Mapped[int] = mapped_column(default=0)
+    world_sizes: Mapped[list[int]] = mapped_column(default=list)
+    train_seconds: Mapped[float] = mapped_column(default=0.0)
+    process_seconds: Mapped[float] = mapped_column(default=0.0)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    result: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+    tracking_id: Mapped[str | None]
+    tracking_run_id: Mapped[str | None]
+    settled: Mapped[bool] = mapped_column(default=False)
+    """Ended, and MLflow says so too: nothing left to do."""
+
+    __table_args__ = (Index("runs_due", "settled", "next_check_at"), Index("runs_state", "state"))
+
+
+class Trial(Base):
+    __tablename__ = "trials"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), index=True)
+    arm_id: Mapped[int] = mapped_column(ForeignKey("arms.id"), index=True)
+    seed: Mapped[int]
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+
+    __table_args__ = (UniqueConstraint("arm_id", "seed"),)
+
+
+class Attempt(Base):
+    __tablename__ = "attempts"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[AttemptState] = mapped_column(default=AttemptState.SUBMITTED)
+    confirmed: Mapped[bool] = mapped_column(default=False)
+    """Seen at the scheduler; before that, nobody can know whether it was submitted, so it is submitted again."""
+    first_step: Mapped[int]
+    last_step: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    reason: Mapped[str] = mapped_column(default="")
+
+    @property
+    def name(self) -> str:
+        return f"{self.run_id}-{self.number}"

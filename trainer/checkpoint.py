@@ -8,6 +8,8 @@ which nobody reads and the next save removes.
 import hashlib
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,7 @@ class CheckpointStore:
         folder = records.checkpoint_name(step)
         # A damaged checkpoint of this step stops being one before its state is replaced.
         self.store.delete([folder + records.COMMITTED])
-        with tempfile.TemporaryDirectory(prefix="mcf-checkpoint-") as scratch:
-            path = Path(scratch, records.STATE)
+        with _scratch() as path:
             _write(state, path)
             checkpoint = Checkpoint(
                 step=step, sha256=_sha256(path), bytes=path.stat().st_size, spec_digest=self.spec_digest,
@@ -79,14 +80,13 @@ class CheckpointStore:
 
         Raises OtherRun when a checkpoint belongs to another spec, StorageError when the store cannot be read.
         """
-        with tempfile.TemporaryDirectory(prefix="mcf-checkpoint-") as scratch:
+        with _scratch() as path:
             for checkpoint in reversed(self.list()):
                 if checkpoint.spec_digest != self.spec_digest:
                     raise OtherRun(
                         f"{self.store.uri} holds a checkpoint of spec {checkpoint.spec_digest[:12]}, this run is "
                         f"{self.spec_digest[:12]}; give it a run directory of its own (MCF_RUN_URI)"
                     )
-                path = Path(scratch, records.STATE)
                 if damage := self._fetch(checkpoint, path):
                     self._known_damaged.add(checkpoint.step)
                     logger.warning(
@@ -122,10 +122,20 @@ class CheckpointStore:
             logger.warning("old checkpoints could not be removed: %s", error)
 
 
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Where one state is put together locally; a disk that fails is a StorageError like any other."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="mcf-checkpoint-") as folder:
+            yield Path(folder, records.STATE)
+    except OSError as error:
+        raise StorageError(f"local scratch space for a checkpoint: {error}") from error
+
+
 def _write(state: dict[str, Any], path: Path) -> None:
     try:
         torch.save(state, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except RuntimeError as error:  # torch's word for a full disk
         raise StorageError(f"the state could not be written to {path}: {error}") from error
 
 

@@ -1,0 +1,68 @@
+"""Checkpoints on a real S3 server: multipart upload, and nothing left of an upload that died."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+from trainer import records, storage
+from trainer.checkpoint import CheckpointStore
+from trainer.storage import open_store
+
+DIGEST = "a" * 64
+
+SAVE_FOREVER = """
+import sys, torch
+from trainer.checkpoint import CheckpointStore
+from trainer.storage import open_store
+saving = CheckpointStore(open_store(sys.argv[1]), spec_digest="a" * 64, keep=2)
+step = 0
+while True:
+    step += 1
+    saving.save(step, {"w": torch.full((6_000_000,), float(step))}, world_size=1)
+    print(step, flush=True)
+"""
+
+
+def test_a_big_state_goes_up_in_parts_and_only_the_newest_stay(s3_server: str) -> None:
+    store = open_store(s3_server)
+    saving = CheckpointStore(store, spec_digest=DIGEST, keep=1)
+    weights = torch.arange(9_000_000, dtype=torch.float32)  # 36 MB: three parts
+    for step in 1, 2:
+        saving.save(step, {"w": weights * step}, world_size=4)
+    restored = CheckpointStore(store, spec_digest=DIGEST, keep=1).restore_latest()
+    assert restored is not None
+    assert restored[0].step == 2
+    torch.testing.assert_close(restored[1]["w"], weights * 2)
+    assert [entry.name for entry in store.list()] == [
+        records.checkpoint_name(2) + records.COMMITTED,
+        records.checkpoint_name(2) + records.STATE,
+    ]
+
+
+def test_a_process_killed_while_saving_leaves_a_sound_newest_checkpoint(s3_server: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOREVER, s3_server], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    try:
+        assert process.stdout is not None
+        done = [int(process.stdout.readline()) for _ in range(3)]
+        time.sleep(0.05)  # into the next save
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    store = open_store(s3_server)
+    resumed = CheckpointStore(store, spec_digest=DIGEST, keep=2)
+    restored = resumed.restore_latest()
+    assert restored is not None
+    checkpoint, state = restored
+    assert checkpoint.step >= done[-1]
+    assert bool((state["w"] == checkpoint.step).all())
+    resumed.save(checkpoint.step + 1, {"w": torch.zeros(1)}, world_size=1)
+    assert [c.step for c in resumed.list()] == [checkpoint.step, checkpoint.step + 1]
+    assert len(store.list(records.CHECKPOINTS)) == 4
+    client = storage._s3()
+    assert not client.list_multipart_uploads(Bucket="mcf").get("Uploads")

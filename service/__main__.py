@@ -1,0 +1,58 @@
+"""`python -m service`: the service, set up by MCF_* variables."""
+
+import logging
+import sys
+
+import structlog
+import uvicorn
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.settings import Settings
+
+# After it, log followers are cut off; they reconnect to the next service.
+SHUTDOWN_SECONDS = 3
+
+
+def main() -> int:
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            field = "_".join(map(str, problem["loc"])).upper()
+            print(f"{f'MCF_{field}: ' if field else ''}{problem['msg']}", file=sys.stderr)
+        return 2
+    _log_as_json()
+    app = create_app(settings)
+    uvicorn.run(
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )  # fmt: skip
+    return 0
+
+
+def _log_as_json() -> None:
+    """One JSON object a line, for our own records and for those of libraries."""
+    shared = [structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for noisy in "torchx", "botocore", "alembic", "mlflow", "urllib3":
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

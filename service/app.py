@@ -1,0 +1,60 @@
+"""The service: create_app() puts it together, lifespan runs it: migrate -> reconcile -> serve -> drain."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import anyio
+from fastapi import Depends, FastAPI
+
+from service import auth, errors, health
+from service.compare.router import router as comparison
+from service.db import Database
+from service.experiments.router import router as experiments
+from service.launcher import Launcher, TorchxLauncher
+from service.reconciler.actions import World
+from service.reconciler.loop import Reconciler
+from service.runs.router import MAX_FOLLOWERS
+from service.runs.router import router as runs
+from service.settings import Settings
+from service.telemetry import Telemetry
+from service.tracking import Tracker
+
+DESCRIPTION = "Ablations of face-representation pretraining: submit an experiment, get back a comparison."
+
+
+def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
+    """The application. `launcher` stands in for TorchX with this machine's scheduler."""
+    app = FastAPI(title="mcf", version="1", description=DESCRIPTION, lifespan=_lifespan)
+    state = app.state
+    state.settings = settings
+    state.db = Database(settings.database)
+    state.telemetry = Telemetry()
+    state.launcher = launcher or TorchxLauncher(settings)
+    state.tracker = Tracker(settings.tracking_uri, settings.tracking_timeout_seconds) if settings.tracking_uri else None
+    world = World(settings, state.launcher, state.tracker)
+    state.reconciler = Reconciler(state.db, settings, world, state.telemetry)
+    state.stopping = asyncio.Event()
+
+    errors.install(app)
+    app.include_router(health.router)
+    app.add_api_route("/login", auth.login, methods=["GET"], include_in_schema=False)
+    protected = [Depends(auth.require_token)]
+    for router in experiments, comparison, runs:
+        app.include_router(router, dependencies=protected, responses=errors.responses(errors.Unauthorized))
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state = app.state
+    await asyncio.to_thread(state.db.migrate)
+    state.followers = anyio.CapacityLimiter(MAX_FOLLOWERS)
+    state.reconciler.start()
+    try:
+        yield
+    finally:
+        state.stopping.set()
+        # Looks under way end; attempts go on without us, and the next start finds them.
+        await asyncio.to_thread(state.reconciler.stop)
+        state.db.engine.dispose()

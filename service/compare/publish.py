@@ -1,0 +1,64 @@
+"""When an experiment has ended: its comparison, shared runs and final state go into MLflow."""
+
+from sqlalchemy import select
+
+from service.compare import report
+from service.compare.plot import svg
+from service.compare.service import comparison_of
+from service.db import Database
+from service.reconciler.actions import trial_tags
+from service.tables import Arm, Experiment, Run, RunState, Trial
+from service.tracking import TrackedRun, Tracker, flat
+from trainer.records import Result
+
+
+def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedRun) -> None:
+    """Raises TrackingAway; doing it again replaces what is there. No session is open while MLflow is waited for."""
+    with db.read() as session:
+        comparison = comparison_of(session, experiment_id, tracker.uri)
+        experiment = session.get_one(Experiment, experiment_id)
+        rows = session.execute(
+            select(Run, Arm, Trial.seed)
+            .join(Trial, Trial.run_id == Run.id)
+            .join(Arm, Arm.id == Trial.arm_id)
+            .where(Trial.experiment_id == experiment_id)
+        ).all()
+    for run, arm, seed in rows:
+        if run.home_id != experiment_id and run.state is RunState.SUCCEEDED:
+            _copy(tracker, parent, experiment_id, run, arm, seed)
+    files = {
+        "comparison.md": report.markdown(comparison),
+        "comparison.csv": report.comma_separated(comparison),
+        "comparison.json": comparison.model_dump_json(indent=2),
+        "comparison.svg": svg(comparison),
+    }
+    tracker.write(parent.run_id, files)
+    states = {run.state for run, _, _ in rows}
+    state = RunState.FAILED if RunState.FAILED in states else RunState.SUCCEEDED
+    if experiment.cancelled_at:
+        state = RunState.CANCELLED
+    tracker.finish(parent.run_id, state, {"mcf.state": state.value})
+
+
+def _copy(tracker: Tracker, parent: TrackedRun, experiment_id: str, run: Run, arm: Arm, seed: int) -> None:
+    """A run another experiment trained gets a child here with its final numbers, so that the arms can be compared."""
+    tags = trial_tags(experiment_id, arm.name, arm.levels, seed, run.digest)
+    child = tracker.ensure_child(
+        parent,
+        own={"mcf.experiment_id": experiment_id, "mcf.copy_of": run.id},
+        name=f"{arm.name} seed {seed}",
+        tags=tags | {"mcf.trained_in": run.home_id},
+        params=flat(run.spec),
+    )
+    tracker.log_metrics(child.run_id, _final_metrics(Result.model_validate(run.result)))
+    tracker.finish(child.run_id, run.state, {"mcf.state": run.state.value})
+
+
+def _final_metrics(result: Result) -> dict[str, float]:
+    """Under the names the trainer logs them by."""
+    found = {f"sanity/{metric.name}": metric.value for metric in result.sanity}
+    if result.probe:
+        found[f"probe/{result.probe.name}"] = result.probe.value
+    if result.floors:
+        found |= {"floor/pixels": result.floors.pixels, "floor/random_encoder": result.floors.random_encoder}
+    return found

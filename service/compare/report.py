@@ -1,0 +1,108 @@
+"""The comparison as Markdown (rounded, for people) and as CSV (in full, for programs)."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from service.compare.schemas import ArmRow, Comparison, Estimate
+from service.compare.words import count_states
+
+
+def markdown(table: Comparison) -> str:
+    """A heading, the table, the words, and a list of what is missing."""
+    sanity = _sanity_names(table)
+    metric = f"{table.metric.name} ({table.metric.unit})" if table.metric else "probe"
+    header = ["rank", "arm", "n", metric, "sd", "95 % interval", "difference to baseline", "p (Holm)", "verdict"]
+    header += ["floors: pixels / random", "above floors", *sanity, "images seen", "GPU-hours", "restarts"]
+    lines = [f"# {table.name} ({table.experiment_id})", "", _line(header), _line(["---"] * len(header))]
+    lines += [_line(_markdown_row(row, sanity)) for row in table.arms]
+    lines += ["", *(f"* {word}" for word in table.words)]
+    missing = [(row.name, run) for row in table.arms for run in row.missing]
+    if missing:
+        lines += ["", "Missing runs:", "", _line(["arm", "seed", "run", "state", "reason"]), _line(["---"] * 5)]
+        lines += [_line([arm, str(run.seed), run.run_id, run.state.value, _first_line(run.reason)]) for arm, run in missing]
+    return "\n".join(lines) + "\n"
+
+
+def comma_separated(table: Comparison) -> str:
+    """One row an arm, numbers in full, empty where there is none."""
+    sanity = _sanity_names(table)
+    factors = list(dict.fromkeys(name for row in table.arms for name in row.levels))
+    rows = [_csv_row(table, row, factors, sanity) for row in table.arms]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _markdown_row(row: ArmRow, sanity: Sequence[str]) -> list[str]:
+    probe, difference, floors = row.probe, row.difference, row.floors
+    missing = f" ({count_states(row.missing)})" if row.missing else ""
+    if row.is_baseline:
+        versus = ["baseline", "", ""]
+    elif difference:
+        versus = [_signed(difference), _number(difference.p_holm), difference.verdict]
+    else:
+        versus = ["", "", ""]
+    return [
+        str(row.rank or ""),
+        row.name,
+        f"{row.seeds - len(row.missing)} of {row.seeds}{missing}",
+        _number(probe.mean) if probe else "",
+        _number(probe.sd) if probe else "",
+        _interval(probe) if probe else "",
+        *versus,
+        f"{_number(floors.pixels)} / {_number(floors.random_encoder)}" if floors else "",
+        floors.words if floors else "",
+        *(_number(row.sanity.get(name)) for name in sanity),
+        f"{row.images_seen:,.0f}" if row.images_seen is not None else "",
+        _number(row.gpu_hours),
+        str(row.restarts),
+    ]
+
+
+def _csv_row(table: Comparison, row: ArmRow, factors: Sequence[str], sanity: Sequence[str]) -> dict[str, object]:
+    probe, difference, floors = row.probe, row.difference, row.floors
+    cells: dict[str, object] = {"rank": row.rank, "arm": row.name}
+    cells |= {name: row.levels.get(name) for name in factors}
+    cells |= {"baseline": row.is_baseline, "seeds": row.seeds, "n": row.seeds - len(row.missing)}
+    cells |= {"metric": table.metric.name if table.metric else None, "unit": table.metric.unit if table.metric else None}
+    for name in "mean", "sd", "low", "high":
+        cells[name] = getattr(probe, name, None)
+    for name in "n", "mean", "low", "high", "p", "p_holm", "verdict":
+        cells[f"difference_{name}"] = getattr(difference, name, None)
+    for name in "pixels", "random_encoder", "above":
+        cells[f"floor_{name}"] = getattr(floors, name, None)
+    cells |= {name: row.sanity.get(name) for name in sanity}
+    cells |= {"images_seen": row.images_seen, "gpu_hours": row.gpu_hours, "restarts": row.restarts}
+    cells["runs"] = " ".join(f"{run.seed}:{run.run_id}:{run.state.value}" for run in row.runs)
+    return cells
+
+
+def _sanity_names(table: Comparison) -> list[str]:
+    return list(dict.fromkeys(name for row in table.arms for name in row.sanity))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= 160 else f"{line[:157]}..."
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return "" if estimate.low is None else f"{_number(estimate.low)} to {_number(estimate.high)}"
+
+
+def _signed(estimate: Estimate) -> str:
+    if estimate.mean is None:
+        return ""
+    interval = f" ({estimate.low:+.3g} to {estimate.high:+.3g})" if estimate.low is not None else ""
+    return f"{estimate.mean:+.3g}{interval}"

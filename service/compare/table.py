@@ -1,0 +1,183 @@
+"""From runs to the comparison. Reads nothing but what it is given; what is missing stays missing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import fmean
+
+from service.compare.schemas import (
+    ArmRow,
+    Comparison,
+    Difference,
+    Estimate,
+    FloorCheck,
+    RankingMetric,
+    SeedValue,
+)
+from service.compare.stats import MIN_PAIRS, Paired, Summary, holm, paired, summarise
+from service.compare.words import describe
+from service.tables import RunState
+from trainer.records import Metric, Result
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """What the database holds of one trial."""
+
+    seed: int
+    run_id: str
+    state: RunState
+    reason: str
+    result: Result | None
+    process_seconds: float
+    restarts: int
+    tracking_url: str | None
+
+
+@dataclass(frozen=True)
+class ArmTrials:
+    name: str
+    levels: dict[str, str]
+    is_baseline: bool
+    trials: Sequence[TrialRow]
+
+
+def compare(experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime) -> Comparison:
+    """The table of an experiment, finished or not."""
+    metric, doubt = _metric(arms)
+    baseline = next((arm for arm in arms if arm.is_baseline), arms[0])
+    base_values = _values(baseline, metric)
+    differences = {arm.name: paired(_values(arm, metric), base_values) for arm in arms if arm is not baseline}
+    adjusted = holm({name: difference.p for name, difference in differences.items() if difference.p is not None})
+    rows = [
+        _row(arm, metric, _difference(differences.get(arm.name), adjusted.get(arm.name), metric))
+        for arm in arms
+    ]  # fmt: skip
+    table = Comparison(
+        experiment_id=experiment_id,
+        name=name,
+        made_at=now,
+        complete=all(not row.missing for row in rows),
+        metric=metric,
+        baseline=baseline.name,
+        arms=_ranked(rows, metric),
+        words=[],
+    )
+    return table.model_copy(update={"words": describe(table, doubt)})
+
+
+def _metric(arms: Sequence[ArmTrials]) -> tuple[RankingMetric | None, str]:
+    """The probe that all finished runs have in common, or none and why."""
+    results = [trial.result for arm in arms for trial in arm.trials if trial.result]
+    kinds = {(r.probe.name, r.probe.unit, r.probe.higher_is_better) if r.probe else None for r in results}
+    if kinds == {None}:
+        return None, "The data has neither landmarks nor labels, so no probe was measured and arms are not ranked."
+    if len(kinds) > 1:
+        names = ", ".join(sorted(kind[0] if kind else "none" for kind in kinds))
+        return None, f"Runs were measured by different probes ({names}), so arms are not ranked."
+    if not kinds:
+        return None, "No run has finished yet."
+    [(name, unit, higher)] = [kind for kind in kinds if kind]
+    note = next((result.probe_note for result in results if result.probe_note), "")
+    return RankingMetric(name=name, unit=unit, higher_is_better=higher, note=note), ""
+
+
+def _values(arm: ArmTrials, metric: RankingMetric | None, pick: Callable[[Result], float | None] | None = None) -> dict[int, float]:
+    """Seed -> value of the finished trials."""
+    if metric is None:
+        return {}
+    pick = pick or (lambda result: result.probe.value if result.probe else None)
+    picked = {trial.seed: pick(trial.result) for trial in arm.trials if trial.result}
+    return {seed: value for seed, value in picked.items() if value is not None}
+
+
+def _row(arm: ArmTrials, metric: RankingMetric | None, difference: Difference | None) -> ArmRow:
+    results = [trial.result for trial in arm.trials if trial.result]
+    runs = [_seed(trial) for trial in arm.trials]
+    return ArmRow(
+        name=arm.name,
+        levels=arm.levels,
+        is_baseline=arm.is_baseline,
+        rank=None,
+        seeds=len(arm.trials),
+        probe=_estimate(summarise(list(_values(arm, metric).values()))) if metric else None,
+        difference=difference,
+        floors=_floors(arm, metric),
+        sanity=_sanity([metric for result in results for metric in result.sanity]),
+        images_seen=fmean(result.images_seen for result in results) if results else None,
+        gpu_hours=sum(trial.process_seconds for trial in arm.trials) / 3600,
+        restarts=sum(trial.restarts for trial in arm.trials),
+        runs=runs,
+        missing=[run for run in runs if run.state is not RunState.SUCCEEDED],
+    )
+
+
+def _seed(trial: TrialRow) -> SeedValue:
+    probe = trial.result.probe if trial.result else None
+    return SeedValue(
+        seed=trial.seed, run_id=trial.run_id, state=trial.state, value=probe.value if probe else None,
+        reason=trial.reason, tracking_url=trial.tracking_url,
+    )  # fmt: skip
+
+
+def _estimate(summary: Summary) -> Estimate:
+    return Estimate(n=summary.n, mean=summary.mean, sd=summary.sd, low=summary.low, high=summary.high)
+
+
+def _difference(found: Paired | None, p_holm: float | None, metric: RankingMetric | None) -> Difference | None:
+    if found is None or metric is None:
+        return None
+    verdict = _verdict(found, p_holm, metric)
+    return Difference(**_estimate(found.summary).model_dump(), p=found.p, p_holm=p_holm, verdict=verdict)
+
+
+def _verdict(found: Paired, p_holm: float | None, metric: RankingMetric) -> str:
+    summary = found.summary
+    if summary.n < MIN_PAIRS or summary.mean is None:
+        return f"n = {summary.n}: no verdict"
+    if not found.has_spread:
+        same = "identical at every seed" if summary.mean == 0 else "the same difference at every seed"
+        return f"{same}: no verdict"
+    if p_holm is None or p_holm >= 0.05:
+        return "no difference shown"
+    return "better" if (summary.mean > 0) == metric.higher_is_better else "worse"
+
+
+def _floors(arm: ArmTrials, metric: RankingMetric | None) -> FloorCheck | None:
+    floors = [trial.result.floors for trial in arm.trials if trial.result and trial.result.floors]
+    values = _values(arm, metric)
+    if not floors or not values or metric is None:
+        return None
+    pixels = fmean(floor.pixels for floor in floors)
+    random_encoder = fmean(floor.random_encoder for floor in floors)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    own = _values(arm, metric, lambda result: result.floors.random_encoder if result.floors else None)
+    gain = summarise([sign * (values[seed] - own[seed]) for seed in values.keys() & own.keys()])
+    above: bool | None
+    if gain.n < MIN_PAIRS or gain.low is None:
+        above, words = None, f"n = {gain.n}: no verdict"
+    else:
+        over_random = gain.low > 0
+        over_pixels = sign * (fmean(values.values()) - pixels) > 0
+        above = over_random and over_pixels
+        below = [name for name, over in (("random encoder", over_random), ("pixels", over_pixels)) if not over]
+        words = "above both" if above else f"not shown to be above: {', '.join(below)}"
+    return FloorCheck(pixels=pixels, random_encoder=random_encoder, above=above, words=words)
+
+
+def _sanity(metrics: Sequence[Metric]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for metric in metrics:
+        values.setdefault(f"{metric.name} ({metric.unit})" if metric.unit else metric.name, []).append(metric.value)
+    return {name: fmean(found) for name, found in values.items()}
+
+
+def _ranked(rows: list[ArmRow], metric: RankingMetric | None) -> list[ArmRow]:
+    """Best first where there is a probe; arms without a value keep their order at the end."""
+    if metric is None:
+        return rows
+    means = {row.name: row.probe.mean for row in rows if row.probe and row.probe.mean is not None}
+    order = sorted(means, key=means.__getitem__, reverse=metric.higher_is_better)
+    ranks = {name: 1 + next(index for index, other in enumerate(order) if means[other] == means[name]) for name in order}
+    ranked = [row.model_copy(update={"rank": ranks.get(row.name)}) for row in rows]
+    return sorted(ranked, key=lambda row: row.rank or len(rows) + 1)

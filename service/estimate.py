@@ -1,0 +1,79 @@
+"""GPU-hours of runs before they run: from finished runs of the same shape where there are any, else from arithmetic."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.tables import Run, RunState
+from trainer.spec import RunSpec
+
+# Of one process, sustained: 40 % of an A100's bf16 peak (method 3), and what two to four CPU cores give (measured).
+GPU_FLOPS, CPU_FLOPS = 1.2e14, 5e10
+# Runs looked at for a measured speed; the newest ones.
+HISTORY = 200
+
+
+@dataclass(frozen=True)
+class Estimated:
+    gpu_hours: float
+    basis: str
+
+
+def estimate(session: Session, runs: Sequence[tuple[RunSpec, int]], pool: str) -> Estimated:
+    """Process-hours of `runs`, given as (spec, optimizer steps)."""
+    measured = _measured(session)
+    on_gpu = pool != "local" or Path("/proc/driver/nvidia").exists()
+    speed = GPU_FLOPS if on_gpu else CPU_FLOPS
+    seconds, known = 0.0, 0
+    for spec, steps in runs:
+        images = steps * spec.batch.global_batch
+        per_image = measured.get(_shape(spec))
+        known += per_image is not None
+        seconds += images * (per_image if per_image is not None else 2 * macs_per_image(spec) / speed)
+    basis = f"{known} of {len(runs)} runs from finished runs of the same shape"
+    if known < len(runs):
+        basis += f", the rest from arithmetic at {speed / 1e12:g} TFLOP/s a process: a rough guess"
+    return Estimated(seconds / 3600, basis)
+
+
+def macs_per_image(spec: RunSpec) -> float:
+    """Multiply-adds of one image's forward and backward passes (method 3), heads and evaluation left out."""
+    encoder, decoder = spec.encoder, spec.decoder
+    visible, tokens = spec.visible_patches() + 1, spec.num_patches + 1
+    encode = _transformer(visible, encoder.width, encoder.depth)
+    total = 3 * encode + 3 * _transformer(tokens, decoder.width, decoder.depth)
+    if spec.contrastive.weight > 0:
+        total += encode  # target, no gradient
+    if spec.teacher.source != "none":
+        # On the image, on the prediction, and the gradient with respect to the prediction.
+        own = spec.teacher.arch == "as-encoder"
+        total += 3 * (_transformer(tokens, encoder.width, encoder.depth) if own else _transformer(197, 768, 12))
+    return total
+
+
+def _transformer(tokens: int, width: int, depth: int) -> float:
+    return float(depth * (12 * tokens * width**2 + 2 * tokens**2 * width))
+
+
+def _measured(session: Session) -> dict[tuple[object, ...], float]:
+    """Process-seconds per image, by shape, of runs that have finished here."""
+    rows: Iterable[tuple[dict[str, object], float, int]] = session.execute(
+        select(Run.spec, Run.process_seconds, Run.step)
+        .where(Run.state == RunState.SUCCEEDED, Run.step > 0, Run.process_seconds > 0)
+        .order_by(Run.ended_at.desc())
+        .limit(HISTORY)
+    ).tuples()
+    found: dict[tuple[object, ...], list[float]] = {}
+    for payload, seconds, steps in rows:
+        spec = RunSpec.model_validate(payload)
+        found.setdefault(_shape(spec), []).append(seconds / (steps * spec.batch.global_batch))
+    return {shape: sum(values) / len(values) for shape, values in found.items()}
+
+
+def _shape(spec: RunSpec) -> tuple[object, ...]:
+    """What decides the speed of a run."""
+    teacher = (spec.teacher.source == "none", spec.teacher.arch, spec.teacher.taps)
+    return (spec.encoder, spec.decoder, spec.input_size, spec.mask_ratio, spec.batch, *teacher, spec.precision)

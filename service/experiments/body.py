@@ -1,0 +1,50 @@
+"""The body of a request as plain data: JSON, or YAML where the content type says so."""
+
+import json
+from typing import Any
+
+import yaml
+from fastapi import Request
+
+from service.errors import BodyTooLarge, UnreadableBody
+
+MAX_BYTES = 1 << 20
+YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases: a few lines of them stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not supported; write the value out")
+        return super().compose_node(parent, index)
+
+
+async def payload(request: Request) -> dict[str, Any]:
+    """Dependency: the request's object. Raises BodyTooLarge, UnreadableBody."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise BodyTooLarge(f"The body is larger than {MAX_BYTES} bytes; an experiment is a dozen lines.")
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    try:
+        found = _yaml(data) if kind in YAML_TYPES else json.loads(data, parse_constant=_refuse)
+        if "\0" in json.dumps(found, ensure_ascii=False).encode().decode():
+            raise ValueError("text with a NUL character")
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        known = "YAML" if kind in YAML_TYPES else "JSON (or YAML with Content-Type: application/yaml)"
+        raise UnreadableBody(f"The body is not {known}: {error}") from error
+    if not isinstance(found, dict):
+        raise UnreadableBody(f"The body is a {type(found).__name__}; an experiment is an object: name, base, factors, ...")
+    return found
+
+
+def _yaml(data: bytes) -> Any:
+    # Through JSON and back: keys become text, and dates what they were written as.
+    return json.loads(json.dumps(yaml.load(data, _Loader), default=str, allow_nan=False))  # noqa: S506
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not a number JSON knows")

@@ -1,0 +1,99 @@
+"""The SQL of experiments."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, and_, case, func, or_, select
+from sqlalchemy.orm import Session
+
+from service.tables import FINAL, Arm, Experiment, Run, RunState, Trial
+
+
+@dataclass
+class Tally:
+    """An experiment's runs, summed up."""
+
+    counts: dict[RunState, int] = field(default_factory=dict)
+    done: float = 0.0
+    """Sum over runs of the share that is done."""
+    steps: int = 0
+    train_seconds: float = 0.0
+    steps_left: int = 0
+    own_process_seconds: float = 0.0
+
+    @property
+    def num_runs(self) -> int:
+        return sum(self.counts.values())
+
+
+def by_key(session: Session, key: str) -> Experiment | None:
+    return session.scalar(select(Experiment).where(Experiment.idempotency_key == key))
+
+
+def page(session: Session, limit: int, before: tuple[datetime, str] | None) -> Sequence[Experiment]:
+    """Newest first."""
+    query = select(Experiment).order_by(Experiment.created_at.desc(), Experiment.id.desc()).limit(limit)
+    if before:
+        at, last = before
+        older = or_(Experiment.created_at < at, and_(Experiment.created_at == at, Experiment.id < last))
+        query = query.where(older)
+    return session.scalars(query).all()
+
+
+def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
+    """One statement for any number of experiments."""
+    final = Run.state.in_(FINAL)
+    done: ColumnElement[float] = case((final, 1.0), else_=Run.step * 1.0 / Run.total_steps)
+    left: ColumnElement[int] = case((final, 0), else_=Run.total_steps - Run.step)
+    own: ColumnElement[float] = case((Run.home_id == Trial.experiment_id, Run.process_seconds), else_=0.0)
+    rows = session.execute(
+        select(
+            Trial.experiment_id, Run.state, func.count(), func.sum(done), func.sum(Run.step),
+            func.sum(Run.train_seconds), func.sum(left), func.sum(own),
+        )
+        .join(Run, Run.id == Trial.run_id)
+        .where(Trial.experiment_id.in_(list(ids)))
+        .group_by(Trial.experiment_id, Run.state)
+    )  # fmt: skip
+    found: dict[str, Tally] = {}
+    for experiment, state, count, done_sum, steps, train_seconds, left_sum, own_sum in rows:
+        tally = found.setdefault(experiment, Tally())
+        tally.counts[state] = count
+        tally.done += done_sum
+        tally.steps += steps
+        tally.train_seconds += train_seconds
+        tally.steps_left += left_sum
+        tally.own_process_seconds += own_sum
+    return found
+
+
+def num_arms(session: Session, ids: Iterable[str]) -> dict[str, int]:
+    query = select(Arm.experiment_id, func.count()).where(Arm.experiment_id.in_(list(ids))).group_by(Arm.experiment_id)
+    return {experiment: count for experiment, count in session.execute(query)}
+
+
+def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm], list[tuple[Trial, Run]]]:
+    arms = session.scalars(select(Arm).where(Arm.experiment_id == experiment_id).order_by(Arm.position)).all()
+    rows = session.execute(
+        select(Trial, Run)
+        .join(Run, Run.id == Trial.run_id)
+        .where(Trial.experiment_id == experiment_id)
+        .order_by(Trial.seed)
+    )
+    return arms, [(trial, run) for trial, run in rows]
+
+
+def existing_runs(session: Session, ids: Iterable[str], *, lock: bool = False) -> dict[str, Run]:
+    query = select(Run).where(Run.id.in_(list(ids)))
+    return {run.id: run for run in session.scalars(query.with_for_update() if lock else query)}
+
+
+def failed_runs(session: Session, experiment_id: str) -> Sequence[Run]:
+    query = select(Run).join(Trial).where(Trial.experiment_id == experiment_id, Run.state == RunState.FAILED)
+    return session.scalars(query.with_for_update(of=Run)).all()
+
+
+def experiments_with(session: Session, run_ids: Iterable[str]) -> Sequence[Experiment]:
+    ids = select(Trial.experiment_id).where(Trial.run_id.in_(list(run_ids)))
+    return session.scalars(select(Experiment).where(Experiment.id.in_(ids))).all()

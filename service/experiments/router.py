@@ -1,0 +1,112 @@
+"""POST and GET /v1/experiments."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+
+from service.errors import (
+    AlreadyEnded,
+    BodyTooLarge,
+    InvalidSpec,
+    KeyReused,
+    NotFound,
+    NothingToRetry,
+    Unavailable,
+    responses,
+)
+from service.experiments import examples, repository, service, views
+from service.experiments.body import payload
+from service.experiments.schemas import ExperimentDetail, ExperimentList, Plan
+
+router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
+
+Payload = Annotated[dict[str, Any], Depends(payload)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern="^[!-~]+$")]
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=ExperimentDetail | Plan,
+    responses={200: {"model": Plan, "description": "With dry_run: what would be done"}}
+    | responses(KeyReused, BodyTooLarge, InvalidSpec),
+    openapi_extra=examples.REQUEST_BODY,
+)
+def submit(
+    request: Request, response: Response, body: Payload, idempotency_key: Key = None, dry_run: bool = False
+) -> ExperimentDetail | Plan:
+    """Submit an experiment: arms x seeds are expanded, checked as a whole, and queued.
+
+    Runs that exist already (same spec digest) are shared and not trained again. The same Idempotency-Key with
+    the same body returns the experiment it made before. With `dry_run=true` nothing is written.
+    """
+    state = request.app.state
+    digest = service.request_digest(body)
+    if idempotency_key and not dry_run and (replay := service.find_replay(state.db, idempotency_key, digest)):
+        response.headers["Idempotency-Replayed"] = "true"
+        return service.show(state.db, state.settings, replay.id)
+    resolved = service.check(body)
+    if dry_run:
+        response.status_code = 200
+        return service.plan(state.db, resolved, state.settings, state.launcher)
+    experiment_id = service.submit(state.db, resolved, idempotency_key, digest)
+    state.reconciler.wake()
+    response.headers["Location"] = f"/v1/experiments/{experiment_id}"
+    return service.show(state.db, state.settings, experiment_id)
+
+
+@router.get("", responses=responses(InvalidSpec))
+def list_experiments(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9T:.+-]+Z?_e[0-9a-f]+$", max_length=64)] = None,
+) -> ExperimentList:
+    """Experiments, newest first, with their runs by state and how far they are."""
+    state = request.app.state
+    before = _position(cursor) if cursor else None
+    with state.db.read() as session:
+        found = repository.page(session, limit + 1, before)
+        summaries = views.summaries(session, found[:limit], state.settings)
+    last = found[limit - 1] if len(found) > limit else None
+    return ExperimentList(
+        experiments=summaries, next_cursor=f"{last.created_at.isoformat()}_{last.id}".replace("+00:00", "Z") if last else None
+    )  # fmt: skip
+
+
+@router.get("/{experiment_id}", responses=responses(NotFound))
+def get_experiment(request: Request, experiment_id: str) -> ExperimentDetail:
+    """An experiment with its arms and the run of every seed."""
+    return service.show(request.app.state.db, request.app.state.settings, experiment_id)
+
+
+@router.post("/{experiment_id}/cancel", responses=responses(NotFound, AlreadyEnded))
+def cancel(request: Request, experiment_id: str) -> ExperimentDetail:
+    """Stop the runs that no other experiment wants; each writes a checkpoint first. Doing it twice is harmless."""
+    state = request.app.state
+    service.cancel(state.db, experiment_id)
+    state.reconciler.wake()
+    return service.show(state.db, state.settings, experiment_id)
+
+
+@router.post("/{experiment_id}/retry", responses=responses(NotFound, NothingToRetry, Unavailable))
+def retry(request: Request, experiment_id: str) -> ExperimentDetail:
+    """Queue the failed runs again, from their last checkpoints. What has finished is not touched."""
+    state = request.app.state
+    service.retry(state.db, state.settings, experiment_id)
+    state.reconciler.wake()
+    return service.show(state.db, state.settings, experiment_id)
+
+
+def _position(cursor: str) -> tuple[datetime, str]:
+    at, _, last = cursor.rpartition("_")
+    try:
+        return datetime.fromisoformat(at), last
+    except ValueError as error:
+        raise InvalidCursor(f"cursor {cursor!r} is none that a page ended with; leave it out for the first page") from error
+
+
+class InvalidCursor(InvalidSpec):
+    pass
+
+

@@ -1,0 +1,112 @@
+"""Experiments as the API returns them."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from service.tables import RunState
+from trainer.spec import Problem
+
+
+class ExperimentState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """Ended, and at least one run failed."""
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (ExperimentState.SUCCEEDED, ExperimentState.FAILED, ExperimentState.CANCELLED)
+
+
+class View(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class ExperimentSummary(View):
+    id: str
+    name: str
+    state: ExperimentState
+    created_at: datetime
+    num_arms: int
+    num_runs: int
+    counts: dict[RunState, int]
+    """Runs by state; states without a run are left out."""
+    progress: float
+    """0 to 1; a run that has ended counts as done, however it ended."""
+    eta_seconds: float | None
+    """Of what is left at the speed so far; None while there is no speed yet, or nothing left."""
+    gpu_hours: float
+    """Process-hours of all attempts so far of the runs that this experiment has trained."""
+    gpu_hours_cap: float | None
+    cancel_reason: str
+    tracking_url: str | None
+    """The experiment's parent run in MLflow."""
+
+
+class ExperimentList(View):
+    experiments: list[ExperimentSummary]
+    next_cursor: str | None
+    """Give it as `cursor` for the next page; None on the last."""
+
+
+class TrialView(View):
+    seed: int
+    run_id: str
+    state: RunState
+    shared: bool
+    """Trained by another experiment; costs nothing here."""
+    step: int
+    total_steps: int
+    progress: float
+    restarts: int
+    waiting_reason: str
+    reason: str
+    tracking_url: str | None
+
+
+class ArmView(View):
+    name: str
+    levels: dict[str, str]
+    is_baseline: bool
+    trials: list[TrialView]
+
+
+class ExperimentDetail(ExperimentSummary):
+    spec: dict[str, Any]
+    """The request as it was understood, defaults filled in."""
+    arms: list[ArmView]
+
+
+class PlannedRun(View):
+    id: str
+    digest: str
+    arm: str
+    seed: int
+    total_steps: int
+    already: RunState | None
+    """State of the equal run that exists and would be shared; None where it would be trained."""
+
+
+class PlannedArm(View):
+    name: str
+    levels: dict[str, str]
+    is_baseline: bool
+
+
+class Plan(View):
+    """What a request would do."""
+
+    arms: list[PlannedArm]
+    runs: list[PlannedRun]
+    launch_requests: list[dict[str, Any]]
+    """TorchX AppDefs of the first attempts."""
+    estimated_gpu_hours: float
+    """Process-hours of the runs that would be trained."""
+    estimate_basis: str
+    problems: list[Problem] = []
+    """Empty: a request with problems is refused with 422 and the same list."""

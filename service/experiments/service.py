@@ -1,0 +1,232 @@
+"""Submitting, cancelling and retrying experiments. What takes long (files, the store) happens outside of transactions."""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.db import Database
+from service.errors import AlreadyEnded, InvalidSpec, KeyReused, NotFound, NothingToRetry, Unavailable
+from service.estimate import estimate
+from service.experiments import repository, views
+from service.experiments.schemas import ExperimentDetail, Plan, PlannedArm, PlannedRun
+from service.launcher import Launch, Launcher
+from service.reconciler.repository import cancel_experiment, requeue
+from service.settings import Settings
+from service.tables import Arm, Experiment, Run, RunState, Trial
+from trainer.records import OUTCOME
+from trainer.resolve import Resolved, check_and_resolve
+from trainer.spec import Problem, RunSpec, SpecError
+from trainer.storage import StorageError, open_store
+
+# One request for more is a slip of the keyboard; before anything is expanded.
+MAX_RUNS = 10_000
+CONCURRENT_WRITES = 3
+
+
+def check(payload: Mapping[str, Any]) -> Resolved:
+    """Raises InvalidSpec with every problem."""
+    try:
+        _refuse_too_many(payload)
+        return check_and_resolve(payload)
+    except SpecError as error:
+        count = len(error.problems)
+        detail = f"{count} problem{'s' if count > 1 else ''}: {'; '.join(map(str, error.problems))}"
+        raise InvalidSpec(detail, problems=error.problems) from error
+
+
+def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launcher) -> Plan:
+    """What a request would do; nothing is written. Runs of an experiment that does not share are all new."""
+    specs = {(arm.name, seed): spec for arm in resolved.arms for seed, spec in arm.runs.items()}
+    ids = {key: run_id(spec, "" if resolved.spec.share else "this experiment") for key, spec in specs.items()}
+    with db.read() as session:
+        existing = repository.existing_runs(session, ids.values())
+        new = [(specs[key], _steps(specs[key], resolved)) for key in specs if _is_new(existing.get(ids[key]))]
+        guess = estimate(session, new, resolved.spec.placement.pool)
+    return Plan(
+        arms=[PlannedArm(name=a.name, levels=a.levels, is_baseline=a.is_baseline) for a in resolved.arms],
+        runs=[
+            PlannedRun(
+                id=ids[key], digest=spec.digest, arm=key[0], seed=key[1], total_steps=_steps(spec, resolved),
+                already=existing[ids[key]].state if ids[key] in existing else None,
+            )
+            for key, spec in specs.items()
+        ],
+        launch_requests=[
+            launcher.request(Launch(ids[key], 1, resolved.spec.placement))
+            for key in specs
+            if _is_new(existing.get(ids[key]))
+        ],
+        estimated_gpu_hours=guess.gpu_hours,
+        estimate_basis=guess.basis,
+    )  # fmt: skip
+
+
+def find_replay(db: Database, key: str, digest: str) -> Experiment | None:
+    """The experiment an Idempotency-Key has made before. Raises KeyReused when it came with another body."""
+    with db.read() as session:
+        found = repository.by_key(session, key)
+    if found and found.request_digest != digest:
+        raise KeyReused(
+            f"Idempotency-Key {key!r} has made {found.id} from another body. Send a new key with a new request."
+        )
+    return found
+
+
+def submit(db: Database, resolved: Resolved, key: str | None, digest: str) -> str:
+    """Write the experiment, and return its id. Of equal requests at the same moment each sees the other's runs."""
+    for attempt in range(CONCURRENT_WRITES):
+        try:
+            with db.write() as session:
+                return _write(session, resolved, key, digest)
+        except IntegrityError:
+            # Another request has written the same key or the same runs since we looked.
+            if key and (replay := find_replay(db, key, digest)):
+                return replay.id
+            if attempt == CONCURRENT_WRITES - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def cancel(db: Database, experiment_id: str) -> None:
+    """Cancel what no other experiment wants; doing it again is harmless. Raises NotFound, AlreadyEnded."""
+    with db.write() as session:
+        experiment = get(session, experiment_id, lock=True)
+        if experiment.cancelled_at:
+            return
+        counts = repository.tallies(session, [experiment_id])[experiment_id].counts
+        state = views.state_of(experiment, counts)
+        if state.is_final:
+            raise AlreadyEnded(f"Experiment {experiment_id} has {state.value}: there is nothing left to cancel.")
+        cancel_experiment(session, experiment, "cancelled by request", _now())
+
+
+def retry(db: Database, settings: Settings, experiment_id: str) -> None:
+    """Queue the failed runs again, from their last checkpoints. Raises NotFound, NothingToRetry, Unavailable."""
+    with db.read() as session:
+        experiment = get(session, experiment_id)
+        counts = repository.tallies(session, [experiment_id])[experiment_id].counts
+        failed = [run.id for run in repository.failed_runs(session, experiment_id)]
+    if experiment.cancelled_at:
+        raise NothingToRetry(
+            f"Experiment {experiment_id} was cancelled. Submit it again: what has finished is shared and costs nothing."
+        )
+    if not failed:
+        there = ", ".join(f"{count} {state}" for state, count in counts.items())
+        raise NothingToRetry(f"Experiment {experiment_id} has no failed run ({there}).")
+    # Before the database says queued: a trainer that finds an outcome believes it and does not train.
+    try:
+        for run in failed:
+            open_store(settings.run_uri(run)).delete([OUTCOME])
+    except StorageError as error:
+        raise Unavailable(f"The store does not answer, and nothing was queued: {error}") from error
+    now = _now()
+    with db.write() as session:
+        runs = [run for run in repository.failed_runs(session, experiment_id) if run.id in failed]
+        for run in runs:
+            requeue(session, run, experiment_id, now)
+        for user in repository.experiments_with(session, failed):
+            user.published, user.next_check_at = False, now
+
+
+def get(session: Session, experiment_id: str, *, lock: bool = False) -> Experiment:
+    """Raises NotFound."""
+    query = select(Experiment).where(Experiment.id == experiment_id.replace("\0", ""))
+    found = session.scalar(query.with_for_update() if lock else query)
+    if found is None:
+        raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists those there are.")
+    return found
+
+
+def show(db: Database, settings: Settings, experiment_id: str) -> ExperimentDetail:
+    """Raises NotFound."""
+    with db.read() as session:
+        return views.detail(session, get(session, experiment_id), settings)
+
+
+def run_id(spec: RunSpec, private_to: str) -> str:
+    """Name of a run: the same for equal specs, unless it is private to an experiment."""
+    digest = hashlib.sha256((spec.digest + private_to).encode()).hexdigest() if private_to else spec.digest
+    return f"r{digest[:12]}"
+
+
+def _write(session: Session, resolved: Resolved, key: str | None, digest: str) -> str:
+    spec, now = resolved.spec, _now()
+    experiment = Experiment(
+        id=f"e{secrets.token_hex(5)}", name=spec.name, spec=spec.model_dump(mode="json"), created_at=now,
+        idempotency_key=key, request_digest=digest, concurrency=spec.concurrency, priority=spec.placement.priority,
+        gpu_hours=spec.gpu_hours, next_check_at=now,
+    )  # fmt: skip
+    arms = [
+        Arm(experiment_id=experiment.id, position=n, name=arm.name, levels=arm.levels, is_baseline=arm.is_baseline)
+        for n, arm in enumerate(resolved.arms)
+    ]
+    session.add(experiment)
+    session.flush()
+    session.add_all(arms)
+    session.flush()
+    private_to = "" if spec.share else experiment.id
+    # Seed by seed, so that after the first round every arm has a number.
+    wanted = [(arm, seed, source.runs[seed]) for seed in spec.seed_list for arm, source in zip(arms, resolved.arms, strict=True)]
+    ids = [run_id(run_spec, private_to) for _, _, run_spec in wanted]
+    existing = repository.existing_runs(session, ids, lock=True)
+    placement = spec.placement.model_dump(mode="json")
+    for id, (_, _, run_spec) in zip(ids, wanted, strict=True):
+        if run := existing.get(id):
+            _join(session, run, experiment, placement, now)
+        else:
+            session.add(
+                Run(
+                    id=id, digest=run_spec.digest, spec=run_spec.model_dump(mode="json"), placement=placement,
+                    home_id=experiment.id, created_at=now, next_check_at=now, total_steps=_steps(run_spec, resolved),
+                )
+            )  # fmt: skip
+    session.flush()
+    session.add_all(
+        Trial(experiment_id=experiment.id, arm_id=arm.id, seed=seed, run_id=id)
+        for id, (arm, seed, _) in zip(ids, wanted, strict=True)
+    )
+    return experiment.id
+
+
+def _join(session: Session, run: Run, experiment: Experiment, placement: dict[str, Any], now: datetime) -> None:
+    """An equal run exists: share it, and bring it back where it was given up for no fault of its own."""
+    if _is_new(run):
+        requeue(session, run, experiment.id, now)
+        run.placement = placement
+    elif run.cancel_reason and not run.state.is_final:
+        # Being stopped for another experiment: what it is told next is to go on.
+        run.cancel_reason, run.home_id, run.placement = "", experiment.id, placement
+        run.lease_token = run.lease_expires_at = None
+
+
+def _is_new(run: Run | None) -> bool:
+    """Whether a request for it means training: it does not exist, was cancelled, or failed because of the cluster."""
+    return run is None or run.state is RunState.CANCELLED or (run.state is RunState.FAILED and run.kind == "Infrastructure")
+
+
+def _steps(spec: RunSpec, resolved: Resolved) -> int:
+    return spec.total_steps(resolved.num_images[spec.digest])
+
+
+def _refuse_too_many(payload: Mapping[str, Any]) -> None:
+    seeds, factors = payload.get("seeds", 1), payload.get("factors", {})
+    count = seeds if isinstance(seeds, int) else len(seeds) if isinstance(seeds, list) else 1
+    for levels in factors.values() if isinstance(factors, Mapping) else ():
+        count *= max(1, len(levels)) if isinstance(levels, list) else 1
+    if count > MAX_RUNS:
+        raise SpecError([Problem(field="seeds", asked=f"{count} runs (arms x seeds)", possible=f"at most {MAX_RUNS}")])
+
+
+def request_digest(payload: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,90 @@
+"""From rows to what the API says of experiments."""
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from service.experiments import repository
+from service.experiments.repository import Tally
+from service.experiments.schemas import ArmView, ExperimentDetail, ExperimentState, ExperimentSummary, TrialView
+from service.settings import Settings
+from service.tables import Experiment, Run, RunState, Trial
+
+IN_FLIGHT = (RunState.STARTING, RunState.RUNNING, RunState.INTERRUPTED)
+
+
+def summaries(session: Session, experiments: Sequence[Experiment], settings: Settings) -> list[ExperimentSummary]:
+    ids = [experiment.id for experiment in experiments]
+    tallies, arms = repository.tallies(session, ids), repository.num_arms(session, ids)
+    return [_summary(item, tallies.get(item.id, Tally()), arms.get(item.id, 0), settings) for item in experiments]
+
+
+def detail(session: Session, experiment: Experiment, settings: Settings) -> ExperimentDetail:
+    arms, rows = repository.arms_and_trials(session, experiment.id)
+    trials: dict[int, list[TrialView]] = {arm.id: [] for arm in arms}
+    for trial, run in rows:
+        trials[trial.arm_id].append(_trial(trial, run, settings))
+    [summary] = summaries(session, [experiment], settings)
+    views = [ArmView(name=a.name, levels=a.levels, is_baseline=a.is_baseline, trials=trials[a.id]) for a in arms]
+    return ExperimentDetail(**summary.model_dump(), spec=experiment.spec, arms=views)
+
+
+def tracking_url(settings: Settings, tracking_id: str | None, run_id: str | None) -> str | None:
+    if not (settings.tracking_uri and run_id):
+        return None
+    return f"{settings.tracking_uri.rstrip('/')}/#/experiments/{tracking_id}/runs/{run_id}"
+
+
+def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentState:
+    states = set(counts)
+    if experiment.cancelled_at:
+        return ExperimentState.CANCELLED
+    if states & set(IN_FLIGHT):
+        return ExperimentState.RUNNING
+    if RunState.QUEUED in states:
+        # Between two runs it is as much under way as during them.
+        return ExperimentState.QUEUED if states == {RunState.QUEUED} else ExperimentState.RUNNING
+    if RunState.FAILED in states:
+        return ExperimentState.FAILED
+    return ExperimentState.CANCELLED if RunState.CANCELLED in states else ExperimentState.SUCCEEDED
+
+
+def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Settings) -> ExperimentSummary:
+    return ExperimentSummary(
+        id=experiment.id,
+        name=experiment.name,
+        state=state_of(experiment, tally.counts),
+        created_at=experiment.created_at,
+        num_arms=num_arms,
+        num_runs=tally.num_runs,
+        counts=tally.counts,
+        progress=tally.done / tally.num_runs if tally.num_runs else 0.0,
+        eta_seconds=_eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
+        gpu_hours=tally.own_process_seconds / 3600,
+        gpu_hours_cap=experiment.gpu_hours,
+        cancel_reason=experiment.cancel_reason,
+        tracking_url=tracking_url(settings, experiment.tracking_id, experiment.tracking_run_id),
+    )
+
+
+def _eta(tally: Tally, concurrency: int) -> float | None:
+    if not (tally.steps and tally.steps_left):
+        return None
+    going = sum(count for state, count in tally.counts.items() if not state.is_final)
+    return tally.steps_left * tally.train_seconds / tally.steps / max(1, min(concurrency, going))
+
+
+def _trial(trial: Trial, run: Run, settings: Settings) -> TrialView:
+    return TrialView(
+        seed=trial.seed,
+        run_id=run.id,
+        state=run.state,
+        shared=run.home_id != trial.experiment_id,
+        step=run.step,
+        total_steps=run.total_steps,
+        progress=run.step / run.total_steps,
+        restarts=run.restarts,
+        waiting_reason=run.waiting_reason,
+        reason=run.reason,
+        tracking_url=tracking_url(settings, run.tracking_id, run.tracking_run_id),
+    )

@@ -1,0 +1,154 @@
+"""What the reconciler sees and does outside of the database: launcher, run directory, MLflow. No SQL here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from service.launcher import Launch, Launcher, attempt_name
+from service.reconciler.repository import RunLease
+from service.reconciler.transitions import Action, JobState, Observed, RunFacts
+from service.settings import Settings
+from service.tables import Experiment
+from service.tracking import TrackedRun, Tracker, TrackingAway, flat
+from trainer.records import SPEC, Result, Session, Verdict
+from trainer.rundir import read_outcome, read_result, read_sessions
+from trainer.spec import Placement, RunSpec
+from trainer.storage import open_store
+
+TAIL_LINES = 12
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a run: what decides, and what is only shown."""
+
+    seen: Observed
+    progress: dict[str, Any]
+    """Columns of the run, from its sessions."""
+    result: Result | None = None
+    tracked: TrackedRun | None = None
+
+
+class World:
+    """Everything outside of the database, for one service."""
+
+    def __init__(self, settings: Settings, launcher: Launcher, tracker: Tracker | None) -> None:
+        self._settings = settings
+        self.launcher = launcher
+        self.tracker = tracker
+
+    def look(self, lease: RunLease, facts: RunFacts, now: datetime) -> Look:
+        """Raises StorageError when the run's directory cannot be read."""
+        store = open_store(self._settings.run_uri(lease.run.id))
+        # The scheduler first: a job that is seen ended here had written its outcome before.
+        job, message = JobState.ABSENT, ""
+        number = facts.attempt.number if facts.attempt else 0
+        if facts.attempt:
+            job, message = self.launcher.look(attempt_name(lease.run.id, number))
+        outcome = read_outcome(store)
+        sessions = read_sessions(store) if number or outcome else []
+        result = read_result(store) if outcome and outcome.verdict is Verdict.SUCCEEDED else None
+        seen = Observed(
+            job=job,
+            job_message=message,
+            step=max([session.step for session in sessions] + [outcome.step if outcome else 0]),
+            sessions_of_attempt=sum(session.attempt == number for session in sessions),
+            outcome=outcome,
+            has_result=result is not None,
+        )
+        tracked = None
+        if facts.attempt and facts.attempt.is_live and not job.is_live and outcome is None:
+            seen = replace(seen, log_tail=self._tail(lease, number))
+        if _may_open(facts, seen, now):
+            seen, tracked = self._prepare(lease, seen)
+        return Look(seen, _progress(sessions), result, tracked)
+
+    def act(self, action: Action, lease: RunLease, facts: RunFacts) -> None:
+        """Do it to the world; raises what the store or the scheduler raise, and is then done again."""
+        assert facts.attempt
+        name = attempt_name(lease.run.id, facts.attempt.number)
+        if action is Action.CANCEL:
+            self.launcher.cancel(name)
+            return
+        placement = Placement.model_validate(lease.run.placement)
+        spec = RunSpec.model_validate(lease.run.spec)
+        open_store(self._settings.run_uri(lease.run.id)).put(SPEC, spec.model_dump_json(indent=2).encode())
+        self.launcher.submit(Launch(lease.run.id, facts.attempt.number, placement, lease.run.tracking_run_id))
+
+    def settle(self, lease: RunLease) -> None:
+        """Tell MLflow how the run ended. Raises TrackingAway."""
+        run = lease.run
+        if self.tracker and run.tracking_run_id:
+            tags = {"mcf.state": run.state.value, "mcf.reason": run.reason or "-"}
+            self.tracker.finish(run.tracking_run_id, run.state, tags)
+
+    def parent_of(self, experiment: Experiment) -> TrackedRun | None:
+        """The experiment's parent run in MLflow, created where it does not exist. Raises TrackingAway."""
+        if experiment.tracking_id and experiment.tracking_run_id:
+            return TrackedRun(experiment.tracking_id, experiment.tracking_run_id)
+        if self.tracker is None:
+            return None
+        return self.tracker.ensure_parent(experiment_id=experiment.id, name=experiment.name, tags={})
+
+    def _prepare(self, lease: RunLease, seen: Observed) -> tuple[Observed, TrackedRun | None]:
+        """Before an attempt is opened: the run's place in MLflow exists."""
+        if self.tracker is None:
+            return seen, None
+        try:
+            return seen, ensure_trial(self.tracker, lease)
+        except TrackingAway as error:
+            return replace(seen, not_ready=str(error)), None
+
+    def _tail(self, lease: RunLease, number: int) -> str:
+        placement = Placement.model_validate(lease.run.placement)
+        lines = self.launcher.lines(attempt_name(lease.run.id, number), placement.max_nodes)
+        return "".join([line for line in islice(lines, 100_000) if line.strip()][-TAIL_LINES:])
+
+
+def ensure_trial(tracker: Tracker, lease: RunLease) -> TrackedRun:
+    """The run's child run in MLflow, RUNNING, with params and tags. Raises TrackingAway."""
+    home, run = lease.home, lease.run
+    if not (home.tracking_id and home.tracking_run_id):
+        raise TrackingAway("the experiment's run in MLflow is being created")
+    return tracker.ensure_child(
+        # A run that found a new home stays where its history is.
+        TrackedRun(run.tracking_id or home.tracking_id, home.tracking_run_id),
+        own={"mcf.run_id": run.id},
+        name=f"{lease.arm.name} seed {lease.seed}",
+        tags=trial_tags(home.id, lease.arm.name, lease.arm.levels, lease.seed, run.digest),
+        params=flat(run.spec),
+    )
+
+
+def trial_tags(experiment: str, arm: str, levels: dict[str, str], seed: int, digest: str) -> dict[str, str]:
+    """Tags of a child run, so that MLflow's own compare view can group by arm and factor."""
+    tags = {"mcf.kind": "run", "mcf.experiment_id": experiment, "mcf.arm": arm, "mcf.seed": str(seed)}
+    return tags | {"mcf.digest": digest} | {f"mcf.factor.{name}": label for name, label in levels.items()}
+
+
+def _may_open(facts: RunFacts, seen: Observed, now: datetime) -> bool:
+    between = not (facts.attempt and facts.attempt.is_live)
+    due = facts.not_before is None or now >= facts.not_before
+    return between and due and facts.admitted and not facts.cancel_reason and seen.outcome is None
+
+
+def _progress(sessions: Sequence[Session]) -> dict[str, Any]:
+    if not sessions:
+        return {}
+    last = sessions[-1]
+    seconds = sum((session.seen_at - session.started_at).total_seconds() for session in sessions)
+    return {
+        "stage": last.stage,
+        "total_steps": last.total_steps,
+        "images_per_second": last.images_per_second,
+        "losses": last.losses,
+        "restarts": len(sessions) - 1,
+        "world_sizes": [session.world_size for session in sessions],
+        "train_seconds": seconds,
+        "process_seconds": sum(session.process_seconds for session in sessions),
+        "started_at": sessions[0].started_at,
+    }
+
+

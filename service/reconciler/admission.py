@@ -1,0 +1,53 @@
+"""Who may start: places are given out in order of priority, and who waits is told for what. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A run without a place, as one of its experiments sees it."""
+
+    run_id: str
+    reason: str
+    """What it is told it waits for so far."""
+    experiment_id: str
+    experiment: str
+    concurrency: int
+
+
+def admit(
+    waiting: Iterable[Waiting], total: int, by_experiment: dict[str, int], max_total: int
+) -> tuple[list[str], dict[str, str]]:
+    """Runs that get a place, and a new waiting reason for each run whose reason has changed.
+
+    `waiting` is in order: higher priority first, then older experiments, then trials. `total` and
+    `by_experiment` count the places taken. A run that several experiments want needs room in one of them.
+    """
+    taken = dict(by_experiment)
+    admitted: list[str] = []
+    reasons: dict[str, str] = {}
+    told_so_far: dict[str, str] = {}
+    for item in waiting:
+        told_so_far[item.run_id] = item.reason
+        if item.run_id in admitted:
+            continue
+        mine = taken.get(item.experiment_id, 0)
+        if mine < item.concurrency and total < max_total:
+            admitted.append(item.run_id)
+            taken[item.experiment_id] = mine + 1
+            total += 1
+        elif mine >= item.concurrency:
+            reasons.setdefault(item.run_id, _experiment_full(item, mine))
+        else:
+            reasons.setdefault(item.run_id, f"all {max_total} places are taken (MCF_MAX_CONCURRENT_RUNS)")
+    told = {
+        run_id: reason
+        for run_id, reason in reasons.items()
+        if run_id not in admitted and reason != told_so_far[run_id]
+    }
+    return admitted, told
+
+
+def _experiment_full(item: Waiting, mine: int) -> str:
+    return f"{mine} of at most {item.concurrency} runs of {item.experiment} are in flight (its concurrency)"

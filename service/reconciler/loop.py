@@ -1,0 +1,257 @@
+"""The reconciler: lease -> look -> decide -> act -> write, for every run that is due. Knows nothing of Kubernetes.
+
+A look has no database session open, and a write names its lease, so a service that was away too long
+changes nothing. Whatever it was doing when it died is found again by the next look.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import update
+
+from service.compare.publish import publish
+from service.db import Database
+from service.reconciler import repository
+from service.reconciler.actions import World
+from service.reconciler.admission import Waiting, admit
+from service.reconciler.repository import ExperimentLease, RunLease
+from service.reconciler.transitions import Action, RunFacts, decide
+from service.settings import Settings
+from service.tables import Experiment, Run, RunState
+from service.telemetry import Telemetry
+from service.tracking import TrackingAway
+from trainer.storage import StorageError
+
+log = structlog.get_logger()
+
+# Opening an attempt, submitting it and seeing it there are one after the other, without a pause between.
+MAX_LOOKS = 3
+# After a fault of the store, of MLflow or of ours; the reason is shown meanwhile.
+FAULT_SECONDS = 5.0
+SWEEP_SECONDS = 10.0
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Reconciler:
+    """Brings what runs to what is wanted, from one thread and a few helpers."""
+
+    def __init__(
+        self,
+        db: Database,
+        settings: Settings,
+        world: World,
+        telemetry: Telemetry,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._db, self._settings, self._world, self._telemetry, self._clock = db, settings, world, telemetry, clock
+        self._pool = ThreadPoolExecutor(settings.reconcile_threads, thread_name_prefix="look")
+        self._busy: set[Future[None]] = set()
+        self._stopping, self._woken = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="reconciler")
+        self._swept_at = datetime.min.replace(tzinfo=UTC)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when the looks under way have ended; leases of none are left behind."""
+        self._stopping.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._pool.shutdown()
+
+    def wake(self) -> None:
+        """Something was asked for: look now and not at the next tick."""
+        self._woken.set()
+
+    def tick(self) -> None:
+        """Start every look that is due and for which a helper is free."""
+        now = self._clock()
+        self._admit()
+        self._busy = {look for look in self._busy if not look.done()}
+        free = self._settings.reconcile_threads - len(self._busy)
+        lease_seconds = self._settings.lease_seconds
+        with self._db.write() as session:
+            runs = repository.lease_runs(session, now, lease_seconds, free) if free else []
+            left = free - len(runs)
+            experiments = repository.lease_experiments(session, now, lease_seconds, left) if left else []
+        self._busy |= {self._pool.submit(self._look_at_run, lease) for lease in runs}
+        self._busy |= {self._pool.submit(self._look_at_experiment, lease) for lease in experiments}
+        if now - self._swept_at > timedelta(seconds=SWEEP_SECONDS):
+            self._swept_at = now
+            self._sweep()
+        self._telemetry.last_tick.set(now.timestamp())
+
+    def drain(self) -> None:
+        """Wait for the looks under way."""
+        for look in wait(self._busy).done:
+            look.result()
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            self._woken.clear()
+            try:
+                self.tick()
+            except Exception:
+                # The database may be away for a while; nothing else may end this thread.
+                log.exception("tick failed")
+            more = len(self._busy) >= self._settings.reconcile_threads
+            self._woken.wait(0.05 if more else self._settings.tick_seconds)
+
+    def _admit(self) -> None:
+        with self._db.read() as session:
+            if not repository.waiting(session):
+                return
+        with self._db.write() as session:
+            self._db.exclusively(session)
+            rows = [Waiting(*row) for row in repository.waiting(session)]
+            total, by_experiment = repository.in_flight(session)
+            admitted, told = admit(rows, total, by_experiment, self._settings.max_concurrent_runs)
+            now = self._clock()
+            for run_id, reason in told.items():
+                session.execute(update(Run).where(Run.id == run_id).values(waiting_reason=reason))
+            values = {"admitted": True, "waiting_reason": "", "next_check_at": now}
+            session.execute(update(Run).where(Run.id.in_(admitted)).values(values))
+
+    # ------------------------------------------------------------ runs
+
+    def _look_at_run(self, lease: RunLease) -> None:
+        with self._faults_shown(lease), self._telemetry.look_seconds.time():
+            if lease.run.state.is_final:
+                self._world.settle(lease)
+                self._write(lease, {"settled": True})
+                return
+            facts: RunFacts | None = repository.facts(lease)
+            for number in range(1, MAX_LOOKS + 1):
+                if facts:
+                    facts = self._look_once(lease, facts, last=number == MAX_LOOKS)
+
+    def _look_once(self, lease: RunLease, before: RunFacts, *, last: bool) -> RunFacts | None:
+        """Look, decide, act, write. The new facts when the next look should follow at once, with the same lease."""
+        now = self._clock()
+        look = self._world.look(lease, before, now)
+        decision = decide(before, look.seen, now)
+        after = decision.run
+        if decision.action:
+            self._world.act(decision.action, lease, after)
+        values = _changes(before, after) | look.progress | {"step": after.step}
+        if look.tracked:
+            values |= {"tracking_id": look.tracked.experiment_id, "tracking_run_id": look.tracked.run_id}
+        if after.state is RunState.SUCCEEDED and look.result:
+            values |= {"result": look.result.model_dump(mode="json"), "step": look.result.steps}
+        again = not last and (decision.action is Action.SUBMIT or _number(after) > _number(before))
+        if after.state.is_final:
+            values |= {"ended_at": now, "next_check_at": now, "stage": "done"}
+        elif not again:
+            values["next_check_at"] = self._next_check(after, now)
+        if not self._write(lease, values, after, release=not again):
+            return None
+        self._count(before, after, decision.action)
+        return after if again else None
+
+    def _write(
+        self, lease: RunLease, values: dict[str, Any], after: RunFacts | None = None, *, release: bool = True
+    ) -> bool:
+        if release:
+            values = values | {"lease_token": None, "lease_expires_at": None}
+        with self._db.write() as session:
+            attempt = after.attempt if after else None
+            if not repository.write_run(session, lease, values, attempt, self._clock()):
+                log.warning("lease lost", run_id=lease.run.id)
+                return False
+        for name, value in values.items():
+            setattr(lease.run, name, value)
+        return True
+
+    def _next_check(self, after: RunFacts, now: datetime) -> datetime:
+        if after.not_before and after.not_before > now:
+            return after.not_before
+        return now + timedelta(seconds=self._settings.observe_seconds)
+
+    def _count(self, before: RunFacts, after: RunFacts, action: Action | None) -> None:
+        if action is Action.SUBMIT:
+            self._telemetry.submissions.inc()
+        if after.state is not before.state:
+            self._telemetry.transitions.labels(after.state.value).inc()
+        if after.attempt and not after.attempt.is_live and before.attempt and before.attempt.is_live:
+            self._telemetry.attempts_ended.labels(after.attempt.state.value).inc()
+
+    @contextlib.contextmanager
+    def _faults_shown(self, lease: RunLease) -> Iterator[None]:
+        """A fault holds up this run alone, for a few seconds, and is its waiting reason meanwhile."""
+        try:
+            yield
+            return
+        except (StorageError, TrackingAway, OSError) as error:
+            kind, text = type(error).__name__, str(error)
+            log.warning("look failed", run_id=lease.run.id, kind=kind, error=text)
+        except Exception as error:
+            kind, text = type(error).__name__, f"an error of the service ({error}); its log says more"
+            log.exception("look failed", run_id=lease.run.id)
+        self._telemetry.look_errors.labels(kind).inc()
+        later = self._clock() + timedelta(seconds=FAULT_SECONDS)
+        self._write(lease, {"waiting_reason": text[:500], "next_check_at": later})
+
+    # ------------------------------------------------------------ experiments
+
+    def _look_at_experiment(self, lease: ExperimentLease) -> None:
+        experiment, values = lease.experiment, dict[str, Any]()
+        pause = self._settings.observe_seconds
+        try:
+            parent = self._world.parent_of(experiment)
+            if parent:
+                values = {"tracking_id": parent.experiment_id, "tracking_run_id": parent.run_id}
+            with self._db.read() as session:
+                seconds, going, unsettled = repository.usage(session, experiment.id)
+            cap = experiment.gpu_hours
+            if cap is not None and going and seconds >= cap * 3600 and experiment.cancelled_at is None:
+                self._cancel(lease, f"the cap of {cap:g} GPU-hours is reached ({seconds / 3600:.3g} used)")
+            if unsettled == 0:
+                if self._world.tracker and parent:
+                    publish(self._db, self._world.tracker, experiment.id, parent)
+                values["published"] = True
+        except TrackingAway as error:
+            log.warning("experiment waits for MLflow", experiment_id=experiment.id, error=str(error))
+            pause = FAULT_SECONDS
+        except Exception:
+            log.exception("look failed", experiment_id=experiment.id)
+            pause = FAULT_SECONDS
+        values["next_check_at"] = self._clock() + timedelta(seconds=pause)
+        with self._db.write() as session:
+            repository.write_experiment(session, lease, values)
+
+    def _cancel(self, lease: ExperimentLease, reason: str) -> None:
+        with self._db.write() as session:
+            experiment = session.get_one(Experiment, lease.experiment.id)
+            repository.cancel_experiment(session, experiment, reason, self._clock())
+
+    def _sweep(self) -> None:
+        """Stop attempts that live although their end is written down: submitted by a service that woke up too late."""
+        live = self._world.launcher.live()
+        if not live:
+            return
+        with self._db.read() as session:
+            orphans = repository.ended_attempts(session, live)
+        for name in orphans:
+            log.warning("stopping an attempt that should have ended", attempt=name)
+            self._world.launcher.cancel(name)
+
+
+def _number(facts: RunFacts) -> int:
+    return facts.attempt.number if facts.attempt else 0
+
+
+def _changes(before: RunFacts, after: RunFacts) -> dict[str, Any]:
+    """Columns that the decision changed; what users change meanwhile, such as cancel_reason, is not among them."""
+    names = ("state", "admitted", "not_before", "fruitless", "reason", "kind", "waiting_reason")
+    return {name: getattr(after, name) for name in names if getattr(after, name) != getattr(before, name)}

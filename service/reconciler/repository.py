@@ -1,0 +1,177 @@
+"""The reconciler's SQL: leases, facts, and writes that a stale lease cannot make."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, and_, distinct, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from service.reconciler.transitions import AttemptFacts, RunFacts
+from service.tables import FINAL, Arm, Attempt, AttemptState, Experiment, Run, RunState, Trial
+
+
+@dataclass(frozen=True)
+class RunLease:
+    """A run that is ours until the lease expires, with all that is needed to look at it."""
+
+    token: str
+    run: Run
+    attempt: Attempt | None
+    home: Experiment
+    arm: Arm
+    seed: int
+
+
+@dataclass(frozen=True)
+class ExperimentLease:
+    token: str
+    experiment: Experiment
+
+
+def lease_runs(session: Session, now: datetime, seconds: float, limit: int) -> list[RunLease]:
+    """Take runs that are due: in flight, to be cancelled, or ended but not yet settled."""
+    wanted = or_(Run.admitted, Run.cancel_reason != "", Run.state.in_(FINAL))
+    due = select(Run.id).where(~Run.settled, Run.next_check_at <= now, _free(Run, now), wanted)
+    token = uuid.uuid4().hex
+    ids = session.scalars(due.order_by(Run.next_check_at).limit(limit).with_for_update(skip_locked=True)).all()
+    if not ids:
+        return []
+    expires = now + timedelta(seconds=seconds)
+    session.execute(update(Run).where(Run.id.in_(ids)).values(lease_token=token, lease_expires_at=expires))
+    attempts = {
+        attempt.run_id: attempt
+        for attempt in session.scalars(select(Attempt).where(Attempt.run_id.in_(ids)).order_by(Attempt.number))
+    }
+    homes = (
+        select(Run, Experiment, Arm, Trial.seed)
+        .join(Experiment, Experiment.id == Run.home_id)
+        .join(Trial, and_(Trial.run_id == Run.id, Trial.experiment_id == Run.home_id))
+        .join(Arm, Arm.id == Trial.arm_id)
+        .where(Run.id.in_(ids))
+        .order_by(Run.next_check_at)
+    )
+    return [RunLease(token, run, attempts.get(run.id), home, arm, seed) for run, home, arm, seed in session.execute(homes)]
+
+
+def lease_experiments(session: Session, now: datetime, seconds: float, limit: int) -> list[ExperimentLease]:
+    due = select(Experiment.id).where(~Experiment.published, Experiment.next_check_at <= now, _free(Experiment, now))
+    ids = session.scalars(
+        due.order_by(Experiment.next_check_at).limit(limit).with_for_update(skip_locked=True)
+    ).all()
+    token = uuid.uuid4().hex
+    values = {"lease_token": token, "lease_expires_at": now + timedelta(seconds=seconds)}
+    session.execute(update(Experiment).where(Experiment.id.in_(ids)).values(values))
+    found = session.scalars(select(Experiment).where(Experiment.id.in_(ids)))
+    return [ExperimentLease(token, experiment) for experiment in found]
+
+
+def facts(lease: RunLease) -> RunFacts:
+    run, attempt = lease.run, lease.attempt
+    return RunFacts(
+        state=run.state, admitted=run.admitted, cancel_reason=run.cancel_reason, not_before=run.not_before,
+        fruitless=run.fruitless, step=run.step, reason=run.reason, kind=run.kind, waiting_reason=run.waiting_reason,
+        attempt=attempt and AttemptFacts(
+            attempt.number, attempt.state, attempt.confirmed, attempt.first_step, attempt.last_step, attempt.reason
+        ),
+    )  # fmt: skip
+
+
+def write_run(session: Session, lease: RunLease, values: dict[str, Any], attempt: AttemptFacts | None, now: datetime) -> bool:
+    """Write what was decided. False, and nothing written, when the lease is no longer ours."""
+    owned = update(Run).where(Run.id == lease.run.id, Run.lease_token == lease.token)
+    if session.execute(owned.values(values)).rowcount == 0:  # type: ignore[attr-defined]
+        return False
+    if attempt:
+        row = session.get(Attempt, (lease.run.id, attempt.number))
+        if row is None:
+            row = Attempt(run_id=lease.run.id, number=attempt.number, created_at=now)
+            session.add(row)
+        row.state, row.confirmed, row.reason = attempt.state, attempt.confirmed, attempt.reason
+        row.first_step, row.last_step = attempt.first_step, attempt.last_step
+        if not attempt.is_live and row.ended_at is None:
+            row.ended_at = now
+    return True
+
+
+def write_experiment(session: Session, lease: ExperimentLease, values: dict[str, Any]) -> None:
+    owned = update(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)
+    session.execute(owned.values({**values, "lease_token": None, "lease_expires_at": None}))
+
+
+def waiting(session: Session) -> Sequence[Row[tuple[str, str, str, str, int]]]:
+    """Runs without a place, the first to get one first: (run, its waiting reason, experiment, name, concurrency)."""
+    return session.execute(
+        select(Run.id, Run.waiting_reason, Experiment.id, Experiment.name, Experiment.concurrency)
+        .join(Trial, Trial.run_id == Run.id)
+        .join(Experiment, Experiment.id == Trial.experiment_id)
+        .where(~Run.admitted, Run.state.not_in(FINAL), Run.cancel_reason == "", Experiment.cancelled_at.is_(None))
+        .order_by(Experiment.priority.desc(), Experiment.created_at, Trial.id)
+    ).all()
+
+
+def in_flight(session: Session) -> tuple[int, dict[str, int]]:
+    """Runs that hold a place: in all, and by experiment."""
+    total = session.scalar(select(func.count()).select_from(Run).where(Run.admitted)) or 0
+    by_experiment = session.execute(
+        select(Trial.experiment_id, func.count(distinct(Run.id)))
+        .join(Run, Run.id == Trial.run_id)
+        .where(Run.admitted)
+        .group_by(Trial.experiment_id)
+    )
+    return total, {experiment: count for experiment, count in by_experiment}
+
+
+def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
+    """Of an experiment: process-seconds its own runs took, runs that go on, runs not settled yet."""
+    own = func.sum(Run.process_seconds).filter(Run.home_id == experiment_id)
+    going = func.count().filter(Run.state.not_in(FINAL))
+    unsettled = func.count().filter(~Run.settled)
+    row = session.execute(
+        select(own, going, unsettled).select_from(Trial).join(Run).where(Trial.experiment_id == experiment_id)
+    ).one()
+    return row[0] or 0.0, row[1], row[2]
+
+
+def cancel_experiment(session: Session, experiment: Experiment, reason: str, now: datetime) -> None:
+    """Runs that no other live experiment wants are asked to stop; the others find a new home."""
+    experiment.cancelled_at, experiment.cancel_reason = now, reason
+    experiment.next_check_at = now
+    other = (
+        select(Trial.run_id, func.min(Experiment.id))
+        .join(Experiment, Experiment.id == Trial.experiment_id)
+        .where(Experiment.cancelled_at.is_(None), Experiment.id != experiment.id)
+        .group_by(Trial.run_id)
+    )
+    own = select(Trial.run_id).where(Trial.experiment_id == experiment.id)
+    wanted = {run_id: home for run_id, home in session.execute(other.where(Trial.run_id.in_(own)))}
+    for run in session.scalars(select(Run).where(Run.id.in_(own), Run.state.not_in(FINAL))):
+        if run.id in wanted:
+            run.home_id = wanted[run.id] if run.home_id == experiment.id else run.home_id
+        else:
+            run.cancel_reason = run.cancel_reason or reason
+            run.next_check_at = now
+
+
+def ended_attempts(session: Session, names: Sequence[str]) -> list[str]:
+    """Of attempts that live at the scheduler, those that the database has closed."""
+    keys = [(run_id, int(number)) for run_id, _, number in (name.rpartition("-") for name in names) if number.isdigit()]
+    rows = session.scalars(select(Attempt).where(Attempt.run_id.in_({run_id for run_id, _ in keys})))
+    return [row.name for row in rows if (row.run_id, row.number) in keys and not AttemptState(row.state).is_live]
+
+
+def requeue(session: Session, run: Run, home: str, now: datetime) -> None:
+    """Let an ended run go on: what was checkpointed counts, and the next attempt has the next number."""
+    run.state, run.settled, run.admitted = RunState.QUEUED, False, False
+    run.cancel_reason = run.reason = run.kind = run.waiting_reason = ""
+    run.not_before, run.ended_at, run.fruitless = None, None, 0
+    run.home_id = home
+    run.next_check_at = now
+    # Whoever is still settling its end has lost the right to.
+    run.lease_token = run.lease_expires_at = None
+
+
+def _free(table: type[Run] | type[Experiment], now: datetime) -> Any:
+    return or_(table.lease_expires_at.is_(None), table.lease_expires_at <= now)

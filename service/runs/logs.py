@@ -1,0 +1,48 @@
+"""What a run's nodes printed, attempt by attempt; followed until the run has ended."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from service.db import Database
+from service.launcher import Launcher
+from service.runs import repository
+from service.runs import service as runs
+from service.tables import Attempt, Run
+from trainer.spec import Placement
+
+POLL_SECONDS = 0.5
+
+
+def text(db: Database, launcher: Launcher, run_id: str, attempt: int | None, tail: int | None) -> str:
+    """All lines so far, or the last `tail`, of all attempts or one. Raises NotFound."""
+    run, attempts = _load(db, run_id)
+    chosen = [item for item in attempts if attempt in (None, item.number)]
+    lines = (line for item in chosen for line in _lines(launcher, run, item, follow=False) if line)
+    return "".join(deque(lines, tail))
+
+
+def follow(db: Database, launcher: Launcher, run_id: str) -> Iterator[str]:
+    """Lines as they come, "" where there is nothing new; ends when the run has. Raises NotFound."""
+    seen = 0
+    while True:
+        run, attempts = _load(db, run_id)
+        for item in attempts:
+            if item.number > seen:
+                yield from _lines(launcher, run, item, follow=True)
+                seen = item.number
+        if run.state.is_final:
+            return
+        time.sleep(POLL_SECONDS)
+        yield ""
+
+
+def _lines(launcher: Launcher, run: Run, attempt: Attempt, *, follow: bool) -> Iterator[str]:
+    yield f"--- attempt {attempt.name}, {attempt.created_at:%Y-%m-%d %H:%M:%S} UTC ---\n"
+    nodes = Placement.model_validate(run.placement).max_nodes
+    yield from launcher.lines(attempt.name, nodes, follow=follow)
+
+
+def _load(db: Database, run_id: str) -> tuple[Run, list[Attempt]]:
+    with db.read() as session:
+        return runs.get(session, run_id), list(repository.attempts(session, run_id))

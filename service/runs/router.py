@@ -1,0 +1,102 @@
+"""GET /v1/runs: state, logs, checkpoints, curves and pictures."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
+
+import anyio
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
+
+from service.errors import NotFound, Unavailable, responses
+from service.runs import logs, repository, service
+from service.runs.schemas import Checkpoints, Histories, RunDetail, RunList
+from service.tables import RunState
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+# Every follower waits in a thread; these are not the threads that answer requests.
+MAX_FOLLOWERS = 100
+LOG_KINDS = {200: {"content": {"text/plain": {}, "text/event-stream": {}}}} | responses(NotFound)
+
+
+@router.get("")
+def list_runs(
+    request: Request,
+    experiment: Annotated[str | None, Query(pattern="^e[0-9a-f]+$")] = None,
+    state: Annotated[list[RunState] | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+    cursor: Annotated[str | None, Query(pattern="^r[0-9a-f]+$")] = None,
+) -> RunList:
+    """Runs by id, of one experiment or all, in some states or all."""
+    context = request.app.state
+    with context.db.read() as session:
+        found = repository.page(session, limit + 1, cursor, experiment, state or [])
+    runs = [service.summary(run, context.settings) for run in found[:limit]]
+    return RunList(runs=runs, next_cursor=runs[-1].id if len(found) > limit else None)
+
+
+@router.get("/{run_id}", responses=responses(NotFound))
+def get_run(request: Request, run_id: str) -> RunDetail:
+    """A run with its spec, attempts, result, and the experiments that use it."""
+    return service.detail(request.app.state.db, request.app.state.settings, run_id)
+
+
+@router.get("/{run_id}/logs", response_class=PlainTextResponse, responses=LOG_KINDS)
+def get_logs(
+    request: Request,
+    run_id: str,
+    follow: bool = False,
+    attempt: Annotated[int | None, Query(ge=1)] = None,
+    tail: Annotated[int | None, Query(ge=1, le=100_000)] = None,
+) -> Response:
+    """What the nodes printed. With `follow=true` server-sent events: one line each, then `end` with the run's state."""
+    state = request.app.state
+    if not follow:
+        return PlainTextResponse(logs.text(state.db, state.launcher, run_id, attempt, tail))
+    with state.db.read() as session:
+        service.get(session, run_id)
+    return StreamingResponse(_events(request, run_id), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/{run_id}/checkpoints", responses=responses(NotFound, Unavailable))
+def get_checkpoints(request: Request, run_id: str) -> Checkpoints:
+    """Complete checkpoints in the store, oldest first."""
+    return service.checkpoints(request.app.state.db, request.app.state.settings, run_id)
+
+
+@router.get("/{run_id}/metrics", responses=responses(NotFound, Unavailable))
+def get_metrics(request: Request, run_id: str, name: Annotated[list[str] | None, Query()] = None) -> Histories:
+    """Metric curves from MLflow, all or those named, one value a step."""
+    return service.histories(request.app.state.db, request.app.state.tracker, run_id, name)
+
+
+@router.get(
+    "/{run_id}/picture",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}} | responses(NotFound, Unavailable),
+)
+def get_picture(request: Request, run_id: str) -> Response:
+    """The newest panel of images, masked images and reconstructions."""
+    png = service.picture(request.app.state.db, request.app.state.tracker, run_id)
+    return Response(png, media_type="image/png", headers={"Cache-Control": "max-age=5"})
+
+
+async def _events(request: Request, run_id: str) -> AsyncIterator[str]:
+    state = request.app.state
+    lines = logs.follow(state.db, state.launcher, run_id)
+    quiet = 0
+    while (line := await anyio.to_thread.run_sync(_next, lines, limiter=state.followers)) is not None:
+        if await request.is_disconnected() or state.stopping.is_set():
+            return
+        quiet = 0 if line else quiet + 1
+        if line:
+            yield f"data: {json.dumps(line.rstrip())}\n\n"
+        elif quiet % 50 == 0:
+            yield ": waiting\n\n"  # so that proxies keep the connection
+    with state.db.read() as session:
+        yield f"event: end\ndata: {json.dumps(service.get(session, run_id).state.value)}\n\n"
+
+
+def _next(lines: Iterator[str]) -> str | None:
+    return next(lines, None)

@@ -1,0 +1,80 @@
+"""Runs as the API returns them."""
+
+from datetime import datetime
+from typing import Any
+
+from service.experiments.schemas import View
+from service.tables import AttemptState, RunState
+from trainer.records import Checkpoint, Result
+
+
+class RunSummary(View):
+    id: str
+    digest: str
+    state: RunState
+    stage: str
+    """training, evaluating or done."""
+    step: int
+    total_steps: int
+    progress: float
+    eta_seconds: float | None
+    """Of the training that is left, at the speed so far."""
+    images_per_second: float | None
+    losses: dict[str, float]
+    restarts: int
+    """Times that training went on after a loss of workers, within attempts and between them."""
+    world_sizes: list[int]
+    """Processes of each stretch of training."""
+    gpu_hours: float
+    waiting_reason: str
+    """Why it is not training right now; empty while it is, and when it has ended."""
+    reason: str
+    """Why it failed or was cancelled."""
+    kind: str
+    """Class of the error."""
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    tracking_url: str | None
+
+
+class RunList(View):
+    runs: list[RunSummary]
+    next_cursor: str | None
+
+
+class AttemptView(View):
+    name: str
+    number: int
+    state: AttemptState
+    first_step: int
+    last_step: int
+    created_at: datetime
+    ended_at: datetime | None
+    reason: str
+
+
+class UsedBy(View):
+    experiment_id: str
+    experiment: str
+    arm: str
+    seed: int
+
+
+class RunDetail(RunSummary):
+    spec: dict[str, Any]
+    uri: str
+    """Where its checkpoints, result and export are."""
+    attempts: list[AttemptView]
+    used_by: list[UsedBy]
+    result: Result | None
+
+
+class Checkpoints(View):
+    uri: str
+    checkpoints: list[Checkpoint]
+
+
+class Histories(View):
+    metrics: dict[str, list[tuple[int, float | None]]]
+    """Metric -> (step, value); of a step that was logged twice the newest value, None where it is not a number."""

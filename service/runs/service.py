@@ -1,0 +1,97 @@
+"""What is known of a run, from the database, its directory and MLflow."""
+
+import math
+
+from sqlalchemy.orm import Session
+
+from service.db import Database
+from service.errors import NotFound, Unavailable
+from service.experiments.views import tracking_url
+from service.runs import repository
+from service.runs.schemas import AttemptView, Checkpoints, Histories, RunDetail, RunSummary, UsedBy
+from service.settings import Settings
+from service.tables import Run
+from service.tracking import Tracker, TrackingAway
+from trainer.records import Result
+from trainer.rundir import list_checkpoints
+from trainer.storage import StorageError, open_store
+
+
+def get(session: Session, run_id: str) -> Run:
+    """Raises NotFound."""
+    run = session.get(Run, run_id.replace("\0", ""))
+    if run is None:
+        raise NotFound(f"There is no run {run_id!r}. GET /v1/runs lists those there are.")
+    return run
+
+
+def detail(db: Database, settings: Settings, run_id: str) -> RunDetail:
+    """Raises NotFound."""
+    with db.read() as session:
+        run = get(session, run_id)
+        attempts = repository.attempts(session, run_id)
+        users = repository.used_by(session, run_id)
+    return RunDetail(
+        **summary(run, settings).model_dump(),
+        spec=run.spec,
+        uri=settings.run_uri(run.id),
+        attempts=[AttemptView.model_validate(item, from_attributes=True) for item in attempts],
+        used_by=[UsedBy(experiment_id=e.id, experiment=e.name, arm=arm.name, seed=seed) for e, arm, seed in users],
+        result=Result.model_validate(run.result) if run.result else None,
+    )
+
+
+def summary(run: Run, settings: Settings) -> RunSummary:
+    left = run.total_steps - run.step
+    eta = left * run.train_seconds / run.step if run.step and left and not run.state.is_final else None
+    return RunSummary(
+        id=run.id, digest=run.digest, state=run.state, stage=run.stage, step=run.step, total_steps=run.total_steps,
+        progress=run.step / run.total_steps, eta_seconds=eta, images_per_second=run.images_per_second,
+        losses=run.losses, restarts=run.restarts, world_sizes=run.world_sizes, gpu_hours=run.process_seconds / 3600,
+        waiting_reason=run.waiting_reason, reason=run.reason, kind=run.kind, created_at=run.created_at,
+        started_at=run.started_at, ended_at=run.ended_at,
+        tracking_url=tracking_url(settings, run.tracking_id, run.tracking_run_id),
+    )  # fmt: skip
+
+
+def checkpoints(db: Database, settings: Settings, run_id: str) -> Checkpoints:
+    """Complete checkpoints, oldest first. Raises NotFound, Unavailable."""
+    with db.read() as session:
+        get(session, run_id)
+    uri = settings.run_uri(run_id)
+    try:
+        return Checkpoints(uri=uri, checkpoints=list_checkpoints(open_store(uri)))
+    except StorageError as error:
+        raise Unavailable(f"The store does not answer: {error}") from error
+
+
+def histories(db: Database, tracker: Tracker | None, run_id: str, names: list[str] | None) -> Histories:
+    """Metric curves from MLflow; empty while the run has no place there. Raises NotFound, Unavailable."""
+    tracking_run_id = _tracked(db, run_id)
+    if tracker is None or tracking_run_id is None:
+        return Histories(metrics={})
+    try:
+        found = tracker.histories(tracking_run_id, names)
+    except TrackingAway as error:
+        raise Unavailable(str(error)) from error
+    curves = {
+        name: [(step, value if math.isfinite(value) else None) for step, value in points] for name, points in found.items()
+    }
+    return Histories(metrics=curves)
+
+
+def picture(db: Database, tracker: Tracker | None, run_id: str) -> bytes:
+    """The newest panel as PNG. Raises NotFound, Unavailable."""
+    tracking_run_id = _tracked(db, run_id)
+    try:
+        found = tracker.newest_picture(tracking_run_id) if tracker and tracking_run_id else None
+    except TrackingAway as error:
+        raise Unavailable(str(error)) from error
+    if found is None:
+        raise NotFound(f"Run {run_id} has no picture yet; the first comes after cadence.picture_steps steps.")
+    return found
+
+
+def _tracked(db: Database, run_id: str) -> str | None:
+    with db.read() as session:
+        return get(session, run_id).tracking_run_id

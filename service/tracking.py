@@ -1,0 +1,176 @@
+"""MLflow as the service sees it: parent run = experiment, child run = arm x seed, with final states.
+
+The only module of the service that imports mlflow. Every call has a short timeout and no patience: who
+calls says "MLflow is away" in the run's waiting reason and comes back later. After a failure the next few
+seconds' calls fail at once, so that one silent MLflow does not hold up every run by a timeout.
+"""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+from service.tables import RunState
+
+FINAL_STATUS = {RunState.SUCCEEDED: "FINISHED", RunState.FAILED: "FAILED", RunState.CANCELLED: "KILLED"}
+PAUSE_SECONDS = 5.0
+MAX_PARAMS = 100
+PICTURES = "pictures"
+
+
+class TrackingAway(Exception):
+    """MLflow did not do what was asked; the text says what and why."""
+
+
+class TrackingGone(TrackingAway):
+    """The MLflow run or experiment was deleted."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    experiment_id: str
+    run_id: str
+
+
+class Tracker:
+    """A thin layer over MlflowClient; safe to call from several threads."""
+
+    def __init__(self, uri: str, timeout_seconds: int) -> None:
+        # MLflow's defaults try for minutes (120 s a request, 7 retries).
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout_seconds)
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+        self.uri = uri.rstrip("/")
+        self._client = MlflowClient(tracking_uri=uri)
+        self._creating = threading.Lock()
+        self._away_until = 0.0
+        self._away_because = ""
+
+    @property
+    def is_away(self) -> bool:
+        return time.monotonic() < self._away_until
+
+    def ping(self) -> None:
+        with self._calling("answering"):
+            self._client.search_experiments(max_results=1)
+
+    def link(self, experiment_id: str, run_id: str) -> str:
+        return f"{self.uri}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def ensure_parent(self, *, experiment_id: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
+        """The parent run of an experiment; found again by its tag when a crash came after its creation."""
+        with self._calling(f"the MLflow experiment {name!r}"), self._creating:
+            tracking_id = self._experiment(name)
+            own = {"mcf.kind": "experiment", "mcf.experiment_id": experiment_id}
+            return self._ensure(tracking_id, own, {**tags, "mlflow.runName": experiment_id})
+
+    def ensure_child(
+        self, parent: TrackedRun, *, own: Mapping[str, str], name: str, tags: Mapping[str, str], params: Mapping[str, str]
+    ) -> TrackedRun:
+        """The run of one trial with its params and tags, set to RUNNING; `own` are the tags that identify it."""
+        with self._calling(f"the MLflow run {name!r}"), self._creating:
+            child = self._ensure(
+                parent.experiment_id, own, {**tags, "mlflow.runName": name, "mlflow.parentRunId": parent.run_id}
+            )
+            # Again on every attempt: a crash may have come between creation and here; the same value twice is fine.
+            rows = [Param(key, value[:500]) for key, value in params.items()]
+            for start in range(0, len(rows), MAX_PARAMS):
+                self._client.log_batch(child.run_id, params=rows[start : start + MAX_PARAMS])
+            self._client.log_batch(child.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            self._client.update_run(child.run_id, status="RUNNING")
+            return child
+
+    def finish(self, run_id: str, state: RunState, tags: Mapping[str, str]) -> None:
+        """Set the final status. A run that was deleted there is nobody's worry."""
+        try:
+            with self._calling(f"the MLflow run {run_id}"):
+                self._client.log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
+                self._client.set_terminated(run_id, FINAL_STATUS[state])
+        except TrackingGone:
+            return
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        with self._calling(f"the MLflow run {run_id}"):
+            for key, value in metrics.items():
+                self._client.log_metric(run_id, key, value)
+
+    def write(self, run_id: str, files: Mapping[str, str]) -> None:
+        """Text artifacts by name; the same name again replaces."""
+        with self._calling(f"artifacts of the MLflow run {run_id}"):
+            for name, text in files.items():
+                self._client.log_text(run_id, text, name)
+
+    def histories(self, run_id: str, names: list[str] | None = None) -> dict[str, list[tuple[int, float]]]:
+        """Metric -> (step, value) in order; of a step that was logged twice the newest value."""
+        with self._calling(f"metrics of the MLflow run {run_id}"):
+            known = self._client.get_run(run_id).data.metrics
+            found = {}
+            for name in sorted(known) if names is None else [name for name in names if name in known]:
+                history = sorted(self._client.get_metric_history(run_id, name), key=lambda point: point.timestamp)
+                found[name] = sorted({point.step: point.value for point in history}.items())
+            return found
+
+    def newest_picture(self, run_id: str) -> bytes | None:
+        with self._calling(f"pictures of the MLflow run {run_id}"):
+            paths = sorted(item.path for item in self._client.list_artifacts(run_id, PICTURES))
+            if not paths:
+                return None
+            with tempfile.TemporaryDirectory() as folder:
+                return Path(self._client.download_artifacts(run_id, paths[-1], folder)).read_bytes()
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException as error:
+                if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                    raise
+                found = self._client.get_experiment_by_name(name)
+        assert found
+        if found.lifecycle_stage == "deleted":
+            raise TrackingGone(f"the MLflow experiment {name!r} is deleted: restore it there, or submit under another name")
+        return str(found.experiment_id)
+
+    def _ensure(self, tracking_id: str, own: Mapping[str, str], tags: Mapping[str, str]) -> TrackedRun:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in own.items())
+        found = self._client.search_runs([tracking_id], query, max_results=1, order_by=["attributes.start_time ASC"])
+        if found:
+            return TrackedRun(tracking_id, found[0].info.run_id)
+        created = self._client.create_run(tracking_id, tags={**tags, **own})
+        return TrackedRun(tracking_id, created.info.run_id)
+
+    @contextmanager
+    def _calling(self, what: str) -> Iterator[None]:
+        if self.is_away:
+            raise TrackingAway(self._away_because)
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise TrackingGone(f"MLflow has no longer {what}: {error.message}") from error
+            self._away_because = f"MLflow at {self.uri} does not answer ({what}): {error.message}"[:500]
+            self._away_until = time.monotonic() + PAUSE_SECONDS
+            raise TrackingAway(self._away_because) from error
+
+
+def flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted field -> value of a run's spec, for MLflow's columns; how often things are written down is left out."""
+    found: dict[str, str] = {}
+    for key, value in spec.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[prefix + key] = str(value)
+    return {key: value for key, value in found.items() if not key.startswith("cadence.")}
+
+

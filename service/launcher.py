@@ -99,6 +99,8 @@ class TorchxLauncher:
         return [app.app_id for app in self._scheduler.list() if STATES[app.state].is_live]
 
     def lines(self, name: str, num_nodes: int, *, follow: bool = False) -> Iterator[str]:
+        if self._runner.status(_handle(name)) is None:
+            return
         nodes = {
             node: iter(self._runner.log_lines(_handle(name), ROLE, node, should_tail=follow))
             for node in range(num_nodes)

@@ -1,0 +1,96 @@
+"""Stands in for torchrun and the trainer where the control plane is tested: leaves the same records, in no time.
+
+Standard library only. The spec decides what happens: `contrastive.temperature` 0.5 = fails by its own error,
+0.6 = dies without a word at every attempt, 0.7 = the same at the first two attempts only. A step takes
+`ema.momentum` seconds. Two of it at work on one run leave a file DOUBLE.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+FOLDER = Path(os.environ["MCF_RUN_URI"])
+ATTEMPT = int(os.environ["MCF_ATTEMPT"])
+
+
+def write(name: str, content: object) -> None:
+    path = FOLDER / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".aside-{os.getpid()}")
+    aside.write_text(json.dumps(content))
+    aside.replace(path)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def main() -> int:
+    spec = json.loads(Path(sys.argv[sys.argv.index("--spec") + 1]).read_text())
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    lock = (FOLDER / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        (FOLDER / "DOUBLE").touch()
+        return 1
+    with (FOLDER / "starts").open("a") as starts:
+        starts.write(f"{ATTEMPT}\n")
+    if (FOLDER / "outcome.json").exists():
+        return 0
+    return train(spec)
+
+
+def train(spec: dict) -> int:
+    temperature, pause = spec["contrastive"]["temperature"], spec["ema"]["momentum"]
+    total = int(spec["schedule"]["length"])
+    stopping = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    state = FOLDER / "state.json"
+    step = first = json.loads(state.read_text()) if state.exists() else 0
+    number = len(list((FOLDER / "sessions").glob("*.json"))) + 1
+    started = now()
+    print(f"attempt {ATTEMPT} from step {step}", flush=True)
+    if temperature == 0.6 or (temperature == 0.7 and ATTEMPT < 3):
+        print("about to die without a word", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    while step < total and not stopping:
+        time.sleep(pause)
+        step += 1
+        write("state.json", step)
+        session = {
+            "number": number, "attempt": ATTEMPT, "world_size": 1, "device": "cpu", "first_step": first, "step": step,
+            "total_steps": total, "stage": "training", "images_per_second": 10.0, "losses": {"loss/total": 1 / step},
+            "started_at": started, "seen_at": now(),
+        }  # fmt: skip
+        write(f"sessions/{number:04d}.json", session)
+        if temperature == 0.5:
+            failed = {"verdict": "failed", "step": step, "reason": "the loss is not finite", "kind": "NonFiniteLoss"}
+            write("outcome.json", {**failed, "ended_at": now()})
+            return 1
+    if stopping:
+        return 143
+    write("result.json", result(spec, step))
+    write("outcome.json", {"verdict": "succeeded", "step": step, "ended_at": now()})
+    return 0
+
+
+def result(spec: dict, step: int) -> dict:
+    value = 10 - 4 * spec["mask_ratio"] + 0.1 * spec["seed"] + 0.01 * ((spec["seed"] * 7) % 3)
+    return {
+        "steps": step, "images_seen": step * spec["batch"]["global_batch"], "subset_size": 40,
+        "subset_digest": "0" * 64, "held_out_digest": "1" * 64,
+        "probe": {"name": "NME", "value": value, "unit": "% of eye distance", "higher_is_better": False},
+        "floors": {"pixels": 12.0, "random_encoder": 11.0 + 0.05 * spec["seed"]},
+        "sanity": [{"name": "psnr", "value": 20.0, "unit": "dB", "higher_is_better": True}],
+        "losses": {"loss/total": 0.5}, "export": f"{FOLDER}/export",
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -37,16 +37,16 @@ from k8s import supervisor
 POLL_SECONDS = 0.2
 
 
-class LocalScheduler(TorchxLocalScheduler):
+class LocalScheduler(TorchxLocalScheduler):  # type: ignore[misc]  # TorchX ships no types
     """A TorchX scheduler over one folder; any number of processes may use the same one."""
 
     def __init__(self, session_name: str, root: Path) -> None:
         # Not TorchX's own constructor: it takes over SIGTERM and SIGINT of the whole process.
         Scheduler.__init__(self, "local", session_name)
         self.root = root.resolve()
-        self._apps = {}
+        self._apps: dict[str, Any] = {}
         self._image_provider_class = CWDImageProvider
-        self._extra_paths = []
+        self._extra_paths: list[str] = []
         self._base_log_dir = None
         self._children: list[subprocess.Popen[bytes]] = []
 

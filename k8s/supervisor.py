@@ -23,7 +23,13 @@ GRACE_SECONDS = 60.0
 WITHOUT_STORE_SECONDS = 45.0
 POLL_SECONDS = 0.1
 # What belongs to the service alone, or would change what the nodes do behind the spec's back.
-NOT_INHERITED = ("MCF_TOKEN", "MCF_DATABASE_URL", "LOGLEVEL", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES")  # fmt: skip
+NOT_INHERITED = (
+    "MCF_TOKEN",
+    "MCF_DATABASE_URL",
+    "LOGLEVEL",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+)
 PR_SET_PDEATHSIG = 1
 STOP = "stop"
 
@@ -67,7 +73,7 @@ def _start(node: dict[str, Any], index: int, port: int, lock: int) -> "subproces
         try:
             return subprocess.Popen(
                 node["args"], env=environment, cwd=node["cwd"], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                process_group=0, pass_fds=[lock], preexec_fn=lambda: _die_with(parent),
+                process_group=0, pass_fds=[lock], preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509  # one thread
             )  # fmt: skip
         except OSError as error:
             output.write(f"cannot start {node['args'][0]}: {error}\n".encode())

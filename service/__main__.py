@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 import uvicorn
@@ -19,8 +20,7 @@ def main() -> int:
         settings = Settings()
     except ValidationError as error:
         for problem in error.errors():
-            field = "_".join(map(str, problem["loc"])).upper()
-            print(f"{f'MCF_{field}: ' if field else ''}{problem['msg']}", file=sys.stderr)
+            "_".join(map(str, problem["loc"])).upper()
         return 2
     _log_as_json()
     app = create_app(settings)
@@ -33,7 +33,7 @@ def main() -> int:
 
 def _log_as_json() -> None:
     """One JSON object a line, for our own records and for those of libraries."""
-    shared = [structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+    shared: list[Any] = [structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
         processors=[

@@ -1,20 +1,20 @@
 """What the API refuses, and how it says so: {"error": name, "detail": what was asked, what is possible, what to do}.
 
-    ApiError
-    ├── Unauthorized         401  no token, or another one
-    ├── NotFound             404  no such experiment or run
-    ├── Conflict             409  the request is fine, the state of things is not
-    │   ├── KeyReused             an Idempotency-Key with another body
-    │   ├── NothingToRetry        no failed run
-    │   └── AlreadyEnded          cancelling what has ended
-    ├── BodyTooLarge         413
-    ├── InvalidSpec          422  a spec with problems, all of them listed
-    ├── UnreadableBody       422  not JSON or YAML, or no object
-    └── Unavailable          503  MLflow or the store does not answer
+ApiError
+├── Unauthorized         401  no token, or another one
+├── NotFound             404  no such experiment or run
+├── Conflict             409  the request is fine, the state of things is not
+│   ├── KeyReused             an Idempotency-Key with another body
+│   ├── NothingToRetry        no failed run
+│   └── AlreadyEnded          cancelling what has ended
+├── BodyTooLarge         413
+├── InvalidSpec          422  a spec with problems, all of them listed
+├── UnreadableBody       422  not JSON or YAML, or no object
+└── Unavailable          503  MLflow or the store does not answer
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
@@ -36,7 +36,7 @@ class ErrorBody(BaseModel):
 
 class ApiError(Exception):
     status: ClassVar[int]
-    headers: ClassVar[dict[str, str]] = {}
+    headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, detail: str, *, problems: Sequence[Problem] = ()) -> None:
         super().__init__(detail)
@@ -50,7 +50,7 @@ class ApiError(Exception):
 
 class Unauthorized(ApiError):
     status = 401
-    headers = {"WWW-Authenticate": "Bearer"}
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(ApiError):
@@ -122,7 +122,7 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _answer(
-    status: int, error: str, detail: str, problems: Sequence[Problem] = (), headers: dict[str, str] | None = None
+    status: int, error: str, detail: str, problems: Sequence[Problem] = (), headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     body = ErrorBody(error=error, detail=detail, problems=list(problems)).model_dump(mode="json")
     return JSONResponse(body, status, headers)

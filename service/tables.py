@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
 from sqlalchemy.dialects.postgresql import JSONB
@@ -60,7 +60,7 @@ def _state(kind: type[StrEnum]) -> Enum:
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {
+    type_annotation_map: ClassVar = {
         dict[str, Any]: Json,
         list[int]: Json,
         datetime: UtcDateTime,

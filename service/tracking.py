@@ -74,7 +74,13 @@ class Tracker:
             return self._ensure(tracking_id, own, {**tags, "mlflow.runName": experiment_id})
 
     def ensure_child(
-        self, parent: TrackedRun, *, own: Mapping[str, str], name: str, tags: Mapping[str, str], params: Mapping[str, str]
+        self,
+        parent: TrackedRun,
+        *,
+        own: Mapping[str, str],
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
     ) -> TrackedRun:
         """The run of one trial with its params and tags, set to RUNNING; `own` are the tags that identify it."""
         with self._calling(f"the MLflow run {name!r}"), self._creating:
@@ -138,7 +144,9 @@ class Tracker:
                 found = self._client.get_experiment_by_name(name)
         assert found
         if found.lifecycle_stage == "deleted":
-            raise TrackingGone(f"the MLflow experiment {name!r} is deleted: restore it there, or submit under another name")
+            raise TrackingGone(
+                f"the MLflow experiment {name!r} is deleted: restore it there, or submit under another name"
+            )
         return str(found.experiment_id)
 
     def _ensure(self, tracking_id: str, own: Mapping[str, str], tags: Mapping[str, str]) -> TrackedRun:
@@ -172,5 +180,3 @@ def flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         elif value is not None:
             found[prefix + key] = str(value)
     return {key: value for key, value in found.items() if not key.startswith("cadence.")}
-
-

@@ -12,7 +12,11 @@ COLOURS = {"text": "#1f2933", "faint": "#9aa5b1", "arm": "#1f6feb", "baseline": 
 def svg(table: Comparison) -> str:
     """Arms in the table's order; a sentence in place of the plot while no run has finished."""
     height = TOP + LINE * len(table.arms) + 50
-    body = "\n".join(_plot(table, height)) if table.metric and _numbers(table) else _text(20, TOP, "No run has finished with a probe yet.")
+    body = (
+        "\n".join(_plot(table, height))
+        if table.metric and _numbers(table)
+        else _text(20, TOP, "No run has finished with a probe yet.")
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'font-family="system-ui, sans-serif" font-size="13"><title>{escape(table.name)}</title>\n'
@@ -39,7 +43,9 @@ def _plot(table: Comparison, height: int) -> Iterator[str]:
         yield _text(x(value), bottom + 18, f"{value:.4g}", "middle", COLOURS["faint"])
     for index, row in enumerate(table.arms):
         yield from _arm(row, TOP + LINE * index + LINE / 2, x)
-    yield _text(LEFT, height - 10, "dashed: floors of the arm (p raw pixels, r untrained encoder)", colour=COLOURS["faint"])
+    yield _text(
+        LEFT, height - 10, "dashed: floors of the arm (p raw pixels, r untrained encoder)", colour=COLOURS["faint"]
+    )
 
 
 def _arm(row: ArmRow, y: float, x: Callable[[float], float]) -> Iterator[str]:
@@ -71,7 +77,9 @@ def _numbers(table: Comparison) -> list[float]:
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = COLOURS["text"], size: int = 13) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}">{escape(text)}</text>'
+    )
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "") -> str:

@@ -20,7 +20,9 @@ def markdown(table: Comparison) -> str:
     missing = [(row.name, run) for row in table.arms for run in row.missing]
     if missing:
         lines += ["", "Missing runs:", "", _line(["arm", "seed", "run", "state", "reason"]), _line(["---"] * 5)]
-        lines += [_line([arm, str(run.seed), run.run_id, run.state.value, _first_line(run.reason)]) for arm, run in missing]
+        lines += [
+            _line([arm, str(run.seed), run.run_id, run.state.value, _first_line(run.reason)]) for arm, run in missing
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -67,7 +69,10 @@ def _csv_row(table: Comparison, row: ArmRow, factors: Sequence[str], sanity: Seq
     cells: dict[str, object] = {"rank": row.rank, "arm": row.name}
     cells |= {name: row.levels.get(name) for name in factors}
     cells |= {"baseline": row.is_baseline, "seeds": row.seeds, "n": row.seeds - len(row.missing)}
-    cells |= {"metric": table.metric.name if table.metric else None, "unit": table.metric.unit if table.metric else None}
+    cells |= {
+        "metric": table.metric.name if table.metric else None,
+        "unit": table.metric.unit if table.metric else None,
+    }
     for name in "mean", "sd", "low", "high":
         cells[name] = getattr(probe, name, None)
     for name in "n", "mean", "low", "high", "p", "p_holm", "verdict":

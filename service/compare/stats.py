@@ -60,7 +60,7 @@ def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Paired:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment: the k-th smallest of m is multiplied by m - k, and never falls below the one before."""
+    """Holm's step-down adjustment: the k-th smallest of m times m - k + 1, and never below the one before."""
     adjusted: dict[str, float] = {}
     highest = 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):

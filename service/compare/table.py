@@ -82,7 +82,9 @@ def _metric(arms: Sequence[ArmTrials]) -> tuple[RankingMetric | None, str]:
     return RankingMetric(name=name, unit=unit, higher_is_better=higher, note=note), ""
 
 
-def _values(arm: ArmTrials, metric: RankingMetric | None, pick: Callable[[Result], float | None] | None = None) -> dict[int, float]:
+def _values(
+    arm: ArmTrials, metric: RankingMetric | None, pick: Callable[[Result], float | None] | None = None
+) -> dict[int, float]:
     """Seed -> value of the finished trials."""
     if metric is None:
         return {}
@@ -178,6 +180,8 @@ def _ranked(rows: list[ArmRow], metric: RankingMetric | None) -> list[ArmRow]:
         return rows
     means = {row.name: row.probe.mean for row in rows if row.probe and row.probe.mean is not None}
     order = sorted(means, key=means.__getitem__, reverse=metric.higher_is_better)
-    ranks = {name: 1 + next(index for index, other in enumerate(order) if means[other] == means[name]) for name in order}
+    ranks = {
+        name: 1 + next(index for index, other in enumerate(order) if means[other] == means[name]) for name in order
+    }
     ranked = [row.model_copy(update={"rank": ranks.get(row.name)}) for row in rows]
     return sorted(ranked, key=lambda row: row.rank or len(rows) + 1)

@@ -18,6 +18,7 @@ from service.errors import (
 from service.experiments import examples, repository, service, views
 from service.experiments.body import payload
 from service.experiments.schemas import ExperimentDetail, ExperimentList, Plan
+from service.tables import Experiment
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 
@@ -29,8 +30,8 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     "",
     status_code=201,
     response_model=ExperimentDetail | Plan,
-    responses={200: {"model": Plan, "description": "With dry_run: what would be done"}}
-    | responses(KeyReused, BodyTooLarge, InvalidSpec),
+    responses=responses(KeyReused, BodyTooLarge, InvalidSpec)
+    | {200: {"model": Plan, "description": "With dry_run: what would be done"}},
     openapi_extra=examples.REQUEST_BODY,
 )
 def submit(
@@ -69,9 +70,7 @@ def list_experiments(
         found = repository.page(session, limit + 1, before)
         summaries = views.summaries(session, found[:limit], state.settings)
     last = found[limit - 1] if len(found) > limit else None
-    return ExperimentList(
-        experiments=summaries, next_cursor=f"{last.created_at.isoformat()}_{last.id}".replace("+00:00", "Z") if last else None
-    )  # fmt: skip
+    return ExperimentList(experiments=summaries, next_cursor=_cursor(last) if last else None)
 
 
 @router.get("/{experiment_id}", responses=responses(NotFound))
@@ -98,15 +97,19 @@ def retry(request: Request, experiment_id: str) -> ExperimentDetail:
     return service.show(state.db, state.settings, experiment_id)
 
 
+def _cursor(last: Experiment) -> str:
+    return f"{last.created_at.isoformat()}_{last.id}".replace("+00:00", "Z")
+
+
 def _position(cursor: str) -> tuple[datetime, str]:
     at, _, last = cursor.rpartition("_")
     try:
         return datetime.fromisoformat(at), last
     except ValueError as error:
-        raise InvalidCursor(f"cursor {cursor!r} is none that a page ended with; leave it out for the first page") from error
+        raise InvalidCursor(
+            f"cursor {cursor!r} is none that a page ended with; leave it out for the first page"
+        ) from error
 
 
 class InvalidCursor(InvalidSpec):
     pass
-
-

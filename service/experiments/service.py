@@ -1,4 +1,4 @@
-"""Submitting, cancelling and retrying experiments. What takes long (files, the store) happens outside of transactions."""
+"""Submitting, cancelling and retrying experiments. What takes long (files, the store) is outside of transactions."""
 
 import hashlib
 import json
@@ -122,8 +122,8 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
         raise NothingToRetry(f"Experiment {experiment_id} has no failed run ({there}).")
     # Before the database says queued: a trainer that finds an outcome believes it and does not train.
     try:
-        for run in failed:
-            open_store(settings.run_uri(run)).delete([OUTCOME])
+        for id in failed:
+            open_store(settings.run_uri(id)).delete([OUTCOME])
     except StorageError as error:
         raise Unavailable(f"The store does not answer, and nothing was queued: {error}") from error
     now = _now()
@@ -173,7 +173,11 @@ def _write(session: Session, resolved: Resolved, key: str | None, digest: str) -
     session.flush()
     private_to = "" if spec.share else experiment.id
     # Seed by seed, so that after the first round every arm has a number.
-    wanted = [(arm, seed, source.runs[seed]) for seed in spec.seed_list for arm, source in zip(arms, resolved.arms, strict=True)]
+    wanted = [
+        (arm, seed, source.runs[seed])
+        for seed in spec.seed_list
+        for arm, source in zip(arms, resolved.arms, strict=True)
+    ]
     ids = [run_id(run_spec, private_to) for _, _, run_spec in wanted]
     existing = repository.existing_runs(session, ids, lock=True)
     placement = spec.placement.model_dump(mode="json")
@@ -208,7 +212,11 @@ def _join(session: Session, run: Run, experiment: Experiment, placement: dict[st
 
 def _is_new(run: Run | None) -> bool:
     """Whether a request for it means training: it does not exist, was cancelled, or failed because of the cluster."""
-    return run is None or run.state is RunState.CANCELLED or (run.state is RunState.FAILED and run.kind == "Infrastructure")
+    return (
+        run is None
+        or run.state is RunState.CANCELLED
+        or (run.state is RunState.FAILED and run.kind == "Infrastructure")
+    )
 
 
 def _steps(spec: RunSpec, resolved: Resolved) -> int:

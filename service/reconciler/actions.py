@@ -150,5 +150,3 @@ def _progress(sessions: Sequence[Session]) -> dict[str, Any]:
         "process_seconds": sum(session.process_seconds for session in sessions),
         "started_at": sessions[0].started_at,
     }
-
-

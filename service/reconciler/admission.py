@@ -42,9 +42,7 @@ def admit(
         else:
             reasons.setdefault(item.run_id, f"all {max_total} places are taken (MCF_MAX_CONCURRENT_RUNS)")
     told = {
-        run_id: reason
-        for run_id, reason in reasons.items()
-        if run_id not in admitted and reason != told_so_far[run_id]
+        run_id: reason for run_id, reason in reasons.items() if run_id not in admitted and reason != told_so_far[run_id]
     }
     return admitted, told
 

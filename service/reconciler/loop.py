@@ -18,7 +18,7 @@ from service.compare.publish import publish
 from service.db import Database
 from service.reconciler import repository
 from service.reconciler.actions import World
-from service.reconciler.admission import Waiting, admit
+from service.reconciler.admission import admit
 from service.reconciler.repository import ExperimentLease, RunLease
 from service.reconciler.transitions import Action, RunFacts, decide
 from service.settings import Settings
@@ -114,7 +114,7 @@ class Reconciler:
                 return
         with self._db.write() as session:
             self._db.exclusively(session)
-            rows = [Waiting(*row) for row in repository.waiting(session)]
+            rows = repository.waiting(session)
             total, by_experiment = repository.in_flight(session)
             admitted, told = admit(rows, total, by_experiment, self._settings.max_concurrent_runs)
             now = self._clock()

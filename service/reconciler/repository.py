@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, distinct, func, or_, select, update
+from sqlalchemy import and_, distinct, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from service.reconciler.admission import Waiting
 from service.reconciler.transitions import AttemptFacts, RunFacts
 from service.tables import FINAL, Arm, Attempt, AttemptState, Experiment, Run, RunState, Trial
 
@@ -53,14 +54,14 @@ def lease_runs(session: Session, now: datetime, seconds: float, limit: int) -> l
         .where(Run.id.in_(ids))
         .order_by(Run.next_check_at)
     )
-    return [RunLease(token, run, attempts.get(run.id), home, arm, seed) for run, home, arm, seed in session.execute(homes)]
+    return [
+        RunLease(token, run, attempts.get(run.id), home, arm, seed) for run, home, arm, seed in session.execute(homes)
+    ]
 
 
 def lease_experiments(session: Session, now: datetime, seconds: float, limit: int) -> list[ExperimentLease]:
     due = select(Experiment.id).where(~Experiment.published, Experiment.next_check_at <= now, _free(Experiment, now))
-    ids = session.scalars(
-        due.order_by(Experiment.next_check_at).limit(limit).with_for_update(skip_locked=True)
-    ).all()
+    ids = session.scalars(due.order_by(Experiment.next_check_at).limit(limit).with_for_update(skip_locked=True)).all()
     token = uuid.uuid4().hex
     values = {"lease_token": token, "lease_expires_at": now + timedelta(seconds=seconds)}
     session.execute(update(Experiment).where(Experiment.id.in_(ids)).values(values))
@@ -69,17 +70,27 @@ def lease_experiments(session: Session, now: datetime, seconds: float, limit: in
 
 
 def facts(lease: RunLease) -> RunFacts:
-    run, attempt = lease.run, lease.attempt
+    run, row = lease.run, lease.attempt
+    attempt = None
+    if row:
+        attempt = AttemptFacts(row.number, row.state, row.confirmed, row.first_step, row.last_step, row.reason)
     return RunFacts(
-        state=run.state, admitted=run.admitted, cancel_reason=run.cancel_reason, not_before=run.not_before,
-        fruitless=run.fruitless, step=run.step, reason=run.reason, kind=run.kind, waiting_reason=run.waiting_reason,
-        attempt=attempt and AttemptFacts(
-            attempt.number, attempt.state, attempt.confirmed, attempt.first_step, attempt.last_step, attempt.reason
-        ),
-    )  # fmt: skip
+        state=run.state,
+        admitted=run.admitted,
+        cancel_reason=run.cancel_reason,
+        not_before=run.not_before,
+        fruitless=run.fruitless,
+        step=run.step,
+        reason=run.reason,
+        kind=run.kind,
+        waiting_reason=run.waiting_reason,
+        attempt=attempt,
+    )
 
 
-def write_run(session: Session, lease: RunLease, values: dict[str, Any], attempt: AttemptFacts | None, now: datetime) -> bool:
+def write_run(
+    session: Session, lease: RunLease, values: dict[str, Any], attempt: AttemptFacts | None, now: datetime
+) -> bool:
     """Write what was decided. False, and nothing written, when the lease is no longer ours."""
     owned = update(Run).where(Run.id == lease.run.id, Run.lease_token == lease.token)
     if session.execute(owned.values(values)).rowcount == 0:  # type: ignore[attr-defined]
@@ -101,15 +112,16 @@ def write_experiment(session: Session, lease: ExperimentLease, values: dict[str,
     session.execute(owned.values({**values, "lease_token": None, "lease_expires_at": None}))
 
 
-def waiting(session: Session) -> Sequence[Row[tuple[str, str, str, str, int]]]:
-    """Runs without a place, the first to get one first: (run, its waiting reason, experiment, name, concurrency)."""
-    return session.execute(
+def waiting(session: Session) -> list[Waiting]:
+    """Runs without a place, the first to get one first."""
+    rows = session.execute(
         select(Run.id, Run.waiting_reason, Experiment.id, Experiment.name, Experiment.concurrency)
         .join(Trial, Trial.run_id == Run.id)
         .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(~Run.admitted, Run.state.not_in(FINAL), Run.cancel_reason == "", Experiment.cancelled_at.is_(None))
         .order_by(Experiment.priority.desc(), Experiment.created_at, Trial.id)
-    ).all()
+    )
+    return [Waiting(*row) for row in rows.tuples()]
 
 
 def in_flight(session: Session) -> tuple[int, dict[str, int]]:
@@ -121,7 +133,7 @@ def in_flight(session: Session) -> tuple[int, dict[str, int]]:
         .where(Run.admitted)
         .group_by(Trial.experiment_id)
     )
-    return total, {experiment: count for experiment, count in by_experiment}
+    return total, dict(by_experiment)
 
 
 def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
@@ -146,7 +158,7 @@ def cancel_experiment(session: Session, experiment: Experiment, reason: str, now
         .group_by(Trial.run_id)
     )
     own = select(Trial.run_id).where(Trial.experiment_id == experiment.id)
-    wanted = {run_id: home for run_id, home in session.execute(other.where(Trial.run_id.in_(own)))}
+    wanted = dict(session.execute(other.where(Trial.run_id.in_(own))))
     for run in session.scalars(select(Run).where(Run.id.in_(own), Run.state.not_in(FINAL))):
         if run.id in wanted:
             run.home_id = wanted[run.id] if run.home_id == experiment.id else run.home_id

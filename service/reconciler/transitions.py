@@ -200,9 +200,7 @@ def _close_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     wait = min(BACKOFF_SECONDS * 2**fruitless, MAX_BACKOFF_SECONDS)
     waiting = f"attempt {attempt.number} ended ({why}); the next one starts in {wait:.0f} s"
     return Decision(
-        replace(
-            run, state=RunState.INTERRUPTED, not_before=now + timedelta(seconds=wait), waiting_reason=waiting
-        )  # fmt: skip
+        replace(run, state=RunState.INTERRUPTED, not_before=now + timedelta(seconds=wait), waiting_reason=waiting)
     )
 
 

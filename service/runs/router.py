@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 # Every follower waits in a thread; these are not the threads that answer requests.
 MAX_FOLLOWERS = 100
-LOG_KINDS = {200: {"content": {"text/plain": {}, "text/event-stream": {}}}} | responses(NotFound)
+LOG_KINDS = responses(NotFound) | {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}
 
 
 @router.get("")
@@ -56,7 +56,9 @@ def get_logs(
         return PlainTextResponse(logs.text(state.db, state.launcher, run_id, attempt, tail))
     with state.db.read() as session:
         service.get(session, run_id)
-    return StreamingResponse(_events(request, run_id), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        _events(request, run_id), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
 
 
 @router.get("/{run_id}/checkpoints", responses=responses(NotFound, Unavailable))
@@ -74,7 +76,7 @@ def get_metrics(request: Request, run_id: str, name: Annotated[list[str] | None,
 @router.get(
     "/{run_id}/picture",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}} | responses(NotFound, Unavailable),
+    responses=responses(NotFound, Unavailable) | {200: {"content": {"image/png": {}}}},
 )
 def get_picture(request: Request, run_id: str) -> Response:
     """The newest panel of images, masked images and reconstructions."""

@@ -75,7 +75,8 @@ def histories(db: Database, tracker: Tracker | None, run_id: str, names: list[st
     except TrackingAway as error:
         raise Unavailable(str(error)) from error
     curves = {
-        name: [(step, value if math.isfinite(value) else None) for step, value in points] for name, points in found.items()
+        name: [(step, value if math.isfinite(value) else None) for step, value in points]
+        for name, points in found.items()
     }
     return Histories(metrics=curves)
 

@@ -55,9 +55,7 @@ def train(spec: dict) -> int:
     step = first = json.loads(state.read_text()) if state.exists() else 0
     number = len(list((FOLDER / "sessions").glob("*.json"))) + 1
     started = now()
-    print(f"attempt {ATTEMPT} from step {step}", flush=True)
     if temperature == 0.6 or (temperature == 0.7 and ATTEMPT < 3):
-        print("about to die without a word", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     while step < total and not stopping:
         time.sleep(pause)

@@ -121,7 +121,9 @@ def test_following_a_log_ends_with_the_attempt(tmp_path: Path) -> None:
 
 def test_stop_all_asks_first_and_leaves_nothing_running(tmp_path: Path) -> None:
     runner, scheduler = scheduler_at(tmp_path)
-    polite = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
+    polite = (
+        "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
+    )
     stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     for name, program in ("r1-1", polite), ("r2-1", stubborn):
         runner.run(app_for(request(name, program)), "local")
@@ -138,5 +140,6 @@ def test_the_service_keeps_its_own_secrets(tmp_path: Path, monkeypatch: pytest.M
     runner.run(app_for(request("r1-1", "import os; print(sorted(os.environ))")), "local")
     wait_for(lambda: state(scheduler, "r1-1") == AppState.SUCCEEDED)
     printed = "".join(scheduler.log_iter("r1-1", "node"))
-    assert "MCF_TOKEN" not in printed and "AWS_SECRET_ACCESS_KEY" in printed
+    assert "MCF_TOKEN" not in printed
+    assert "AWS_SECRET_ACCESS_KEY" in printed
     assert "secret-key" not in (tmp_path / "r1-1" / "job.json").read_text()

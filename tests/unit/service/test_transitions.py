@@ -4,7 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.reconciler.transitions import (
@@ -105,7 +106,8 @@ class World(RuleBasedStateMachine):
     @invariant()
     def final_states_are_final_and_leave_nothing_alive(self) -> None:
         if self.run.state.is_final:
-            assert not self.live() and not self.run.admitted
+            assert not self.live()
+            assert not self.run.admitted
             assert not (self.run.attempt and self.run.attempt.is_live)
             self.final = self.final or self.run
             assert self.run == self.final
@@ -113,7 +115,8 @@ class World(RuleBasedStateMachine):
     @invariant()
     def only_the_run_itself_says_that_it_succeeded(self) -> None:
         if self.run.state is RunState.SUCCEEDED:
-            assert self.outcome and self.outcome.verdict is Verdict.SUCCEEDED
+            assert self.outcome
+            assert self.outcome.verdict is Verdict.SUCCEEDED
 
     def teardown(self) -> None:
         """Every run ends when the world behaves."""
@@ -145,7 +148,8 @@ def test_attempts_without_a_new_step_are_bounded_and_say_what_was_printed_last()
     seen = Observed(JobState.FAILED, job_message="node 0 ended with 1", log_tail="No space left on device", step=10)
     after = decide(run, seen, NOW).run
     assert (after.state, after.kind) == (RunState.FAILED, "Infrastructure")
-    assert "node 0 ended with 1" in after.reason and "No space left" in after.reason
+    assert "node 0 ended with 1" in after.reason
+    assert "No space left" in after.reason
 
 
 def test_attempts_that_advance_are_not_bounded() -> None:
@@ -154,7 +158,7 @@ def test_attempts_that_advance_are_not_bounded() -> None:
     assert (after.state, after.fruitless) == (RunState.INTERRUPTED, 0)
 
 
-@pytest.mark.parametrize("fruitless, seconds", [(0, 2), (1, 4)])
+@pytest.mark.parametrize(("fruitless", "seconds"), [(0, 2), (1, 4)])
 def test_the_pause_before_the_next_attempt_grows(fruitless: int, seconds: int) -> None:
     after = decide(replace(RUNNING, fruitless=fruitless), Observed(JobState.FAILED, step=10), NOW).run
     assert after.not_before == NOW + timedelta(seconds=seconds)
@@ -184,7 +188,8 @@ def test_processes_that_stay_after_the_end_are_stopped_before_the_run_ends() -> 
     seen = Observed(JobState.RUNNING, outcome=outcome, has_result=True)
     assert decide(RUNNING, seen, NOW).action is None
     late = decide(RUNNING, seen, NOW + timedelta(minutes=3))
-    assert late.action is Action.CANCEL and not late.run.state.is_final
+    assert late.action is Action.CANCEL
+    assert not late.run.state.is_final
 
 
 def test_a_run_waits_while_mlflow_is_away_and_says_so() -> None:

@@ -1,0 +1,231 @@
+"""The log against a real MLflow server that is killed, restarted, and has its answers swallowed."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from tests.conftest import free_port, running_mlflow
+from trainer import log as log_module
+from trainer.log import RunLog
+
+LAST = 40
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "SEND_SECONDS", 0.2)
+    monkeypatch.setattr(log_module, "LONGEST_PAUSE_SECONDS", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+
+
+def new_run(url: str) -> str:
+    client = MlflowClient(url)
+    run_id: str = client.create_run(client.create_experiment(uuid.uuid4().hex)).info.run_id
+    return run_id
+
+
+def steps(url: str, run_id: str, metric: str = "loss/total") -> list[int]:
+    return sorted(entry.step for entry in MlflowClient(url).get_metric_history(run_id, metric))
+
+
+def row(step: int) -> dict[str, float]:
+    return {"loss/total": 1 / step, "lr": 1e-3}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def kill_group(port: int) -> None:
+    """SIGKILL to the server that listens on the port and to its children."""
+    found = psutil.net_connections("tcp4")
+    pid = next(c.pid for c in found if c.status == psutil.CONN_LISTEN and c.laddr.port == port)
+    os.killpg(os.getpgid(pid), signal.SIGKILL)
+
+
+def test_rows_pictures_and_final_metrics_arrive(mlflow_server: str) -> None:
+    run_id = new_run(mlflow_server)
+    log = RunLog(mlflow_server, run_id, attempt=2)
+    for step in range(1, 1 + LAST):
+        log.metrics(step, row(step))
+    log.metrics(LAST, {"probe/landmark_nme": 13.5, "floor/pixels": 13.0})
+    log.picture(30, b"png")
+    log.artifact("export/README.md", b"card")
+    assert log.close(30) == 0
+    client = MlflowClient(mlflow_server)
+    run = client.get_run(run_id)
+    assert steps(mlflow_server, run_id) == list(range(1, 1 + LAST))
+    assert run.data.metrics["probe/landmark_nme"] == 13.5
+    assert run.data.metrics["log_rows_dropped"] == 0
+    assert run.data.tags["mcf.attempt"] == "2"
+    assert [file.path for file in client.list_artifacts(run_id, "pictures")] == ["pictures/step-000030.png"]
+    assert [file.path for file in client.list_artifacts(run_id, "export")] == ["export/README.md"]
+
+
+def test_a_server_killed_and_started_again_loses_no_step_and_training_never_waits(tmp_path: Path) -> None:
+    port = free_port()
+    slowest = 0.0
+    with running_mlflow(tmp_path, port) as url:
+        run_id = new_run(url)
+        log = RunLog(url, run_id, attempt=1)
+        for step in range(1, 11):
+            log.metrics(step, row(step))
+        wait_for(lambda: not log.state_dict()["rows"])
+        kill_group(port)
+        for step in range(11, 1 + LAST):
+            started = time.monotonic()
+            log.metrics(step, row(step))
+            log.picture(step, b"png")
+            slowest = max(slowest, time.monotonic() - started)
+            time.sleep(0.02)
+        assert len(log.state_dict()["rows"]) == LAST - 10
+    with running_mlflow(tmp_path, port) as url:
+        assert log.close(60) == 0
+        assert steps(url, run_id) == list(range(1, 1 + LAST))
+        assert steps(url, run_id, "lr") == list(range(1, 1 + LAST))
+        assert len(MlflowClient(url).list_artifacts(run_id, "pictures")) == LAST - 10
+    assert slowest < 0.2
+
+
+def test_a_batch_whose_answer_was_lost_is_not_logged_twice(mlflow_server: str) -> None:
+    run_id = new_run(mlflow_server)
+    with proxy(mlflow_server) as (url, swallow):
+        log = RunLog(url, run_id, attempt=1)
+        log.metrics(1, row(1))
+        wait_for(lambda: not log.state_dict()["rows"])
+        swallow.set()
+        log.metrics(2, row(2))
+        log.metrics(3, row(3))
+        log.metrics(3, {"probe/landmark_nme": 13.5})
+        wait_for(lambda: steps(mlflow_server, run_id, "probe/landmark_nme") == [3])
+        assert len(log.state_dict()["rows"]) == 3
+        # As if an attempt ended here and the next one repeated step 3, at another time of day.
+        resumed = RunLog(mlflow_server, run_id, attempt=2)
+        resumed.load_state_dict(log.state_dict())
+        resumed.metrics(3, row(3))
+        resumed.metrics(4, row(4))
+        assert resumed.close(30) == 0
+        swallow.clear()
+        assert log.close(30) == 0
+    for metric, expected in ("loss/total", [1, 2, 3, 4]), ("lr", [1, 2, 3, 4]), ("probe/landmark_nme", [3]):
+        assert steps(mlflow_server, run_id, metric) == expected
+
+
+def test_what_a_killed_process_could_not_send_travels_in_its_checkpoint(mlflow_server: str) -> None:
+    run_id = new_run(mlflow_server)
+    dead = RunLog("http://127.0.0.1:1", run_id, attempt=1)
+    for step in range(1, 6):
+        dead.metrics(step, row(step))
+    dead.picture(5, b"\x89PNG")
+    file = io.BytesIO()
+    torch.save({"log": dead.state_dict()}, file)
+    assert dead.close(0.1) == 6
+    file.seek(0)
+    resumed = RunLog(mlflow_server, run_id, attempt=2)
+    resumed.load_state_dict(torch.load(file, weights_only=True)["log"])
+    resumed.metrics(6, row(6))
+    assert resumed.close(30) == 0
+    assert steps(mlflow_server, run_id) == [1, 2, 3, 4, 5, 6]
+    assert len(MlflowClient(mlflow_server).list_artifacts(run_id, "pictures")) == 1
+
+
+def test_a_full_buffer_drops_its_oldest_rows_and_counts_them(mlflow_server: str) -> None:
+    run_id = new_run(mlflow_server)
+    dead = RunLog("http://127.0.0.1:1", run_id, attempt=1, max_rows=10)
+    for step in range(1, 1 + LAST):
+        dead.metrics(step, row(step))
+    resumed = RunLog(mlflow_server, run_id, attempt=2)
+    resumed.load_state_dict(dead.state_dict())
+    resumed.metrics(LAST + 1, row(LAST + 1))
+    assert resumed.close(30) == 0
+    dead.close(0)
+    assert steps(mlflow_server, run_id) == list(range(LAST - 9, LAST + 2))
+    assert MlflowClient(mlflow_server).get_run(run_id).data.metrics["log_rows_dropped"] == LAST - 10
+
+
+def test_rows_that_mlflow_refuses_do_not_hold_up_the_others(mlflow_server: str) -> None:
+    run_id = new_run(mlflow_server)
+    log = RunLog(mlflow_server, run_id, attempt=1)
+    log.metrics(1, {"a name with a ? in it": 1.0})
+    wait_for(lambda: not log.state_dict()["rows"])
+    log.metrics(2, row(2))
+    assert log.close(30) == 0
+    assert log.dropped == 1
+    assert steps(mlflow_server, run_id) == [2]
+
+
+def test_training_starts_before_mlflow_is_imported() -> None:
+    code = (
+        "import sys, time; from trainer.log import RunLog; assert 'mlflow' not in sys.modules;"
+        "started = time.monotonic(); RunLog('http://127.0.0.1:1', 'x', attempt=1).metrics(1, {'loss/total': 1.0});"
+        "assert time.monotonic() - started < 0.2"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@contextmanager
+def proxy(url: str) -> Iterator[tuple[str, threading.Event]]:
+    """A TCP proxy in front of `url`; while the event is set, batches go through and their answers do not come back."""
+    swallow = threading.Event()
+    target = ("127.0.0.1", int(url.rpartition(":")[2]))
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(client: socket.socket) -> None:
+        server = socket.create_connection(target)
+        batch_sent = threading.Event()
+        threading.Thread(target=answer, args=(server, client, batch_sent), daemon=True).start()
+        while data := _receive(client):
+            if data.startswith((b"GET", b"POST")):  # connections are kept for many requests
+                batch_sent.set() if b"/runs/log-batch" in data else batch_sent.clear()
+            server.sendall(data)
+        _hang_up(client, server)
+
+    def answer(server: socket.socket, client: socket.socket, batch_sent: threading.Event) -> None:
+        while data := _receive(server):
+            if swallow.is_set() and batch_sent.is_set():
+                break
+            client.sendall(data)
+        _hang_up(client, server)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", swallow
+    finally:
+        _hang_up(listener)
+
+
+def _hang_up(*sockets: socket.socket) -> None:
+    for one in sockets:
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()
+
+
+def _receive(source: socket.socket) -> bytes:
+    try:
+        return source.recv(65536)
+    except OSError:
+        return b""

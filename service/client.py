@@ -1,0 +1,207 @@
+"""The API from Python: for notebooks, and for the `mcf` command.
+
+    from service.client import Client
+
+    table = Client().submit("ablation.yaml").wait().comparison().to_dataframe()
+
+What goes wrong is a service.connection.McfError, in words for people.
+"""
+
+import io
+import math
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service import specfile
+from service.compare import schemas
+from service.connection import Connection, McfError, NoSuchThing, Refused, ServiceAway, given
+from service.experiments.schemas import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
+from service.runs.schemas import Checkpoints, Histories, RunDetail, RunList, RunSummary
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Client", "Comparison", "Experiment", "McfError", "NoSuchThing", "Refused", "ServiceAway"]
+
+# Submitting reads the data once, to name the runs by what they see.
+SUBMIT_SECONDS = 600.0
+
+
+class Comparison(schemas.Comparison):
+    """The comparison as the service made it, with the forms people want it in."""
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row an arm, numbers in full. Needs pandas."""
+        import pandas
+
+        return pandas.read_csv(io.StringIO(self.to_csv())).set_index("arm")
+
+    def to_csv(self) -> str:
+        from service.compare import report  # loads scipy: two seconds that most commands need not spend
+
+        return report.comma_separated(self)
+
+    def to_markdown(self) -> str:
+        from service.compare import report
+
+        return report.markdown(self)
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
+
+class Client:
+    """A connection to one service. Without a URL: MCF_URL, else the `mcf up` of this folder. Raises ServiceAway."""
+
+    def __init__(self, url: str | None = None, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
+        self._connection = Connection(url, token, timeout_seconds)
+        self.url = self._connection.url
+
+    # ------------------------------------------------------------ experiments
+
+    def submit(self, spec: Mapping[str, Any] | str | Path) -> "Experiment":
+        """Submit a spec or a file with one. Raises Refused, with every problem of the spec."""
+        # The key makes it safe to ask again when an answer was lost on the way.
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        body = _payload(spec)
+        answer = self._connection.patiently(
+            lambda: self._connection.call("POST", "/v1/experiments", json=body, headers=headers, timeout=SUBMIT_SECONDS)
+        )
+        return Experiment(self, ExperimentDetail.model_validate_json(answer.content))
+
+    def plan(self, spec: Mapping[str, Any] | str | Path) -> Plan:
+        """What submitting would do; nothing is done."""
+        options = {"json": _payload(spec), "params": {"dry_run": "true"}, "timeout": SUBMIT_SECONDS}
+        answer = self._connection.call("POST", "/v1/experiments", **options)
+        return Plan.model_validate_json(answer.content)
+
+    def experiments(self) -> Iterator[ExperimentSummary]:
+        """All experiments, newest first."""
+        cursor: str | None = None
+        while True:
+            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor)
+            yield from page.experiments
+            if (cursor := page.next_cursor) is None:
+                return
+
+    def experiment(self, name: str) -> "Experiment":
+        """By id, by the beginning of one, or by name (the newest of that name). Raises NoSuchThing."""
+        known = list(self.experiments())
+        same_name = [item.id for item in known if item.name == name]
+        found = same_name[0] if same_name else _only(name, [item.id for item in known], "experiment", "mcf list")
+        return Experiment(self, self._connection.get(ExperimentDetail, f"/v1/experiments/{found}"))
+
+    # ------------------------------------------------------------ runs
+
+    def runs(self, experiment: str | None = None) -> Iterator[RunSummary]:
+        """Runs by id, of one experiment (its id) or all."""
+        cursor: str | None = None
+        while True:
+            page = self._connection.get(RunList, "/v1/runs", limit=1000, cursor=cursor, experiment=experiment)
+            yield from page.runs
+            if (cursor := page.next_cursor) is None:
+                return
+
+    def run(self, name: str) -> RunDetail:
+        """By id or by the beginning of one. Raises NoSuchThing."""
+        if not re.fullmatch("r[0-9a-f]{12}", name):
+            name = _only(name, [run.id for run in self.runs()], "run", "mcf show EXPERIMENT")
+        return self._connection.get(RunDetail, f"/v1/runs/{name}")
+
+    def checkpoints(self, run_id: str) -> Checkpoints:
+        return self._connection.get(Checkpoints, f"/v1/runs/{run_id}/checkpoints")
+
+    def metrics(self, run_id: str) -> dict[str, list[tuple[int, float | None]]]:
+        """Metric -> (step, value) in step order."""
+        return self._connection.get(Histories, f"/v1/runs/{run_id}/metrics").metrics
+
+    def picture(self, run_id: str) -> bytes:
+        """Newest panel of images, masked images and reconstructions, as PNG."""
+        return self._connection.call("GET", f"/v1/runs/{run_id}/picture").content
+
+    def logs(self, run_id: str, *, tail: int | None = None) -> str:
+        """What the run's nodes have printed so far; the last `tail` lines where given."""
+        return self._connection.call("GET", f"/v1/runs/{run_id}/logs", params=given(tail=tail)).text
+
+    def follow_logs(self, run_id: str) -> Iterator[str]:
+        """Lines as they come, until the run has ended. Raises ServiceAway when the service goes before that."""
+        for event, data in self._connection.events(f"/v1/runs/{run_id}/logs", follow="true"):
+            if event == "end":
+                return
+            yield data
+        raise ServiceAway(f"The service at {self.url} stopped sending the log of {run_id}; follow it again.")
+
+
+class Experiment:
+    """A submitted experiment; `detail` is what was known of it when it was last looked at."""
+
+    def __init__(self, client: Client, detail: ExperimentDetail) -> None:
+        self._client, self._connection, self.detail = client, client._connection, detail
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.id}, {self.detail.name!r}, {self.detail.state}, {self.detail.progress:.0%})"
+
+    @property
+    def id(self) -> str:
+        return self.detail.id
+
+    def refresh(self) -> ExperimentDetail:
+        self.detail = self._connection.get(ExperimentDetail, f"/v1/experiments/{self.id}")
+        return self.detail
+
+    def wait(
+        self,
+        *,
+        timeout_seconds: float | None = None,
+        poll_seconds: float = 1.0,
+        on_progress: Callable[[ExperimentDetail], None] = lambda detail: None,
+    ) -> "Experiment":
+        """Returns when every run has ended; calls `on_progress` at each look. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else math.inf
+        while True:
+            on_progress(self._connection.patiently(self.refresh))
+            if self.detail.state.is_final:
+                return self
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.id} is at {self.detail.progress:.0%} after {timeout_seconds} s; it goes on")
+            time.sleep(poll_seconds)
+
+    def comparison(self) -> Comparison:
+        return self._connection.get(Comparison, f"/v1/experiments/{self.id}/comparison")
+
+    def runs(self) -> list[RunSummary]:
+        return list(self._client.runs(self.id))
+
+    def cancel(self) -> "Experiment":
+        return self._act("cancel")
+
+    def retry(self) -> "Experiment":
+        """Queue the failed runs again."""
+        return self._act("retry")
+
+    def _act(self, verb: str) -> "Experiment":
+        answer = self._connection.call("POST", f"/v1/experiments/{self.id}/{verb}")
+        self.detail = ExperimentDetail.model_validate_json(answer.content)
+        return self
+
+
+def _only(name: str, ids: Sequence[str], kind: str, lister: str) -> str:
+    found = [id for id in ids if id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NoSuchThing(f"{name!r} is the beginning of {len(found)} {kind}s: {', '.join(found[:4])} ...")
+    raise NoSuchThing(f"There is no {kind} {name!r}. `{lister}` shows those there are.")
+
+
+def _payload(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    if isinstance(spec, Mapping):
+        return specfile.with_absolute_paths(spec, Path.cwd())
+    try:
+        return specfile.read(Path(spec))
+    except specfile.UnreadableSpec as error:
+        raise McfError(str(error)) from error

@@ -1,0 +1,141 @@
+"""HTTP to one service: finding it, asking it, and saying in words what went wrong.
+
+McfError             what went wrong, in words for people
+├── ServiceAway      nobody answers at the address
+├── Refused          the service said no; has .status, .error, .problems
+└── NoSuchThing      no experiment or run goes by that name
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+from pydantic import BaseModel
+
+from trainer.spec import Problem
+
+UP_FILE = Path(".mcf/up.json")
+# A service that was killed is back within seconds, and answers for the same experiments.
+PATIENCE_SECONDS = 60.0
+
+Answer = TypeVar("Answer", bound=BaseModel)
+Result = TypeVar("Result")
+
+
+class McfError(Exception):
+    """Base of everything the client raises on purpose."""
+
+
+class ServiceAway(McfError):
+    """Nobody answers at the address."""
+
+
+class NoSuchThing(McfError):
+    """No experiment or run goes by that name, or several do."""
+
+
+class Refused(McfError):
+    """The service said no, and why."""
+
+    def __init__(self, status: int, error: str, detail: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(detail)
+        self.status, self.error, self.problems = status, error, list(problems)
+
+
+class Connection:
+    def __init__(self, url: str | None, token: str | None, timeout_seconds: float) -> None:
+        found, found_token = (url, None) if url else _find_service()
+        self.url = found.rstrip("/")
+        token = token or os.environ.get("MCF_TOKEN") or found_token
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._has_answered = False
+        # The environment's proxies are not for a service next door.
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False)
+
+    def get(self, model: type[Answer], path: str, **params: Any) -> Answer:
+        return model.model_validate_json(self.call("GET", path, params=given(**params)).content)
+
+    def call(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        with self._errors():
+            answer = self._http.request(method, path, **options)
+        self._has_answered = True
+        if answer.is_error:
+            raise _refusal(answer)
+        return answer
+
+    def events(self, path: str, **params: Any) -> Iterator[tuple[str, str]]:
+        """Server-sent events as (name, text); the text is what was sent as JSON."""
+        request = self._http.build_request("GET", path, params=params, timeout=None)
+        with self._errors():
+            answer = self._http.send(request, stream=True)
+            try:
+                if answer.is_error:
+                    answer.read()
+                    raise _refusal(answer)
+                name = ""
+                for line in answer.iter_lines():
+                    field, _, value = line.partition(": ")
+                    if field == "event":
+                        name = value
+                    elif field == "data":
+                        yield name, json.loads(value)
+            finally:
+                answer.close()
+
+    def patiently(self, call: Callable[[], Result]) -> Result:
+        """The call's result, asked for again while a service that was there is being started anew.
+
+        Only for calls that may be done twice.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return call()
+            except ServiceAway:
+                if not self._has_answered or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.TransportError as error:
+            raise ServiceAway(
+                f"No service answers at {self.url} ({error or type(error).__name__}).\n"
+                "Start one with `mcf up`, or name another with --url or MCF_URL."
+            ) from error
+
+
+def _find_service() -> tuple[str, str | None]:
+    """Address and token of the service that is meant when none is named."""
+    if url := os.environ.get("MCF_URL"):
+        return url, None
+    if UP_FILE.exists():
+        up = json.loads(UP_FILE.read_text())
+        return up["url"], up["token"]
+    raise ServiceAway(
+        f"No service is named: there is no {UP_FILE} here and MCF_URL is not set.\n"
+        "Start one with `mcf up`, or name one with --url or MCF_URL."
+    )
+
+
+def _refusal(answer: httpx2.Response) -> Refused:
+    try:
+        body = answer.json()
+        problems = [Problem.model_validate(item) for item in body.get("problems", [])]
+        return Refused(answer.status_code, body["error"], body["detail"], problems)
+    except (ValueError, KeyError, AttributeError):
+        # Not ours: a proxy between us and the service, or a server error.
+        return Refused(
+            answer.status_code, "http_error", f"{answer.request.url} answered {answer.status_code}: {answer.text[:200]}"
+        )
+
+
+def given(**params: Any) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}

@@ -1,0 +1,76 @@
+"""A spec as people write it, made fit to be sent: read from YAML, with paths that mean the same to the service."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# Dotted fields of a RunSpec that name a file or a folder.
+PATHS = ("data.uri", "data.keys", "teacher.source", "evaluation.images", "evaluation.landmarks", "evaluation.labels")
+NOT_PATHS = ("", "none", "random")
+
+Json = dict[str, Any]
+
+
+class UnreadableSpec(Exception):
+    """The file is missing, is not YAML, or holds no object."""
+
+
+def read(path: Path) -> Json:
+    """The spec in a YAML or JSON file, its paths taken relative to the file. Raises UnreadableSpec."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UnreadableSpec(f"{path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableSpec(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UnreadableSpec(f"{path} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise UnreadableSpec(
+            f"{path} holds {_kind(found)}; an experiment is an object: name, base, factors, seeds, ..."
+        )
+    # Through JSON and back: what YAML takes for a date is sent as it was written.
+    plain: Json = json.loads(json.dumps(found, default=str))
+    return with_absolute_paths(plain, path.resolve().parent)
+
+
+def with_absolute_paths(spec: Mapping[str, Any], folder: Path) -> Json:
+    """The spec with every relative path below `folder`: in the base, in the levels of factors and in the baseline.
+
+    Whatever is not where a path belongs is left for the service to judge.
+    """
+    result = dict(spec)
+    if isinstance(base := spec.get("base"), Mapping):
+        result["base"] = _resolved(base, "", folder)
+    factors, baseline = spec.get("factors"), spec.get("baseline")
+    if isinstance(factors, Mapping):
+        result["factors"] = {
+            name: [_resolved(level, str(name), folder) for level in levels] if isinstance(levels, list) else levels
+            for name, levels in factors.items()
+        }
+        if isinstance(baseline, Mapping):
+            # A baseline may also name a level by its label, which is no path.
+            result["baseline"] = {
+                name: _resolved(level, str(name), folder) if _is_level(level, factors.get(name)) else level
+                for name, level in baseline.items()
+            }
+    return result
+
+
+def _resolved(value: Any, field: str, folder: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _resolved(inner, f"{field}.{key}".lstrip("."), folder) for key, inner in value.items()}
+    if isinstance(value, str) and (field in PATHS or field == "teacher"):
+        return value if value in NOT_PATHS or ":/" in value else str(folder / Path(value).expanduser())
+    return value
+
+
+def _is_level(level: Any, levels: Any) -> bool:
+    return isinstance(levels, list) and level in levels
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -1,30 +1,195 @@
-"""The `mcf` command: every command here is a few calls of service.client, shown for people."""
+"""The `mcf` command: every command is a few calls of service.client, shown for people."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from service.cli import home
+from service.cli import home, show
+from service.cli.watch import watch as watch_experiment
+from service.client import Client, Experiment, McfError, NoSuchThing, Refused
 
-app = typer.Typer(name="mcf", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+NOT_DONE, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
+
+
+class Commands(TyperGroup):
+    """Turns what goes wrong on purpose into lines for people and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (McfError, home.AlreadyUp) as error:
+            for line in _lines(error):
+                typer.echo(line, err=True)
+            refused_spec = isinstance(error, Refused) and error.status == 422
+            raise typer.Exit(WRONG_REQUEST if refused_spec else NOT_DONE) from None
+
+
+app = typer.Typer(name="mcf", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    MARKDOWN = "md"
+    CSV = "csv"
+    JSON = "json"
+
+
+Name = Annotated[str, typer.Argument(help="An experiment: its name, its id, or the beginning of it.")]
+RunName = Annotated[str, typer.Argument(help="A run: its id, or the beginning of it.")]
 
 
 @app.callback()
-def main() -> None:
-    """Face-representation pretraining: experiments from one request to a comparison."""
+def main(
+    ctx: typer.Context,
+    url: Annotated[str | None, typer.Option(help="The service; else MCF_URL, else this folder's `mcf up`.")] = None,
+    token: Annotated[str | None, typer.Option(help="Its token, where it wants one; better in MCF_TOKEN.")] = None,
+) -> None:
+    """Face-representation pretraining: from one request to a comparison."""
+    ctx.obj = lambda: Client(url, token)
 
 
 @app.command()
 def up(
     folder: Annotated[Path, typer.Option("--dir", help="Where everything is kept.")] = home.DEFAULT,
-    s3: Annotated[str | None, typer.Option(help="Keep runs below this s3:// address instead of in the folder.")] = None,
+    s3: Annotated[str | None, typer.Option(help="Keep runs below this s3:// address, not in the folder.")] = None,
 ) -> None:
     """Run service, MLflow and object store on this machine until Ctrl-C."""
     from service.cli.up import up as run_up
 
     run_up(home.Home(folder), s3=s3, console=Console())
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Any folder of images; else 100 faces of scikit-image.")] = None,
+    keep: Annotated[bool, typer.Option(help="Stay up after the table, until Ctrl-C.")] = True,
+    folder: Annotated[Path, typer.Option("--dir", help="Where everything is kept.")] = home.DEFAULT,
+) -> None:
+    """Train a small ablation on real faces and show the comparison."""
+    from service.cli.demo import demo as run_demo
+
+    raise typer.Exit(run_demo(home.Home(folder), data=data, keep=keep, console=show.terminal()))
+
+
+@app.command()
+def submit(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A spec in YAML; relative paths in it start at its folder.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Show progress, then the comparison.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Submit an experiment."""
+    client, console = ctx.obj(), show.terminal()
+    if dry_run:
+        console.print(show.plan(client.plan(file)))
+        return
+    experiment = client.submit(file)
+    detail = experiment.detail
+    console.print(f"{detail.name} is {detail.id}: {detail.num_arms} arms, {show.counts(detail)}", soft_wrap=True)
+    console.print(f"page: {client.url}/experiments/{detail.id}", soft_wrap=True)
+    if watch:
+        raise typer.Exit(_watch(experiment, console))
+
+
+@app.command("list")
+def list_experiments(ctx: typer.Context) -> None:
+    """Experiments, newest first."""
+    show.terminal().print(show.experiments(ctx.obj().experiments()))
+
+
+@app.command("show")
+def show_one(ctx: typer.Context, name: Annotated[str, typer.Argument(help="An experiment or a run.")]) -> None:
+    """An experiment with its runs, or a run with its attempts and checkpoints."""
+    client, console = ctx.obj(), show.terminal()
+    try:
+        console.print(show.experiment(client.experiment(name).detail))
+    except NoSuchThing:
+        if not name.startswith("r"):
+            raise
+        run = client.run(name)
+        console.print(show.run(run, client.checkpoints(run.id).checkpoints))
+
+
+@app.command()
+def watch(ctx: typer.Context, name: Name) -> None:
+    """Show an experiment's progress until it has ended, then the comparison."""
+    raise typer.Exit(_watch(ctx.obj().experiment(name), show.terminal()))
+
+
+@app.command()
+def logs(
+    ctx: typer.Context,
+    run: RunName,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run has ended.")] = False,
+) -> None:
+    """What a run's nodes have printed."""
+    client = ctx.obj()
+    run_id = client.run(run).id
+    if not follow:
+        typer.echo(client.logs(run_id), nl=False)
+        return
+    for line in client.follow_logs(run_id):
+        typer.echo(line)
+
+
+@app.command()
+def compare(
+    ctx: typer.Context,
+    name: Name,
+    form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
+) -> None:
+    """The comparison of an experiment's arms, finished or not."""
+    found = ctx.obj().experiment(name).comparison()
+    if form is Format.TABLE:
+        show.terminal().print(show.comparison(found))
+    elif form is Format.JSON:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        typer.echo(found.to_markdown() if form is Format.MARKDOWN else found.to_csv(), nl=False)
+
+
+@app.command()
+def cancel(ctx: typer.Context, name: Name) -> None:
+    """Stop an experiment; each run writes a checkpoint first."""
+    detail = ctx.obj().experiment(name).cancel().detail
+    typer.echo(f"{detail.name} ({detail.id}) is being cancelled: {show.counts(detail)}")
+
+
+@app.command()
+def retry(ctx: typer.Context, name: Name) -> None:
+    """Queue an experiment's failed runs again, from their last checkpoints."""
+    detail = ctx.obj().experiment(name).retry().detail
+    typer.echo(f"{detail.name} ({detail.id}) goes on: {show.counts(detail)}")
+
+
+def _watch(experiment: Experiment, console: Console) -> int:
+    """Exit code: 0 when every run succeeded."""
+    try:
+        watch_experiment(experiment, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nStopped watching; {experiment.id} goes on. `mcf watch {experiment.id}` to look again, "
+            f"`mcf cancel {experiment.id}` to stop it.",
+            soft_wrap=True,
+        )
+        return INTERRUPTED
+    console.print()
+    console.print(show.comparison(experiment.comparison()))
+    return 0 if experiment.detail.state == "succeeded" else NOT_DONE
+
+
+def _lines(error: Exception) -> list[str]:
+    if isinstance(error, Refused) and error.problems:
+        count = len(error.problems)
+        return [
+            f"{count} problem{'s' * (count != 1)}; nothing was submitted:",
+            *(f"  {item}" for item in error.problems),
+        ]
+    return str(error).splitlines()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from rich.console import Console
 from service.cli.children import Child
 from service.cli.home import BUCKET, Home, Up
 
+WORK = "work"
+"""Below the folder: what the service keeps of attempts."""
 TICK_SECONDS = 0.2
 ATTEMPT_GRACE_SECONDS = 60.0
 """How long training may take to write its checkpoint when everything stops."""
@@ -127,7 +129,7 @@ def _service(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
         "MCF_DATABASE_URL": f"sqlite:///{folder / 'mcf.db'}",
         "MCF_STORE": state.store,
         "MCF_TRACKING_URI": state.tracking_uri,
-        "MCF_WORK_DIR": str(folder / "work"),
+        "MCF_WORK_DIR": str(folder / WORK),
     }
     return Child(
         name="service",
@@ -145,7 +147,7 @@ def _stop(folder: Path, children: list[Child], console: Console) -> None:
 
     console.print("stopping: training writes its checkpoints first", highlight=False)
     children[-1].stop()
-    stop_all(folder / "work", grace_seconds=ATTEMPT_GRACE_SECONDS)
+    stop_all(folder / WORK / "attempts", grace_seconds=ATTEMPT_GRACE_SECONDS)
     for child in children[-2::-1]:
         child.stop()
     console.print("stopped; the next `mcf up` here goes on where this one ended", highlight=False)

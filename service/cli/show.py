@@ -1,0 +1,198 @@
+"""Experiments, runs and comparisons as tables for a terminal."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from service.client import Comparison
+from service.compare.schemas import ArmRow, Estimate
+from service.experiments.schemas import ExperimentDetail, ExperimentSummary, Plan
+from service.runs.schemas import RunDetail
+from trainer.records import Checkpoint
+
+COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}
+
+
+def terminal() -> Console:
+    """Standard output; where it is a file or a pipe, wide enough that no table is cut."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def experiments(found: Iterable[ExperimentSummary]) -> RenderableType:
+    table = _table("id", "name", "state", "done", "arms", "runs", "left", "hours", "submitted")
+    for item in found:
+        table.add_row(
+            item.id, item.name, state(item.state), f"{item.progress:.0%}", str(item.num_arms), counts(item),
+            duration(item.eta_seconds), f"{item.gpu_hours:.2f}", age(item.created_at),
+        )  # fmt: skip
+    return table if table.row_count else Text("No experiments yet; `mcf submit FILE` makes one.")
+
+
+def experiment(found: ExperimentDetail) -> RenderableType:
+    table = _table("arm", "seed", "run", "state", "step", "restarts", "")
+    for arm in found.arms:
+        for index, trial in enumerate(arm.trials):
+            name = f"{arm.name}{' (baseline)' if arm.is_baseline else ''}" if index == 0 else ""
+            why = trial.reason or trial.waiting_reason or ("shared" if trial.shared else "")
+            step = f"{trial.step}/{trial.total_steps}"
+            table.add_row(
+                name, str(trial.seed), trial.run_id, state(trial.state), step, str(trial.restarts), _first_line(why)
+            )
+    head = Text.assemble((found.name, "bold"), f"  {found.id}  ", state(found.state), f"  {found.progress:.0%} done")
+    if found.eta_seconds:
+        head.append(f", about {duration(found.eta_seconds)} left")
+    facts = [f"{counts(found)}; {found.gpu_hours:.2f} process-hours so far"]
+    facts += [found.cancel_reason] if found.cancel_reason else []
+    facts += [f"MLflow: {found.tracking_url}"] if found.tracking_url else []
+    return Group(head, *facts, "", table)
+
+
+def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
+    head = Text.assemble((found.id, "bold"), "  ", state(found.state), f"  step {found.step} of {found.total_steps}")
+    if found.eta_seconds:
+        head.append(f", about {duration(found.eta_seconds)} left")
+    facts = _table("", "")
+    facts.show_header = False
+    speed = f"{found.images_per_second:.1f}" if found.images_per_second else ""
+    rows = {
+        "reason": found.reason or found.waiting_reason,
+        "losses": ", ".join(f"{name} {value:.4g}" for name, value in found.losses.items()),
+        "images/s": speed,
+        "world sizes": ", ".join(map(str, found.world_sizes)),
+        "restarts": str(found.restarts),
+        "process-hours": f"{found.gpu_hours:.2f}",
+        "checkpoints": ", ".join(f"step {item.step} ({item.bytes / 1e6:.1f} MB)" for item in checkpoints),
+        "directory": found.uri,
+        "MLflow": found.tracking_url or "",
+        "used by": ", ".join(f"{use.experiment} ({use.arm}, seed {use.seed})" for use in found.used_by),
+    }
+    if found.result and found.result.probe:
+        rows["probe"] = f"{found.result.probe.name} {found.result.probe.value:.4g} {found.result.probe.unit}"
+        rows["export"] = found.result.export
+    for name, value in rows.items():
+        if value:
+            facts.add_row(name, value)
+    attempts = _table("attempt", "state", "steps", "started", "reason")
+    for item in found.attempts:
+        steps = f"{item.first_step} to {item.last_step}"
+        attempts.add_row(item.name, state(item.state), steps, age(item.created_at), _first_line(item.reason))
+    return Group(head, facts, "", attempts)
+
+
+def comparison(found: Comparison) -> RenderableType:
+    """Two tables, so that each fits a terminal: what the arms reached, and what lies beneath it. Then the words."""
+    metric = f"{found.metric.name} ({found.metric.unit})" if found.metric else "probe"
+    reached = _table("", "arm", "n", metric, "95 % interval", "to baseline", "95 % interval", "p (Holm)", "verdict")
+    beneath = _table(
+        "arm", "floors: pixels", "random encoder", "above both", *_sanity(found), "images", "hours", "restarts"
+    )
+    for row in found.arms:
+        reached.add_row(*_reached(row))
+        beneath.add_row(*_beneath(row, _sanity(found)))
+    words = [Padding(Text(f"* {word}"), (0, 0, 0, 0)) for word in found.words]
+    missing = [
+        Text(f"  missing: {row.name}, seed {run.seed}: {run.state} {_first_line(run.reason)}".rstrip(), style="yellow")
+        for row in found.arms
+        for run in row.missing
+    ]
+    return Group(
+        Text(f"{found.name} ({found.experiment_id})", style="bold"), reached, "", beneath, "", *words, *missing
+    )
+
+
+def plan(found: Plan) -> RenderableType:
+    table = _table("arm", "seed", "run", "steps", "")
+    for item in found.runs:
+        table.add_row(item.arm, str(item.seed), item.id, str(item.total_steps), item.already or "new")
+    new = len(found.launch_requests)
+    cost = f"about {found.estimated_gpu_hours:.2f} process-hours ({found.estimate_basis})"
+    return Group(
+        table, f"\n{len(found.arms)} arms, {len(found.runs)} runs, {new} to train: {cost}. Nothing was submitted."
+    )
+
+
+def state(name: str) -> Text:
+    return Text(str(name), style=COLOURS.get(str(name), ""))
+
+
+def counts(found: ExperimentSummary) -> str:
+    """`12 runs: 3 running, 9 queued`."""
+    parts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
+    return f"{found.num_runs} run{'s' * (found.num_runs != 1)}: {parts}"
+
+
+def duration(seconds: float | None) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`; empty for None."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def age(at: datetime) -> str:
+    return f"{duration((datetime.now(UTC) - at).total_seconds())} ago"
+
+
+def _reached(row: ArmRow) -> list[str]:
+    probe, difference = row.probe, row.difference
+    return [
+        str(row.rank or ""),
+        row.name,
+        f"{row.seeds - len(row.missing)} of {row.seeds}" if row.missing else str(row.seeds),
+        _mean(probe) + (f" ± {probe.sd:.2g}" if probe and probe.sd is not None else ""),
+        _interval(probe),
+        "baseline" if row.is_baseline else _mean(difference, "+.3g"),
+        _interval(difference, "+.3g"),
+        f"{difference.p_holm:.2g}" if difference and difference.p_holm is not None else "",
+        difference.verdict if difference else "",
+    ]
+
+
+def _beneath(row: ArmRow, sanity: list[str]) -> list[str]:
+    floors = row.floors
+    above = {True: "yes", False: "not shown", None: "no verdict"}
+    return [
+        row.name,
+        f"{floors.pixels:.4g}" if floors else "",
+        f"{floors.random_encoder:.4g}" if floors else "",
+        above[floors.above] if floors else "",
+        *(f"{row.sanity[name]:.4g}" if name in row.sanity else "" for name in sanity),
+        f"{row.images_seen:,.0f}" if row.images_seen is not None else "",
+        f"{row.gpu_hours:.2f}",
+        str(row.restarts),
+    ]
+
+
+def _sanity(found: Comparison) -> list[str]:
+    return list(dict.fromkeys(name for row in found.arms for name in row.sanity))
+
+
+def _mean(found: Estimate | None, form: str = ".4g") -> str:
+    return format(found.mean, form) if found and found.mean is not None else ""
+
+
+def _interval(found: Estimate | None, form: str = ".4g") -> str:
+    return (
+        f"{found.low:{form}} to {found.high:{form}}"
+        if found and found.low is not None and found.high is not None
+        else ""
+    )
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= 100 else f"{line[:97]}..."
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column)
+    return table

@@ -1,0 +1,58 @@
+"""Watching an experiment: bars that move where there is a terminal, a line at every change where there is none."""
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from service.cli.show import counts, duration
+from service.client import Experiment
+from service.experiments.schemas import ArmView, ExperimentDetail
+
+POLL_SECONDS = 1.0
+
+
+def watch(experiment: Experiment, console: Console) -> None:
+    """Returns when every run has ended. A KeyboardInterrupt passes through, and the experiment goes on."""
+    if console.is_terminal:
+        with Live(_bars(experiment.detail), console=console, refresh_per_second=4) as live:
+            experiment.wait(poll_seconds=POLL_SECONDS, on_progress=lambda detail: live.update(_bars(detail)))
+        return
+    told = ""
+
+    def tell(detail: ExperimentDetail) -> None:
+        nonlocal told
+        if (news := counts(detail)) != told:
+            told = news
+            left = f", about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
+            console.print(f"{detail.progress:4.0%}  {news}{left}", soft_wrap=True)
+
+    experiment.wait(poll_seconds=POLL_SECONDS, on_progress=tell)
+
+
+def _bars(detail: ExperimentDetail) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for arm in detail.arms:
+        done = sum(1.0 if trial.state.is_final else trial.progress for trial in arm.trials) / len(arm.trials)
+        table.add_row(arm.name, _bar(done), f"{done:4.0%}", _doing(arm))
+    left = f"about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
+    table.add_row(f"[bold]{detail.name}[/]", _bar(detail.progress), f"{detail.progress:4.0%}", left)
+    return table
+
+
+def _doing(arm: ArmView) -> str:
+    """`2 of 3 seeds; seed 2 at step 40 of 60`."""
+    ended = sum(trial.state.is_final for trial in arm.trials)
+    parts = [f"{ended} of {len(arm.trials)} seeds"]
+    for trial in arm.trials:
+        if trial.state == "failed":
+            parts.append(f"[red]seed {trial.seed} failed[/]")
+        elif trial.state == "running":
+            parts.append(f"seed {trial.seed} at step {trial.step} of {trial.total_steps}")
+        elif trial.waiting_reason:
+            parts.append(f"seed {trial.seed} waits: {trial.waiting_reason[:60]}")
+    return "; ".join(parts[:3])
+
+
+def _bar(share: float) -> ProgressBar:
+    return ProgressBar(total=1.0, completed=share, width=30)

@@ -39,7 +39,7 @@ class World:
 
         The weights are equal already: they are drawn from the seed, or have been broadcast.
         """
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True, init_sync=False)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, init_sync=False)
 
     def gather_keys(self, mine: dict[int, Tensor], num_slices: int, team: tuple[int, ...]) -> Tensor:
         """Keys [slices * B, E] of a group in slice order, from what each rank of the team holds of it."""

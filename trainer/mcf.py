@@ -14,7 +14,7 @@ from trainer.draws import weights_generator
 from trainer.losses import feature_loss, info_nce, pixel_loss
 from trainer.spec import Contrastive, RunSpec
 from trainer.teachers import Teacher
-from trainer.vit import LAYER_NORM_EPS, Block, Encoder, initialise, position_code, visible_first
+from trainer.vit import LAYER_NORM_EPS, Block, Encoder, fixed, initialise, position_code, visible_first
 
 
 class Losses(NamedTuple):
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
         width, patch = run.decoder.width, run.encoder.patch
         self.embed = nn.Linear(run.encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", position_code(width, run.input_size // patch))
+        self.pos_embed = fixed(position_code(width, run.input_size // patch))
         self.blocks = nn.ModuleList(Block(width, run.decoder.heads) for _ in range(run.decoder.depth))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.predict = nn.Linear(width, 3 * patch * patch)

@@ -26,7 +26,7 @@ class Encoder(nn.Module):
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(3, width, kernel_size=encoder.patch, stride=encoder.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", position_code(width, input_size // encoder.patch))
+        self.pos_embed = fixed(position_code(width, input_size // encoder.patch))
         self.blocks = nn.ModuleList(Block(width, encoder.heads) for _ in range(encoder.depth))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
@@ -96,6 +96,11 @@ class Attention(nn.Module):
         qkv = self.qkv(token_BND).view(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(*qkv.unbind(0))
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+
+
+def fixed(value: Tensor) -> nn.Parameter:
+    """A weight that is not trained. No buffer: DDP would send those around before every forward."""
+    return nn.Parameter(value, requires_grad=False)
 
 
 def visible_first(noise_BL: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""Train one spec on several world sizes with real gloo processes: python -m tests.unit.trainer.worlds JOB.json
+
+A job lists runs; a run is a list of [world size, step to stop after] and leaves its last checkpoint in a
+directory. Ranks are forks of one process that has imported torch, because importing it ten times takes longer.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch._dynamo  # DDP and AdamW import it anyway: three seconds, paid here once and not in every rank
+
+from tests.conftest import free_port
+from trainer.checkpoint import CheckpointStore
+from trainer.data import slices, split_of
+from trainer.distributed import World, joined_world
+from trainer.grid import step_plan, teams
+from trainer.log import RunLog
+from trainer.loop import fit
+from trainer.main import build_parts, restore
+from trainer.manifest import open_images
+from trainer.report import Silent
+from trainer.spec import RunSpec
+from trainer.storage import DirectoryStore
+
+
+class StopAfter(Silent):
+    """Asks for a stop after one step, as a cluster would, on the last rank alone."""
+
+    def __init__(self, world: World, last_step: int) -> None:
+        self.world, self.last_step = world, last_step
+
+    def step(self, step: int, losses: object, **more: float) -> None:
+        if step == self.last_step and self.world.rank == self.world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(run: RunSpec, folder: str, last_step: int) -> None:
+    with joined_world() as world:
+        _, split = split_of(run)
+        world.form_teams(teams(run.batch, world.size))
+        checkpoints = CheckpointStore(DirectoryStore(folder), spec_digest=run.digest, keep=9)
+        parts = build_parts(run, world, num_images=len(split.train))
+        restore(parts, checkpoints, RunLog(None, None, attempt=1), world)
+        plan = step_plan(run.batch, world.rank, world.size)
+        steps = range(parts.step, run.total_steps(parts.num_images))
+        batches = slices(run, open_images(run.data.uri), [key for key, _ in split.train], plan, steps, world.device)
+        fit(run, parts, plan, batches, world, checkpoints, StopAfter(world, last_step))
+
+
+def fork_world(run: RunSpec, folder: str, size: int, last_step: int) -> None:
+    port = free_port()
+    children = []
+    for rank in range(size):
+        if (child := os.fork()) == 0:
+            os.environ.update(
+                RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            )
+            code = 1
+            try:
+                train(run, folder, last_step)
+                code = 0
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    if codes := [code for child in children if (code := os.waitpid(child, 0)[1])]:
+        raise SystemExit(f"a world of {size} ended with {codes}")
+
+
+if __name__ == "__main__":
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        for size, last_step in job["stretches"]:
+            fork_world(RunSpec.model_validate(job["run"]), job["folder"], size, last_step)

@@ -1,0 +1,153 @@
+"""One worker of a run: torchrun [...] -m trainer.main --spec FILE
+
+    MCF_RUN_URI     where the run leaves its records; ./runs/<first 12 of the spec's digest> by default
+    MCF_ATTEMPT     number of this attempt, 1 by default
+    MLFLOW_RUN_ID   log there (MLFLOW_TRACKING_URI says where that is); without it nothing is logged to MLflow
+
+Exit code: 0 succeeded, 1 failed (outcome.json says so when trying again is no use), 143 interrupted.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import torch
+
+from trainer import conclude, records
+from trainer.checkpoint import CheckpointStore, OtherRun
+from trainer.data import slices, split_of
+from trainer.distributed import World, joined_world
+from trainer.grid import TooManyWorkers, step_plan, teams
+from trainer.journal import Journal
+from trainer.log import RunLog
+from trainer.loop import NonFiniteLoss, Parts, fit
+from trainer.manifest import DataError, open_images
+from trainer.mcf import Target, build
+from trainer.optim import adamw
+from trainer.records import Outcome, Verdict
+from trainer.report import RankZero, Silent
+from trainer.rundir import list_checkpoints, read_outcome
+from trainer.spec import RunSpec
+from trainer.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
+from trainer.storage import Store, open_store, split_uri
+from trainer.teachers import TeacherError
+from trainer.teachers import build as build_teacher
+
+logger = logging.getLogger("trainer")
+
+# The run's own errors: every other attempt would meet them again.
+OWN_ERRORS = (NonFiniteLoss, DataError, TeacherError, torch.OutOfMemoryError, MemoryError)
+# Wrong about where or how it was started; the run itself is none the worse.
+START_ERRORS = (TooManyWorkers, OtherRun)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    die_with_parent()
+    exit_on_request()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="trainer.main", description="Train one run.")
+    parser.add_argument("--spec", required=True, help="RunSpec as JSON: a path or an s3:// address")
+    folder, name = split_uri(parser.parse_args(argv).spec)
+    run = RunSpec.model_validate_json(open_store(folder).get(name))
+    store = open_store(os.environ.get("MCF_RUN_URI", f"runs/{run.digest[:12]}"))
+    if outcome := read_outcome(store):
+        return over_already(store, outcome)
+    try:
+        return train(run, store)
+    except OWN_ERRORS as error:
+        logger.error("%s: %s", type(error).__name__, error)
+        kept = list_checkpoints(store)
+        outcome = Outcome(
+            verdict=Verdict.FAILED, step=kept[-1].step if kept else 0, reason=str(error), kind=type(error).__name__,
+            ended_at=datetime.now(UTC),
+        )  # fmt: skip
+        store.put(records.OUTCOME, outcome.model_dump_json(indent=1).encode())
+    except START_ERRORS as error:
+        logger.error("%s: %s", type(error).__name__, error)
+    stop_agent()
+    return 1
+
+
+def over_already(store: Store, outcome: Outcome) -> int:
+    """A run ends once: how it did is the answer to every later start."""
+    logger.info("the run in %s has %s already: %s", store.uri, outcome.verdict, outcome.reason or "nothing to do")
+    if outcome.verdict == Verdict.SUCCEEDED:
+        return 0
+    stop_agent()
+    return 1
+
+
+def train(run: RunSpec, store: Store) -> int:
+    """Join the other workers, train, and as rank 0 write down what came of it. Returns the exit code."""
+    with joined_world() as world:
+        log_settings(run, world)
+        manifest, split = split_of(run)
+        images = open_images(run.data.uri, run.data.format)
+        everyone = teams(run.batch, world.size)
+        world.form_teams(everyone)
+        checkpoints = CheckpointStore(store, spec_digest=run.digest, keep=run.cadence.keep_checkpoints)
+        parts = build_parts(run, world, num_images=len(split.train))
+        log = RunLog(
+            os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_RUN_ID") if world.is_first else None,
+            attempt=attempt_number(),
+        )  # fmt: skip
+        restore(parts, checkpoints, log, world)
+        total_steps = run.total_steps(parts.num_images)
+        plan = step_plan(run.batch, world.rank, world.size)
+        batches = slices(run, images, [key for key, _ in split.train], plan, range(parts.step, total_steps), world.device)
+        report: RankZero | Silent = Silent()
+        if world.is_first:
+            journal = Journal(store, attempt_number(), world.size, str(world.device), total_steps, parts.step)
+            draw = conclude.painter(run, parts.model, images, split, world.device)
+            report = RankZero(
+                run, log, journal, world_size=world.size, first_step=parts.step, total_steps=total_steps, draw=draw
+            )
+        completed = fit(run, parts, plan, batches, world, checkpoints, report)
+    if isinstance(report, RankZero):
+        if completed:
+            conclude.conclude(run, store, parts, images, split, report, world.device)
+        report.close("done" if completed else "training")
+    return 0 if completed else INTERRUPTED
+
+
+def build_parts(run: RunSpec, world: World, num_images: int) -> Parts:
+    """Everything as it is before the first step, the same on every rank."""
+    model = build(run).to(world.device)
+    target = Target(run, model).to(world.device) if run.contrastive.weight > 0 else None
+    return Parts(
+        model=model, target=target, teacher=build_teacher(run, world.device), optimizer=adamw(model, run),
+        num_images=num_images,
+    )  # fmt: skip
+
+
+def restore(parts: Parts, checkpoints: CheckpointStore, log: RunLog, world: World) -> None:
+    """Rank 0 reads the newest checkpoint, the others get it from there: not every rank need see the store alike."""
+    state = None
+    if world.is_first and (found := checkpoints.restore_latest(world.device)):
+        checkpoint, state = found
+        log.load_state_dict(state.pop("log"))
+        logger.info("resumed from step %d, saved by %d workers", checkpoint.step, checkpoint.world_size)
+    if state := world.broadcast_state(state):
+        parts.load_state_dict(state)
+
+
+def log_settings(run: RunSpec, world: World) -> None:
+    """Say where the run is, and warn of every setting that is not applied here."""
+    if not world.is_first:
+        return
+    logger.info("run %s on %d workers, %s", run.digest[:12], world.size, world.device)
+    if run.precision == "bf16" and world.device.type == "cpu":
+        logger.warning("precision bf16 is not applied: it needs a GPU, this run computes in float32")
+    if run.teacher.source == "none" and run.teacher.weight != type(run.teacher)().weight:
+        logger.warning("teacher.weight is not applied: without a teacher the pixel loss counts once")
+
+
+def attempt_number() -> int:
+    return int(os.environ.get("MCF_ATTEMPT", "1"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -65,7 +65,7 @@ def _measured(session: Session) -> dict[tuple[object, ...], float]:
         .where(Run.state == RunState.SUCCEEDED, Run.step > 0, Run.process_seconds > 0)
         .order_by(Run.ended_at.desc())
         .limit(HISTORY)
-    ).tuples()
+    )
     found: dict[tuple[object, ...], list[float]] = {}
     for payload, seconds, steps in rows:
         spec = RunSpec.model_validate(payload)

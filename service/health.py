@@ -46,7 +46,7 @@ def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     state = request.app.state
     with state.db.read() as session:
-        counts = dict(session.execute(select(Run.state, func.count()).group_by(Run.state)).tuples().all())
+        counts = dict(session.execute(select(Run.state, func.count()).group_by(Run.state)).all())
     for name in RunState:
         state.telemetry.runs.labels(name.value).set(counts.get(name, 0))
     state.telemetry.tracking_up.set(0 if state.tracker is None or state.tracker.is_away else 1)

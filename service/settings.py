@@ -34,8 +34,8 @@ class Settings(BaseSettings):
 
     tick_seconds: float = Field(0.5, gt=0)
     """Pause between two looks of the reconciler; one look is a few milliseconds of SQL."""
-    observe_seconds: float = Field(2.0, gt=0)
-    """Pause between two looks at one run: trainers write their progress every 2 s."""
+    observe_seconds: float = Field(1.0, gt=0)
+    """Pause between two looks at one run; trainers write their progress every 2 s, a demo's run takes ten."""
     lease_seconds: float = Field(60.0, gt=0)
     """How long a dead service keeps others from its runs; longer than one look with slow answers takes."""
     reconcile_threads: int = Field(4, ge=1)

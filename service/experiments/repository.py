@@ -70,7 +70,7 @@ def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
 
 def num_arms(session: Session, ids: Iterable[str]) -> dict[str, int]:
     query = select(Arm.experiment_id, func.count()).where(Arm.experiment_id.in_(list(ids))).group_by(Arm.experiment_id)
-    return dict(session.execute(query))
+    return dict(session.execute(query).all())
 
 
 def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm], list[tuple[Trial, Run]]]:

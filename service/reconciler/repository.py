@@ -121,7 +121,7 @@ def waiting(session: Session) -> list[Waiting]:
         .where(~Run.admitted, Run.state.not_in(FINAL), Run.cancel_reason == "", Experiment.cancelled_at.is_(None))
         .order_by(Experiment.priority.desc(), Experiment.created_at, Trial.id)
     )
-    return [Waiting(*row) for row in rows.tuples()]
+    return [Waiting(*row) for row in rows]
 
 
 def in_flight(session: Session) -> tuple[int, dict[str, int]]:
@@ -133,7 +133,7 @@ def in_flight(session: Session) -> tuple[int, dict[str, int]]:
         .where(Run.admitted)
         .group_by(Trial.experiment_id)
     )
-    return total, dict(by_experiment)
+    return total, dict(by_experiment.all())
 
 
 def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
@@ -158,7 +158,7 @@ def cancel_experiment(session: Session, experiment: Experiment, reason: str, now
         .group_by(Trial.run_id)
     )
     own = select(Trial.run_id).where(Trial.experiment_id == experiment.id)
-    wanted = dict(session.execute(other.where(Trial.run_id.in_(own))))
+    wanted = dict(session.execute(other.where(Trial.run_id.in_(own))).all())
     for run in session.scalars(select(Run).where(Run.id.in_(own), Run.state.not_in(FINAL))):
         if run.id in wanted:
             run.home_id = wanted[run.id] if run.home_id == experiment.id else run.home_id

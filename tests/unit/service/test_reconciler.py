@@ -1,0 +1,338 @@
+"""What the reconciler promises, on SQLite and on PostgreSQL, whenever it is killed."""
+
+import random
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.db import Database
+from service.errors import AlreadyEnded, NothingToRetry
+from service.experiments import service as experiments
+from service.reconciler import repository
+from service.reconciler.actions import World
+from service.reconciler.loop import Reconciler
+from service.reconciler.transitions import JobState
+from service.settings import Settings
+from service.tables import RunState
+from service.telemetry import Telemetry
+from service.tracking import Tracker
+from tests.unit.service.bench import Bench, Killed
+from trainer.storage import open_store
+
+
+def finish_all(bench: Bench) -> None:
+    """Trainers succeed as soon as they are started, until every run has ended."""
+
+    def done() -> bool:
+        for name in bench.cluster.live():
+            bench.cluster.succeed(name)
+        return all(run.settled for run in bench.runs())
+
+    bench.go_until(done)
+
+
+def test_every_run_is_trained_once_and_ends(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec)
+    finish_all(bench)
+    assert bench.states() == {"succeeded": 4}
+    assert sorted(bench.cluster.submissions.values()) == [1, 1, 1, 1]
+    assert all(run.result and run.step == 10 and run.ended_at for run in bench.runs())
+
+
+@pytest.mark.parametrize("point", ["before submit", "after submit", "before look", "after cancel"])
+def test_a_service_killed_at_any_point_loses_no_run_and_starts_none_twice(
+    bench: Bench, spec: dict[str, Any], point: str
+) -> None:
+    spec |= {"factors": {}, "seeds": 1}
+    experiment = bench.submit(spec)
+    if point == "after cancel":
+        bench.go(3)
+        experiments.cancel(bench.db, experiment)
+    when, what = point.split()
+    setattr(bench.cluster, f"killed_{when}", what)
+    with pytest.raises(Killed):
+        bench.go(5)
+
+    bench.start()
+    bench.go(seconds=bench.settings.lease_seconds + 1)
+    if point == "after cancel":
+        bench.go(3)
+        assert bench.states() == {"cancelled": 1}
+    else:
+        finish_all(bench)
+        assert bench.states() == {"succeeded": 1}
+    assert list(bench.cluster.submissions.values()) == [1]
+    assert [attempt.number for attempt in bench.attempts()] == [1]
+
+
+def test_while_a_lease_holds_nobody_else_touches_the_run(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(1)
+    bench.cluster.killed_before = "look"
+    with pytest.raises(Killed):
+        bench.go(2)
+    [name] = bench.cluster.live()
+    bench.cluster.succeed(name)
+    bench.start()
+    bench.go(3)
+    assert bench.states() != {"succeeded": 1}
+    bench.go(3, seconds=bench.settings.lease_seconds)
+    assert bench.states() == {"succeeded": 1}
+
+
+def test_a_stale_lease_writes_nothing(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(1)
+    now = bench.clock() + timedelta(minutes=1)
+    with bench.db.write() as session:
+        [lease] = repository.lease_runs(session, now, 60, 10)
+    later = now + timedelta(minutes=2)
+    with bench.db.write() as session:
+        [other] = repository.lease_runs(session, later, 60, 10)
+    with bench.db.write() as session:
+        assert not repository.write_run(session, lease, {"state": RunState.FAILED}, None, later)
+        assert repository.write_run(session, other, {"step": 7}, None, later)
+    assert (bench.runs()[0].state, bench.runs()[0].step) != (RunState.FAILED, 0)
+
+
+def test_two_services_share_the_work_and_start_nothing_twice(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.settings.max_concurrent_runs = 3
+    bench.submit(spec | {"seeds": 6})
+    world = World(bench.settings, bench.cluster, None)
+    other = Reconciler(bench.db, bench.settings, world, Telemetry(), clock=bench.clock)
+
+    def both() -> bool:
+        ticks = [threading.Thread(target=service.tick) for service in (bench.reconciler, other)]
+        for tick in ticks:
+            tick.start()
+        for tick in ticks:
+            tick.join()
+        other.drain()
+        for name in bench.cluster.live():
+            bench.cluster.succeed(name)
+        return all(run.settled for run in bench.runs())
+
+    bench.go_until(both)
+    other.stop()
+    assert bench.states() == {"succeeded": 12}
+    assert set(bench.cluster.submissions.values()) == {1}
+    assert bench.cluster.most_live <= 3
+
+
+@pytest.mark.parametrize("concurrency", [1, 5, 54])
+def test_54_runs_all_end_at_any_concurrency(bench: Bench, spec: dict[str, Any], concurrency: int) -> None:
+    ratios = [round(0.3 + 0.03 * number, 2) for number in range(18)]
+    bench.submit(spec | {"factors": {"mask_ratio": ratios}, "seeds": 3, "concurrency": concurrency})
+    bench.settings.reconcile_threads = 60
+    bench.start()
+    finish_all(bench)
+    assert bench.states() == {"succeeded": 54}
+    assert set(bench.cluster.submissions.values()) == {1}
+    assert bench.cluster.most_live <= concurrency
+
+
+def test_higher_priority_goes_first_and_who_waits_is_told_for_what(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.settings.max_concurrent_runs = 1
+    low = bench.submit(spec | {"name": "low", "seeds": 1})
+    high = bench.submit(spec | {"name": "high", "seeds": 1, "share": False, "placement": {"priority": 5}})
+    bench.go(3)
+    [first] = [run for run in bench.runs() if run.admitted]
+    assert first.home_id == high
+    assert low != high
+    waiting = {run.waiting_reason for run in bench.runs() if not run.admitted}
+    assert waiting == {"all 1 places are taken (MCF_MAX_CONCURRENT_RUNS)"}
+
+
+def test_the_concurrency_of_an_experiment_holds_and_is_said(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"concurrency": 1})
+    bench.go(4)
+    assert len(bench.cluster.live()) == 1
+    waiting = {run.waiting_reason for run in bench.runs() if not run.admitted}
+    assert waiting == {"1 of at most 1 runs of bench are in flight (its concurrency)"}
+
+
+def test_an_attempt_that_dies_is_followed_by_the_next_after_a_pause(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(2)
+    [name] = bench.cluster.live()
+    bench.cluster.train(name, 4)
+    bench.go(1)
+    assert bench.states() == {"running": 1}
+    bench.cluster.end(name)
+    bench.go(1)
+    [run] = bench.runs()
+    assert run.state is RunState.INTERRUPTED
+    assert "the next one starts in 1 s" in run.waiting_reason
+    finish_all(bench)
+    assert [attempt.state.value for attempt in bench.attempts()] == ["failed", "succeeded"]
+    [run] = bench.runs()
+    assert (run.restarts, run.world_sizes) == (1, [2, 2])
+    assert run.process_seconds == pytest.approx(2 * 2 * 1800)
+
+
+def test_a_run_that_never_gets_anywhere_fails_with_its_last_words(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+
+    def ended() -> bool:
+        for name in bench.cluster.live():
+            bench.cluster.end(name)
+        return bench.runs()[0].settled
+
+    bench.go_until(ended)
+    [run] = bench.runs()
+    assert (run.state, run.kind) == (RunState.FAILED, "Infrastructure")
+    assert "what was printed last" in run.reason
+    assert len(bench.attempts()) == 3
+
+
+def test_equal_runs_are_trained_once_and_an_experiment_may_refuse_to_share(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec)
+    finish_all(bench)
+    bench.submit(spec | {"name": "again"})
+    bench.go(2)
+    assert len(bench.runs()) == 4
+    bench.submit(spec | {"name": "own", "share": False})
+    finish_all(bench)
+    assert len(bench.runs()) == 8
+    assert set(bench.cluster.submissions.values()) == {1}
+
+
+def test_cancelling_leaves_alone_what_another_experiment_wants(bench: Bench, spec: dict[str, Any]) -> None:
+    first = bench.submit(spec)
+    second = bench.submit(spec | {"name": "other", "factors": {"mask_ratio": [0.75]}})
+    bench.go(3)
+    experiments.cancel(bench.db, first)
+    bench.go(3)
+    assert bench.states() == {"starting": 2, "cancelled": 2}
+    assert {run.home_id for run in bench.runs() if not run.state.is_final} == {second}
+    experiments.cancel(bench.db, first)  # again: harmless
+    finish_all(bench)
+    assert bench.states() == {"succeeded": 2, "cancelled": 2}
+    with pytest.raises(AlreadyEnded, match="succeeded"):
+        experiments.cancel(bench.db, second)
+
+
+def test_a_cancelled_run_comes_back_when_another_experiment_asks_for_it(bench: Bench, spec: dict[str, Any]) -> None:
+    first = bench.submit(spec)
+    bench.go(3)
+    experiments.cancel(bench.db, first)
+    bench.submit(spec | {"name": "second"})  # while it is being stopped
+    bench.go(5)
+    third = bench.submit(spec | {"name": "third"})
+    finish_all(bench)
+    assert bench.states() == {"succeeded": 4}
+    assert third
+
+
+def test_retry_acts_on_failed_runs_only_and_forgets_their_outcome(bench: Bench, spec: dict[str, Any]) -> None:
+    experiment = bench.submit(spec | {"seeds": 1})
+    bench.go(3)
+    good, bad = bench.cluster.live()
+    bench.cluster.succeed(good)
+    bench.cluster.fail(bad)
+    bench.go(3)
+    assert bench.states() == {"succeeded": 1, "failed": 1}
+    [failed] = [run for run in bench.runs() if run.state is RunState.FAILED]
+    assert failed.reason == "the loss is not finite"
+
+    experiments.retry(bench.db, bench.settings, experiment)
+    assert not open_store(bench.settings.run_uri(failed.id)).list("outcome.json")
+    finish_all(bench)
+    assert bench.states() == {"succeeded": 2}
+    assert [attempt.name for attempt in bench.attempts() if attempt.run_id == failed.id] == [
+        f"{failed.id}-1",
+        f"{failed.id}-2",
+    ]
+    with pytest.raises(NothingToRetry, match="2 succeeded"):
+        experiments.retry(bench.db, bench.settings, experiment)
+
+
+def test_the_cap_on_gpu_hours_cancels_what_is_left_with_that_reason(bench: Bench, spec: dict[str, Any]) -> None:
+    experiment = bench.submit(spec | {"gpu_hours": 1.5, "concurrency": 1})
+    bench.go(3)
+    bench.cluster.succeed(bench.cluster.live()[0])  # one process-hour
+    bench.go(3)
+    bench.cluster.train(bench.cluster.live()[0], 5)  # another
+    bench.go(6)
+    assert bench.states() == {"succeeded": 1, "cancelled": 3}
+    reasons = {run.reason for run in bench.runs() if run.state is RunState.CANCELLED}
+    assert reasons == {"the cap of 1.5 GPU-hours is reached (2 used)"}
+    assert experiments.show(bench.db, bench.settings, experiment).state == "cancelled"
+
+
+def test_an_attempt_that_lives_after_its_end_was_written_is_stopped(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    finish_all(bench)
+    [name] = bench.cluster.jobs
+    bench.cluster.jobs[name] = JobState.RUNNING  # a service that slept through its lease submits it now
+    bench.go(8)
+    assert bench.cluster.live() == []
+
+
+def test_a_store_that_does_not_answer_holds_runs_up_and_fails_none(
+    bench: Bench, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(2)
+    folder = Path(bench.settings.run_uri(bench.runs()[0].id))
+    (folder / "outcome.json").mkdir()  # reading it fails as on a broken disk
+    bench.go(2)
+    [run] = bench.runs()
+    assert "outcome.json" in run.waiting_reason
+    assert not run.state.is_final
+    (folder / "outcome.json").rmdir()
+    bench.go(3)
+    finish_all(bench)
+    assert bench.states() == {"succeeded": 1}
+
+
+def test_mlflow_away_holds_runs_up_with_that_reason_and_fails_none(
+    database: Database, settings: Settings, spec: dict[str, Any]
+) -> None:
+    bench = Bench(database, settings, Tracker("http://127.0.0.1:9", timeout_seconds=1))
+    bench.submit(spec)
+    bench.go(8)
+    assert bench.states() == {"queued": 4}
+    reasons = {run.waiting_reason for run in bench.runs()}
+    assert reasons == {"the experiment's run in MLflow is being created"}
+    assert not bench.cluster.jobs
+    bench.reconciler.stop()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_days_end_well(bench: Bench, spec: dict[str, Any], seed: int) -> None:
+    """Kills, deaths, cancels and new requests in any order: at most one live attempt a run, and all of them end."""
+    rng = random.Random(seed)
+    wanted = [bench.submit(spec | {"concurrency": 3})]
+    for _ in range(60):
+        happening = rng.random()
+        live = bench.cluster.live()
+        if happening < 0.2:
+            point = rng.choice(["killed_before", "killed_after"])
+            setattr(bench.cluster, point, rng.choice(["submit", "look", "cancel"]))
+        elif happening < 0.4 and live:
+            bench.cluster.train(rng.choice(live), rng.randrange(10))
+        elif happening < 0.6 and live:
+            bench.cluster.end(rng.choice(live), rng.choice([JobState.FAILED, JobState.CANCELLED]))
+        elif happening < 0.65:
+            wanted.append(bench.submit(spec | {"name": f"n{len(wanted)}"}))
+        elif happening < 0.68:
+            try:
+                experiments.cancel(bench.db, rng.choice(wanted))
+            except AlreadyEnded:
+                continue
+        try:
+            bench.go(seconds=rng.choice([1, 5, 70]))
+        except Killed:
+            bench.start()
+        runs = [name.rpartition("-")[0] for name in bench.cluster.live()]
+        assert len(runs) == len(set(runs))
+    bench.cluster.killed_before = bench.cluster.killed_after = ""
+    bench.submit(spec | {"name": "last"})
+    bench.go(seconds=100)
+    finish_all(bench)
+    assert set(bench.states()) <= {"succeeded", "failed"}
+    assert set(bench.cluster.submissions.values()) == {1}

@@ -31,7 +31,7 @@ async def payload(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     try:
         found = _yaml(data) if kind in YAML_TYPES else json.loads(data, parse_constant=_refuse)
-        if "\0" in json.dumps(found, ensure_ascii=False).encode().decode():
+        if b"\\u0000" in json.dumps(found, ensure_ascii=False).encode():
             raise ValueError("text with a NUL character")
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         known = "YAML" if kind in YAML_TYPES else "JSON (or YAML with Content-Type: application/yaml)"

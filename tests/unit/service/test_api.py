@@ -1,0 +1,321 @@
+"""The API as a client meets it: answers, refusals and what they cost in SQL."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+import yaml
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings as hypothesis_settings
+from pydantic import SecretStr, ValidationError
+from sqlalchemy import Engine, event, select, update
+
+from service.app import create_app
+from service.experiments import service as experiments
+from service.settings import Settings
+from service.tables import Run, RunState
+from tests.unit.service.bench import Clock, Cluster, result
+from trainer.resolve import check_and_resolve
+from trainer.spec import RunSpec
+
+
+class Scene:
+    """A service over HTTP whose reconciler is not running: states are what the test writes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.cluster = Cluster(settings, Clock())
+        self.app: FastAPI = create_app(settings, self.cluster)
+        self.db = self.app.state.db
+        self.db.migrate()
+        self.http = TestClient(self.app, raise_server_exceptions=False)
+
+    def finish(self, how: RunState = RunState.SUCCEEDED) -> None:
+        """Every run ends at once."""
+        with self.db.write() as session:
+            for run in session.scalars(select(Run)):
+                found = result(RunSpec.model_validate(run.spec)).model_dump(mode="json")
+                values = {"state": how, "step": 10, "result": found if how is RunState.SUCCEEDED else None}
+                values |= {"process_seconds": 3600.0, "train_seconds": 1800.0, "ended_at": datetime.now(UTC)}
+                session.execute(update(Run).where(Run.id == run.id).values(values))
+
+
+@pytest.fixture
+def scene(settings: Settings) -> Iterator[Scene]:
+    made = Scene(settings)
+    yield made
+    made.db.engine.dispose()
+
+
+@contextmanager
+def counting_statements(engine: Engine) -> Iterator[list[str]]:
+    statements: list[str] = []
+
+    def note(conn: object, cursor: object, statement: str, *rest: object) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(engine, "before_cursor_execute", note)
+
+
+# ---------------------------------------------------------------- submitting
+
+
+def test_a_request_becomes_arms_and_runs(scene: Scene, spec: dict[str, Any]) -> None:
+    answer = scene.http.post("/v1/experiments", json=spec)
+    assert answer.status_code == 201
+    made = answer.json()
+    assert answer.headers["Location"] == f"/v1/experiments/{made['id']}"
+    assert [arm["name"] for arm in made["arms"]] == ["mask_ratio=0.75", "mask_ratio=0.5"]
+    assert made["counts"] == {"queued": 4}
+    assert scene.http.get(f"/v1/experiments/{made['id']}").json() == made
+    run = scene.http.get(f"/v1/runs/{made['arms'][0]['trials'][0]['run_id']}").json()
+    assert run["total_steps"] == 10
+    assert run["used_by"][0]["arm"] == "mask_ratio=0.75"
+
+
+def test_yaml_says_the_same_as_json(scene: Scene, spec: dict[str, Any]) -> None:
+    headers = {"Content-Type": "application/yaml"}
+    answer = scene.http.post("/v1/experiments", content=yaml.safe_dump(spec), headers=headers)
+    assert answer.status_code == 201
+    again = scene.http.post("/v1/experiments", json=spec)
+    assert again.json()["spec"] == answer.json()["spec"]
+
+
+def test_the_same_key_and_body_is_the_same_experiment_and_another_body_is_refused(
+    scene: Scene, spec: dict[str, Any]
+) -> None:
+    headers = {"Idempotency-Key": "abc"}
+    first = scene.http.post("/v1/experiments", json=spec, headers=headers)
+    second = scene.http.post("/v1/experiments", json=spec, headers=headers)
+    assert (second.status_code, second.json()["id"]) == (201, first.json()["id"])
+    assert second.headers["Idempotency-Replayed"] == "true"
+    other = scene.http.post("/v1/experiments", json=spec | {"seeds": 1}, headers=headers)
+    assert (other.status_code, other.json()["error"]) == (409, "key_reused")
+    assert len(scene.http.get("/v1/experiments").json()["experiments"]) == 1
+
+
+def test_the_same_request_again_shares_every_run_and_costs_nothing(scene: Scene, spec: dict[str, Any]) -> None:
+    scene.http.post("/v1/experiments", json=spec)
+    scene.finish()
+    plan = scene.http.post("/v1/experiments?dry_run=true", json=spec).json()
+    assert {run["already"] for run in plan["runs"]} == {"succeeded"}
+    assert (plan["estimated_gpu_hours"], plan["launch_requests"]) == (0, [])
+    again = scene.http.post("/v1/experiments", json=spec).json()
+    assert (again["state"], again["progress"], again["gpu_hours"]) == ("succeeded", 1.0, 0.0)
+    assert all(trial["shared"] for arm in again["arms"] for trial in arm["trials"])
+
+
+def test_a_dry_run_shows_everything_and_does_nothing(scene: Scene, spec: dict[str, Any]) -> None:
+    answer = scene.http.post("/v1/experiments?dry_run=true", json=spec)
+    assert answer.status_code == 200
+    plan = answer.json()
+    assert (len(plan["arms"]), len(plan["runs"]), len(plan["launch_requests"])) == (2, 4, 4)
+    assert plan["estimated_gpu_hours"] > 0
+    assert "rough guess" in plan["estimate_basis"]
+    assert plan["problems"] == []
+    assert scene.http.get("/v1/experiments").json()["experiments"] == []
+
+
+def test_the_estimate_uses_finished_runs_of_the_same_shape(scene: Scene, spec: dict[str, Any]) -> None:
+    scene.http.post("/v1/experiments", json=spec)
+    scene.finish()
+    plan = scene.http.post("/v1/experiments?dry_run=true", json=spec | {"seeds": [5, 6]}).json()
+    assert plan["estimated_gpu_hours"] == pytest.approx(4.0)
+    assert plan["estimate_basis"] == "4 of 4 runs from finished runs of the same shape"
+
+
+def test_every_problem_of_a_spec_is_listed_at_once(scene: Scene, spec: dict[str, Any]) -> None:
+    base = spec["base"] | {"mask_ratio": 1.0, "nonsense": 1, "data": {"uri": "/nowhere"}}
+    answer = scene.http.post("/v1/experiments", json=spec | {"base": base, "factors": {"no_such": [1]}})
+    assert (answer.status_code, answer.json()["error"]) == (422, "invalid_spec")
+    fields = {problem["field"] for problem in answer.json()["problems"]}
+    assert fields >= {"mask_ratio", "nonsense", "data.uri", "factors.no_such"}
+    assert answer.json()["detail"].startswith(f"{len(answer.json()['problems'])} problems: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "says"),
+    [
+        (b"{", "application/json", "not JSON"),
+        (b"[1]", "application/json", "list"),
+        (b'{"a": NaN}', "application/json", "NaN"),
+        (b'{"name": "\\ud800"}', "application/json", "surrogates"),
+        (b'{"name": "\\u0000"}', "application/json", "NUL"),
+        (b"a: &x [1]\nb: [*x, *x]", "application/yaml", "aliases"),
+        (b"a: .nan", "application/yaml", "float"),
+        (b"[" * 100_000, "application/json", "recursion"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused_with_the_reason(scene: Scene, body: bytes, kind: str, says: str) -> None:
+    answer = scene.http.post("/v1/experiments", content=body, headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()["error"]) == (422, "unreadable_body")
+    assert says.lower() in answer.json()["detail"].lower()
+
+
+def test_bodies_and_experiments_of_absurd_size_are_refused_before_they_cost_anything(
+    scene: Scene, spec: dict[str, Any]
+) -> None:
+    assert scene.http.post("/v1/experiments", content=b"x" * (2 << 20)).status_code == 413
+    answer = scene.http.post("/v1/experiments", json=spec | {"seeds": 10**9})
+    assert answer.status_code == 422
+    assert answer.json()["problems"][0]["possible"] == "at most 10000"
+
+
+# ---------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("path", ["/v1/experiments/nope", "/v1/experiments/nope/comparison.md", "/v1/runs/nope/logs"])
+def test_what_does_not_exist_is_404_and_says_where_to_look(scene: Scene, path: str) -> None:
+    answer = scene.http.get(path)
+    assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+    assert re.search(r"GET /v1/(experiments|runs) lists", answer.json()["detail"])
+
+
+def test_the_list_pages_through_everything_newest_first(scene: Scene, spec: dict[str, Any]) -> None:
+    ids = [scene.http.post("/v1/experiments", json=spec).json()["id"] for _ in range(5)]
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = scene.http.get("/v1/experiments", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        seen += [item["id"] for item in page["experiments"]]
+        if (cursor := page["next_cursor"]) is None:
+            break
+    assert seen == ids[::-1]
+    assert scene.http.get("/v1/experiments?cursor=2026_e1").status_code == 422
+
+
+def test_runs_are_listed_by_experiment_and_state(scene: Scene, spec: dict[str, Any]) -> None:
+    first = scene.http.post("/v1/experiments", json=spec).json()["id"]
+    scene.http.post("/v1/experiments", json=spec | {"factors": {}, "seeds": [7]})
+    listed = scene.http.get("/v1/runs", params={"experiment": first, "limit": 3}).json()
+    rest = scene.http.get("/v1/runs", params={"experiment": first, "cursor": listed["next_cursor"]}).json()
+    assert (len(listed["runs"]), len(rest["runs"]), rest["next_cursor"]) == (3, 1, None)
+    assert scene.http.get("/v1/runs?state=failed").json()["runs"] == []
+    assert len(scene.http.get("/v1/runs?state=queued&state=failed").json()["runs"]) == 5
+
+
+def test_200_runs_cost_no_more_statements_than_two(scene: Scene, spec: dict[str, Any]) -> None:
+    ratios = [round(0.3 + 0.005 * n, 4) for n in range(100)]
+    small = experiments.submit(scene.db, check_and_resolve(spec | {"factors": {}, "seeds": 2}), None, "a")
+    large = experiments.submit(scene.db, check_and_resolve(spec | {"factors": {"mask_ratio": ratios}}), None, "b")
+    scene.finish()
+    for path in "", "/comparison", "/comparison.md", "/comparison.csv":
+        counts = {}
+        for name in small, large:
+            with counting_statements(scene.db.engine) as statements:
+                began = time.perf_counter()
+                answer = scene.http.get(f"/v1/experiments/{name}{path}")
+                print(f"{name} {path}: {time.perf_counter() - began:.3f} s")
+            assert answer.status_code == 200
+            counts[name] = len(statements)
+        assert counts[small] == counts[large] <= 8
+    with counting_statements(scene.db.engine) as statements:
+        began = time.perf_counter()
+        listed = scene.http.get("/v1/experiments").json()["experiments"]
+        print(f"list: {time.perf_counter() - began:.3f} s")
+    assert [item["num_runs"] for item in listed] == [200, 2]
+    assert len(statements) <= 6
+
+
+def test_the_comparison_comes_in_every_form(scene: Scene, spec: dict[str, Any]) -> None:
+    experiment = scene.http.post("/v1/experiments", json=spec | {"seeds": 3}).json()["id"]
+    scene.finish()
+    table = scene.http.get(f"/v1/experiments/{experiment}/comparison").json()
+    assert [arm["rank"] for arm in table["arms"]] == [1, 2]
+    for form, kind in ("md", "text/markdown"), ("csv", "text/csv"), ("svg", "image/svg+xml"):
+        answer = scene.http.get(f"/v1/experiments/{experiment}/comparison.{form}")
+        assert answer.headers["content-type"].startswith(kind)
+        assert "mask_ratio=0.75" in answer.text
+
+
+def test_logs_are_followed_until_the_run_has_ended(scene: Scene, spec: dict[str, Any]) -> None:
+    made = scene.http.post("/v1/experiments", json=spec).json()
+    run = made["arms"][0]["trials"][0]["run_id"]
+    assert scene.http.get(f"/v1/runs/{run}/logs").text == ""
+    scene.finish(RunState.CANCELLED)
+    answer = scene.http.get(f"/v1/runs/{run}/logs?follow=true")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+def test_cancelling_what_has_ended_and_retrying_what_has_not_failed_are_conflicts(
+    scene: Scene, spec: dict[str, Any]
+) -> None:
+    experiment = scene.http.post("/v1/experiments", json=spec).json()["id"]
+    scene.finish()
+    for verb, error in ("cancel", "already_ended"), ("retry", "nothing_to_retry"):
+        answer = scene.http.post(f"/v1/experiments/{experiment}/{verb}")
+        assert (answer.status_code, answer.json()["error"]) == (409, error)
+
+
+def test_probes_and_metrics(scene: Scene, spec: dict[str, Any]) -> None:
+    scene.http.post("/v1/experiments", json=spec)
+    assert scene.http.get("/healthz").json() == {"status": "ok"}
+    ready = scene.http.get("/readyz")
+    assert (ready.status_code, ready.json()["database"], ready.json()["mlflow"]) == (200, "ok", "not configured")
+    assert 'mcf_runs{state="queued"} 4.0' in scene.http.get("/metrics").text
+
+
+# ---------------------------------------------------------------- protection, contract
+
+
+def test_a_token_protects_all_but_the_probes(settings: Settings, spec: dict[str, Any]) -> None:
+    http = Scene(settings.model_copy(update={"token": SecretStr("s3cret")})).http
+    for headers in {}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}:
+        answer = http.post("/v1/experiments", json=spec, headers=headers)
+        assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
+    assert http.get("/healthz").status_code == http.get("/metrics").status_code == 200
+    assert http.get("/v1/experiments", headers={"Authorization": "Bearer s3cret"}).status_code == 200
+    http.get("/login?token=s3cret", follow_redirects=False)
+    assert http.get("/v1/experiments").status_code == 200  # the cookie
+
+
+def test_it_does_not_listen_to_others_without_a_token() -> None:
+    with pytest.raises(ValidationError, match="MCF_TOKEN"):
+        Settings(host="0.0.0.0")
+    assert Settings(host="0.0.0.0", token=SecretStr("x")).token
+
+
+def test_the_service_loads_no_torch() -> None:
+    code = "import service.app, sys; sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'torchvision')))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_the_document_describes_the_request_with_examples_that_are_specs(scene: Scene) -> None:
+    document = scene.http.get("/openapi.json").json()
+    content = document["paths"]["/v1/experiments"]["post"]["requestBody"]["content"]["application/json"]
+    for example in content["examples"].values():
+        answer = scene.http.post("/v1/experiments?dry_run=true", json=example["value"])
+        # Their files are not here; all else is right.
+        fields = {problem["field"] for problem in answer.json()["problems"]}
+        assert fields <= {"data.uri", "teacher.source"}, json.dumps(answer.json())
+
+
+def test_no_request_makes_the_service_fail(scene: Scene, spec: dict[str, Any]) -> None:
+    scene.http.post("/v1/experiments", json=spec)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", scene.app)
+    refused = schemathesis.checks.not_a_server_error
+
+    for made in schema.include(path_regex="^/(v1|healthz|readyz|metrics)").get_all_operations():
+        operation = made.ok()
+        strategy = operation.as_strategy()
+        _run(strategy, refused)
+
+
+def _run(strategy: Any, check: Any) -> None:
+    @hypothesis_settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=strategy)
+    def run(case: Any) -> None:
+        case.call_and_validate(checks=[check])
+
+    run()

@@ -1,0 +1,173 @@
+"""The comparison against cases done by hand, and what it must not pretend."""
+
+import csv
+import io
+import json
+import math
+from datetime import UTC, datetime
+from xml.etree import ElementTree
+
+import pytest
+
+from service.compare import report
+from service.compare.plot import svg
+from service.compare.schemas import Comparison
+from service.compare.stats import holm, paired, summarise
+from service.compare.table import ArmTrials, TrialRow, compare
+from service.tables import RunState
+from tests.unit.service.bench import result
+from trainer.records import Floors, Metric, Result
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def nme(value: float) -> Metric:
+    return Metric(name="NME", value=value, unit="%", higher_is_better=False)
+
+
+def trial(seed: int, value: float | None, *, state: RunState = RunState.SUCCEEDED, **changes: object) -> TrialRow:
+    """A trial with that probe value; None = not finished, in `state`."""
+    found: Result | None = None
+    if value is not None:
+        found = result(None, **{"probe": nme(value), "floors": Floors(pixels=9.0, random_encoder=8.0 + seed / 10)} | changes)
+    return TrialRow(seed, f"r{seed}", state, "" if value is not None else "why not", found, 1800.0, 1, None)
+
+
+def arm(name: str, *values: float | None, baseline: bool = False, state: RunState = RunState.FAILED) -> ArmTrials:
+    trials = [trial(n, value, state=RunState.SUCCEEDED if value is not None else state) for n, value in enumerate(values)]
+    return ArmTrials(name, {"arm": name}, baseline, trials)
+
+
+def table(*arms: ArmTrials) -> Comparison:
+    made = compare("e1", "t", arms, NOW)
+    # Whatever the case: every form can be made, and JSON has no NaN.
+    json.loads(made.model_dump_json(), parse_constant=pytest.fail)
+    assert report.markdown(made).count("\n") > 3
+    assert len(list(csv.DictReader(io.StringIO(report.comma_separated(made))))) == len(arms)
+    ElementTree.fromstring(svg(made))
+    return made
+
+
+def words(made: Comparison) -> str:
+    return "\n".join(made.words)
+
+
+def test_mean_spread_and_interval_by_hand() -> None:
+    found = summarise([2.0, 4.0, 6.0])
+    # sd = 2; t(0.975, 2) = 4.302653; half width = 4.302653 * 2 / sqrt(3)
+    assert (found.n, found.mean, found.sd) == (3, 4.0, 2.0)
+    assert found.low == pytest.approx(4 - 4.302653 * 2 / math.sqrt(3), abs=1e-5)
+    assert summarise([3.0]).sd is None
+    assert summarise([]).mean is None
+
+
+def test_paired_difference_by_hand() -> None:
+    found = paired({0: 5.0, 1: 7.0, 2: 9.0, 9: 100.0}, {0: 4.0, 1: 5.0, 2: 6.0, 8: -100.0})
+    # differences 1, 2, 3: mean 2, sd 1, t = 2 sqrt(3) = 3.4641, p(2 df) = 0.0742
+    assert (found.summary.n, found.summary.mean, found.summary.sd) == (3, 2.0, 1.0)
+    assert found.p == pytest.approx(0.07418, abs=1e-5)
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+    assert holm({}) == {}
+
+
+def test_rounding_noise_is_no_spread() -> None:
+    found = paired({0: 0.3, 1: 0.2, 2: 0.5}, {0: 0.2, 1: 0.1, 2: 0.4})
+    assert (found.summary.sd, found.p) == (0.0, None)
+
+
+def test_lower_is_better_ranks_and_judges_by_the_metrics_direction() -> None:
+    made = table(arm("base", 5.0, 5.1, 5.2, baseline=True), arm("good", 4.0, 4.11, 4.2), arm("bad", 6.0, 6.1, 6.21))
+    assert [(row.name, row.rank) for row in made.arms] == [("good", 1), ("base", 2), ("bad", 3)]
+    assert [row.difference and row.difference.verdict for row in made.arms] == ["better", None, "worse"]
+    assert "Better than the baseline (base): good." in made.words
+    assert made.complete
+
+
+def test_failed_runs_are_missing_and_never_averaged_away() -> None:
+    made = table(arm("base", 5.0, 5.1, 5.2, baseline=True), arm("half", 1.0, None, None))
+    half = next(row for row in made.arms if row.name == "half")
+    assert half.probe
+    assert (half.probe.n, half.probe.mean, half.probe.sd) == (1, 1.0, None)
+    assert [(run.seed, run.state.value, run.reason) for run in half.missing] == [(1, "failed", "why not"), (2, "failed", "why not")]
+    assert made.words[0] == "2 of 6 runs are missing and in no mean: 2 failed."
+    assert not made.complete
+    text = report.markdown(made)
+    assert "1 of 3 (2 failed)" in text
+    assert "| half | 1 | r1 | failed | why not |" in text
+
+
+def test_below_three_pairs_there_is_no_verdict() -> None:
+    made = table(arm("base", 5.0, 5.1, baseline=True), arm("other", 1.0, 1.2))
+    [other] = [row for row in made.arms if not row.is_baseline]
+    assert other.difference
+    assert (other.difference.verdict, other.difference.p, other.difference.n) == ("n = 2: no verdict", None, 2)
+    assert other.floors
+    assert (other.floors.above, other.floors.words) == (None, "n = 2: no verdict")
+    assert "Fewer than 3 seeds" in words(made)
+
+
+def test_one_arm_has_nothing_to_be_compared_with() -> None:
+    made = table(arm("only", 5.0, 5.1, 5.2, baseline=True))
+    assert "There is one arm: nothing to compare it with." in made.words
+
+
+def test_a_baseline_without_runs_gives_no_differences_and_says_so() -> None:
+    made = table(arm("base", None, None, None, baseline=True), arm("other", 4.0, 4.1, 4.3))
+    assert "The baseline (base) has no finished run, so there is no difference to it yet." in made.words
+    other = made.arms[0]
+    assert (other.name, other.rank) == ("other", 1)
+    assert other.difference
+    assert (other.difference.n, other.difference.mean) == (0, None)
+
+
+def test_the_same_value_at_every_seed_is_said_and_not_tested() -> None:
+    made = table(arm("base", 5.0, 5.0, 5.0, baseline=True), arm("twin", 5.0, 5.0, 5.0), arm("shift", 4.0, 4.0, 4.0))
+    verdicts = {row.name: row.difference.verdict for row in made.arms if row.difference}
+    assert verdicts == {
+        "twin": "identical at every seed: no verdict",
+        "shift": "the same difference at every seed: no verdict",
+    }
+
+
+def test_arms_not_shown_to_be_above_both_floors_are_named() -> None:
+    made = table(arm("base", 5.0, 5.1, 5.2, baseline=True), arm("floor", 7.9, 8.2, 8.1))
+    checks = {row.name: row.floors for row in made.arms}
+    assert checks["base"]
+    assert checks["floor"]
+    assert (checks["base"].above, checks["floor"].above) == (True, False)
+    assert checks["floor"].words == "not shown to be above: random encoder"
+    assert "Above both floors (raw pixels, the untrained encoder): base." in made.words
+    assert "Not shown to be above both floors: floor." in words(made)
+
+
+def test_without_a_probe_nothing_is_ranked() -> None:
+    bare = [trial(n, 1.0, probe=None, floors=None) for n in range(3)]
+    made = table(ArmTrials("base", {}, True, bare))
+    assert made.metric is None
+    assert made.arms[0].rank is None
+    assert "no probe was measured and arms are not ranked" in words(made)
+
+
+def test_different_probes_are_not_ranked_together() -> None:
+    accuracy = Metric(name="accuracy", value=0.9, unit="", higher_is_better=True)
+    made = table(arm("base", 1.0, baseline=True), ArmTrials("other", {}, False, [trial(0, 1.0, probe=accuracy)]))
+    assert made.metric is None
+    assert "different probes (NME, accuracy)" in words(made)
+
+
+def test_before_anything_has_finished_the_table_stands_with_what_is_to_come() -> None:
+    made = table(arm("base", None, None, baseline=True, state=RunState.QUEUED))
+    assert made.words[:2] == ["2 of 2 runs are missing and in no mean: 2 queued.", "No run has finished yet."]
+    assert made.arms[0].gpu_hours == pytest.approx(1.0)  # what was spent counts, however it ended
+
+
+def test_numbers_are_rounded_for_people_and_whole_for_programs() -> None:
+    made = table(arm("base", 5.123456789, 5.2, 5.3, baseline=True))
+    mean = made.arms[0].probe.mean  # type: ignore[union-attr]
+    assert f"| {mean:.4g} |" in report.markdown(made)
+    [row] = csv.DictReader(io.StringIO(report.comma_separated(made)))
+    assert float(row["mean"]) == mean

@@ -1,0 +1,62 @@
+"""The numbers a finished run is judged by: probe, its floors, and the sanity metrics."""
+
+import logging
+from typing import NamedTuple
+
+import torch
+
+from trainer.data import Encoded, load_images, normalise
+from trainer.manifest import Split
+from trainer.mcf import Mcf, build
+from trainer.probe import encoder_features, pixel_features, probe_task
+from trainer.records import Floors, Metric, Result
+from trainer.sanity import sanity_metrics
+from trainer.spec import RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluated(NamedTuple):
+    """The parts of a Result that are measured on the trained model."""
+
+    probe: Metric | None
+    floors: Floors | None
+    probe_note: str
+    sanity: list[Metric]
+
+
+def evaluate(run: RunSpec, model: Mcf, split: Split, images: Encoded, device: torch.device) -> Evaluated:
+    """Measure a trained model that is on `device`; `images`: where the training data's images come from.
+
+    Raises DataError when the probe's images are not what the spec says.
+    """
+    held_out = load_images(images, [key for key, _ in split.held_out], run.input_size)
+    sanity = sanity_metrics(run, model, normalise(held_out.to(device), model.encoder.cls_token.dtype))
+    task = probe_task(run)
+    if task is None:
+        return Evaluated(None, None, "no probe: the spec names neither landmarks nor labels", sanity)
+    probe = task.measure(encoder_features(model.encoder, task.image_NCHW, device))
+    untrained = build(run).encoder.to(device)
+    floors = Floors(
+        pixels=task.measure(pixel_features(task.image_NCHW, device)).value,
+        random_encoder=task.measure(encoder_features(untrained, task.image_NCHW, device)).value,
+    )
+    seen = len({content for _, content in split.train} & set(task.contents))
+    note = f"{task.note}; {seen} of the images were trained on, without their annotations"
+    logger.info(
+        "%s %.3f, raw pixels %.3f, untrained encoder %.3f",
+        probe.name,
+        probe.value,
+        floors.pixels,
+        floors.random_encoder,
+    )
+    return Evaluated(probe, floors, note, sanity)
+
+
+def final_metrics(result: Result | Evaluated) -> dict[str, float]:
+    """The numbers by the names they have in MLflow."""
+    metrics = {metric.name: metric.value for metric in result.sanity}
+    if result.probe and result.floors:
+        metrics[result.probe.name] = result.probe.value
+        metrics.update({"floor/pixels": result.floors.pixels, "floor/random_encoder": result.floors.random_encoder})
+    return metrics

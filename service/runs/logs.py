@@ -28,7 +28,8 @@ def follow(db: Database, launcher: Launcher, run_id: str) -> Iterator[str]:
     while True:
         run, attempts = _load(db, run_id)
         for item in attempts:
-            if item.number > seen:
+            # Before it is seen at the scheduler it has printed nothing, which must not look like the end.
+            if item.number > seen and (item.confirmed or not item.state.is_live):
                 yield from _lines(launcher, run, item, follow=True)
                 seen = item.number
         if run.state.is_final:

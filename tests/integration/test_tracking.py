@@ -1,0 +1,187 @@
+"""What the service writes into a real MLflow server, also when it is killed on the way."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run
+
+from service.compare.service import comparison_of
+from service.db import Database
+from service.experiments import service as experiments
+from service.reconciler.actions import World
+from service.reconciler.loop import Reconciler
+from service.settings import Settings
+from service.tables import Experiment
+from service.telemetry import Telemetry
+from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingGone
+from tests.unit.service.bench import Bench, Killed
+
+
+class KilledTracker(Tracker):
+    """MLflow has done it, and the service dies before it can write down what."""
+
+    killed_after: str = ""
+
+    def ensure_parent(self, **asked: Any) -> TrackedRun:
+        return self._die("parent", super().ensure_parent(**asked))
+
+    def ensure_child(self, parent: TrackedRun, **asked: Any) -> TrackedRun:
+        return self._die("child", super().ensure_child(parent, **asked))
+
+    def _die(self, what: str, made: TrackedRun) -> TrackedRun:
+        if what == self.killed_after:
+            self.killed_after = ""
+            raise Killed(what)
+        return made
+
+
+@pytest.fixture
+def bench(tmp_path: Path, mlflow_server: str) -> Iterator[Bench]:
+    settings = Settings(work_dir=tmp_path, tracking_uri=mlflow_server, max_concurrent_runs=100)
+    db = Database(settings.database)
+    db.migrate()
+    made = Bench(db, settings, KilledTracker(mlflow_server, timeout_seconds=20))
+    yield made
+    made.reconciler.stop()
+    db.engine.dispose()
+
+
+@pytest.fixture
+def spec(tiny_faces: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    base = {"preset": "tiny", "data": {"uri": str(tiny_faces)}, "teacher": "none"}
+    base["schedule"] = {"unit": "steps", "length": 10, "warmup": 1}
+    name = f"t{abs(hash(request.node.name)) % 10**9}"
+    return {"name": name, "base": base, "factors": {"mask_ratio": [0.75, 0.5]}, "seeds": 3, "concurrency": 100}
+
+
+def finish(bench: Bench) -> None:
+    def done() -> bool:
+        for name in bench.cluster.live():
+            bench.cluster.succeed(name)
+        with bench.db.read() as session:
+            return all(experiment.published for experiment in session.query(Experiment))
+
+    bench.go_until(done)
+
+
+def tracked(url: str, name: str) -> tuple[list[Run], list[Run]]:
+    """Parents and children of the MLflow experiment."""
+    client = MlflowClient(url)
+    experiment = client.get_experiment_by_name(name)
+    assert experiment
+    runs = list(client.search_runs([experiment.experiment_id]))
+    return (
+        [run for run in runs if run.data.tags["mcf.kind"] == "experiment"],
+        [run for run in runs if run.data.tags["mcf.kind"] == "run"],
+    )
+
+
+def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(
+    bench: Bench, spec: dict[str, Any], mlflow_server: str
+) -> None:
+    experiment = bench.submit(spec)
+    finish(bench)
+    [parent], children = tracked(mlflow_server, spec["name"])
+    assert parent.info.status == "FINISHED"
+    assert len(children) == 6
+    assert {child.info.status for child in children} == {"FINISHED"}
+    assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
+    arms = {(child.data.tags["mcf.arm"], child.data.tags["mcf.seed"]) for child in children}
+    assert ("mask_ratio=0.5", "2") in arms
+    assert {child.data.params["mask_ratio"] for child in children} == {"0.5", "0.75"}
+    assert {child.data.tags["mcf.factor.mask_ratio"] for child in children} == {"0.5", "0.75"}
+    client = MlflowClient(mlflow_server)
+    names = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert names == {"comparison.md", "comparison.csv", "comparison.json", "comparison.svg"}
+    with bench.db.read() as session:
+        table = comparison_of(session, experiment, mlflow_server)
+    assert table.arms[0].runs[0].tracking_url in {
+        f"{mlflow_server}/#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}" for child in children
+    }
+
+
+@pytest.mark.parametrize("point", ["parent", "child"])
+def test_killed_between_mlflow_and_the_database_it_makes_no_second_run(
+    bench: Bench, spec: dict[str, Any], mlflow_server: str, point: str
+) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.tracker.killed_after = point  # type: ignore[union-attr]
+    with pytest.raises(Killed):
+        bench.go(5)
+    world = World(bench.settings, bench.cluster, Tracker(mlflow_server, timeout_seconds=20))
+    bench.reconciler = Reconciler(bench.db, bench.settings, world, Telemetry(), clock=bench.clock)
+    bench.go(seconds=bench.settings.lease_seconds + 1)
+    finish(bench)
+    parents, children = tracked(mlflow_server, spec["name"])
+    assert (len(parents), len(children)) == (1, 1)
+    assert children[0].data.params["mask_ratio"] == "0.75"
+
+
+def test_however_runs_end_mlflow_says_so(bench: Bench, spec: dict[str, Any], mlflow_server: str) -> None:
+    experiment = bench.submit(spec | {"seeds": 1})
+    bench.go(4)
+    one, other = bench.cluster.live()
+    bench.cluster.fail(one)
+    bench.go(2)
+    experiments.cancel(bench.db, experiment)
+    finish(bench)
+    [parent], children = tracked(mlflow_server, spec["name"])
+    assert parent.info.status == "KILLED"
+    status = {child.data.tags["mcf.run_id"]: child.info.status for child in children}
+    assert status == {one.rpartition("-")[0]: "FAILED", other.rpartition("-")[0]: "KILLED"}
+    failed = next(child for child in children if child.info.status == "FAILED")
+    assert failed.data.tags["mcf.reason"] == "the loss is not finite"
+
+
+def test_a_retried_run_goes_on_in_the_same_mlflow_run(bench: Bench, spec: dict[str, Any], mlflow_server: str) -> None:
+    experiment = bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(4)
+    bench.cluster.fail(bench.cluster.live()[0])
+    finish(bench)
+    experiments.retry(bench.db, bench.settings, experiment)
+    finish(bench)
+    [parent], [child] = tracked(mlflow_server, spec["name"])
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_a_shared_run_appears_in_both_experiments_with_its_numbers(
+    bench: Bench, spec: dict[str, Any], mlflow_server: str
+) -> None:
+    bench.submit(spec | {"seeds": 1})
+    finish(bench)
+    bench.submit(spec | {"seeds": 1, "name": f"{spec['name']}-two"})
+    finish(bench)
+    [parent], children = tracked(mlflow_server, f"{spec['name']}-two")
+    assert parent.info.status == "FINISHED"
+    assert [child.info.status for child in children] == ["FINISHED", "FINISHED"]
+    assert all("probe/NME" in child.data.metrics and "mcf.trained_in" in child.data.tags for child in children)
+
+
+def test_a_step_that_was_logged_twice_counts_once_with_its_newest_value(mlflow_server: str) -> None:
+    client = MlflowClient(mlflow_server)
+    run = client.create_run(client.create_experiment("twice")).info.run_id
+    for timestamp, step, value in (1, 1, 0.1), (2, 2, 0.2), (3, 2, 0.25), (4, 3, 0.3):
+        client.log_batch(run, metrics=[Metric("loss/total", value, timestamp, step)])
+    tracker = Tracker(mlflow_server, timeout_seconds=20)
+    assert tracker.histories(run) == {"loss/total": [(1, 0.1), (2, 0.25), (3, 0.3)]}
+    assert tracker.newest_picture(run) is None
+    for number in 30, 9, 100:
+        client.log_text(run, str(number), f"pictures/step-{number:06d}.png")
+    assert tracker.newest_picture(run) == b"100"
+
+
+def test_a_deleted_run_is_no_reason_to_try_for_ever(mlflow_server: str) -> None:
+    tracker = Tracker(mlflow_server, timeout_seconds=20)
+    with pytest.raises(TrackingGone):
+        tracker.histories("0" * 32)
+    assert not tracker.is_away
+
+
+def test_after_a_failure_mlflow_is_left_alone_for_a_moment() -> None:
+    tracker = Tracker("http://127.0.0.1:9", timeout_seconds=1)
+    with pytest.raises(TrackingAway, match=r"MLflow at http://127.0.0.1:9 does not answer"):
+        tracker.ping()
+    assert tracker.is_away

@@ -61,6 +61,10 @@ class Client:
         self._connection = Connection(url, token, timeout_seconds)
         self.url = self._connection.url
 
+    def ping(self) -> None:
+        """Raises ServiceAway unless somebody answers."""
+        self._connection.call("GET", "/healthz")
+
     # ------------------------------------------------------------ experiments
 
     def submit(self, spec: Mapping[str, Any] | str | Path) -> "Experiment":

@@ -33,7 +33,7 @@ def die_with_parent(number: signal.Signals, parent: int) -> Callable[[], None]:
 
 def main(parent: int, command: list[str]) -> None:
     die_with_parent(signal.SIGTERM, parent)()
-    program = subprocess.Popen(command, preexec_fn=die_with_parent(signal.SIGKILL, os.getpid()))
+    program = subprocess.Popen(command, preexec_fn=die_with_parent(signal.SIGKILL, os.getpid()))  # noqa: PLW1509
 
     def stop(*_: object) -> None:
         os.kill(program.pid, signal.SIGTERM)

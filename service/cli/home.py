@@ -38,14 +38,28 @@ class Home:
 
     def take(self) -> None:
         """Holds the folder until this process ends. Raises AlreadyUp with the other one's address."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / "up.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._lock = self._locked()
+        if self._lock is None:
             other = self.read()
             where = f" at {other.url} (process {other.pid})" if other else ""
-            raise AlreadyUp(f"mcf up is already running in {self.folder}{where}") from None
+            raise AlreadyUp(f"mcf up is already running in {self.folder}{where}\nUse that one, or give --dir.")
+
+    def is_taken(self) -> bool:
+        lock = self._locked()
+        if lock is not None:
+            os.close(lock)
+        return lock is None
+
+    def _locked(self) -> int | None:
+        """A descriptor that holds the folder while it is open; None when somebody else does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.folder / "up.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        return lock
 
     def read(self) -> Up | None:
         """What the last `mcf up` here wrote down; it may have ended since."""

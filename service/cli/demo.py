@@ -1,0 +1,131 @@
+"""`mcf demo`: everything up, a small ablation on real faces, the comparison, and then it is yours to look around.
+
+Where `mcf up` already runs in the folder, it is used and left running.
+"""
+
+import contextlib
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from service.cli import show
+from service.cli.guard import die_with_parent
+from service.cli.home import Home, Up
+from service.cli.watch import watch
+from service.client import Client, McfError, ServiceAway
+
+SPEC = Path(__file__).parents[2] / "examples" / "ablation.yaml"
+NUM_FACES = 100
+"""The first images of scikit-image's LFW subset are faces, the rest are not."""
+START_SECONDS = 120.0
+
+
+def demo(home: Home, *, data: Path | None, keep: bool, console: Console) -> int:
+    """Exit code: 0 when every run succeeded, or Ctrl-C ended it after that."""
+    spec = _spec(home.folder, data)
+    with _running(home) as (up, is_ours):
+        client = Client(up.url, up.token)
+        experiment = client.submit(spec)
+        detail = experiment.detail
+        console.print(f"\n{detail.name} is {detail.id}: {detail.num_arms} arms, {show.counts(detail)}", soft_wrap=True)
+        try:
+            watch(experiment, console)
+            console.print()
+            console.print(show.comparison(experiment.comparison()))
+            console.print(f"\npage    {up.url}/experiments/{experiment.id}", soft_wrap=True)
+            console.print(f"MLflow  {experiment.detail.tracking_url or up.tracking_uri}", soft_wrap=True)
+            if keep and is_ours:
+                console.print("Ctrl-C stops everything", soft_wrap=True)
+                signal.pause()
+        except KeyboardInterrupt:
+            console.print("\nWhat was trained is kept; the next demo or `mcf up` here goes on from it")
+        return 0 if experiment.refresh().state == "succeeded" else 1
+
+
+def _spec(folder: Path, data: Path | None) -> dict[str, Any]:
+    """examples/ablation.yaml with paths to the data: scikit-image's faces, or any folder of images."""
+    if not SPEC.exists():
+        raise McfError(
+            f"The demo is {SPEC.name} of the source tree, and there is none here; `mcf submit FILE` takes any spec."
+        )
+    spec: dict[str, Any] = yaml.safe_load(SPEC.read_text())
+    base = spec["base"]
+    if data is None:
+        lfw = _lfw(folder / "data" / "lfw")
+        base["data"]["uri"] = str(lfw / "faces")
+        base["evaluation"] |= {"images": str(lfw / "all"), "labels": str(lfw / "labels.csv")}
+        return spec
+    if not data.is_dir():
+        raise McfError(f"--data {data}: there is no such folder. Give a folder of images, such as JPEG or PNG files.")
+    base["data"]["uri"] = str(data.resolve())
+    # Without labels there is no probe, and the comparison says so.
+    for field in "images", "labels":
+        base["evaluation"].pop(field, None)
+    return spec
+
+
+def _lfw(folder: Path) -> Path:
+    """faces/ with the 100 faces, all/ with faces and non-faces, labels.csv (file,label); written once."""
+    done = folder / "labels.csv"
+    if done.exists():
+        return folder
+    # Only needed here, and only once.
+    from PIL import Image
+    from skimage.data import lfw_subset
+
+    rows = []
+    for name in "faces", "all":
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    images = lfw_subset()  # type: ignore[no-untyped-call]
+    for number, pixels in enumerate(images):
+        is_face = number < NUM_FACES
+        file = f"{number:03d}.png"
+        image = Image.fromarray((pixels * 255).round().astype("uint8"), mode="L")
+        for name in ("faces", "all") if is_face else ("all",):
+            image.save(folder / name / file)
+        rows.append((file, "face" if is_face else "other"))
+    with (folder / "labels.part").open("w", newline="") as file_:
+        csv.writer(file_, lineterminator="\n").writerows([("file", "label"), *rows])
+    (folder / "labels.part").rename(done)
+    return folder
+
+
+@contextlib.contextmanager
+def _running(home: Home) -> Iterator[tuple[Up, bool]]:
+    """A service that answers, and whether it was started here; what was started here is stopped at the end."""
+    if home.is_taken():
+        yield _when_ready(home, None), False
+        return
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli.main", "up", "--dir", str(home.folder)],
+        # Ctrl-C is for us, who then stop it in order.
+        start_new_session=True,
+        preexec_fn=die_with_parent(signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - there are no threads yet
+    )
+    try:
+        yield _when_ready(home, process), True
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _when_ready(home: Home, process: "subprocess.Popen[bytes] | None") -> Up:
+    """Where the service answers, once it does; `process` is the `mcf up` that has to write down where."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
+        up = home.read()
+        if up and (process is None or up.pid == process.pid):
+            with contextlib.suppress(ServiceAway):
+                Client(up.url, up.token).ping()
+                return up
+        time.sleep(0.2)
+    raise McfError(f"`mcf up` in {home.folder} did not get ready; its logs are in {home.folder / 'logs'}")

@@ -6,9 +6,11 @@ config.json is timm's own hub format, so `timm.create_model("local-dir:FOLDER", 
 
 import hashlib
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from trainer import records
 from trainer.mcf import Mcf
@@ -28,16 +30,20 @@ def export(run: RunSpec, model: Mcf, result: Result, store: Store) -> dict[str, 
 
     Returns what MLflow gets, by artifact name: the card, and a pointer to the weights instead of them.
     """
-    weights = save({name: value.float().cpu().contiguous() for name, value in model.encoder.state_dict().items()})
+    with tempfile.TemporaryDirectory(prefix="mcf-export-") as scratch:
+        path = Path(scratch, WEIGHTS)
+        save_file({name: value.float().cpu().contiguous() for name, value in model.encoder.state_dict().items()}, path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        pointer = {
+            "uri": result.export, "file": WEIGHTS, "sha256": digest, "bytes": path.stat().st_size,
+            "spec_digest": run.digest, "steps": result.steps,
+        }  # fmt: skip
+        store.put_file(records.EXPORT + WEIGHTS, path)
     config = json.dumps(timm_config(run), indent=1).encode()
-    digest = hashlib.sha256(weights).hexdigest()
     card = model_card(run, result, digest).encode()
-    for name, data in (WEIGHTS, weights), (CONFIG, config), (CARD, card):
-        store.put(records.EXPORT + name, data)
-    pointer = {
-        "uri": result.export, "file": WEIGHTS, "sha256": digest, "bytes": len(weights), "spec_digest": run.digest,
-        "steps": result.steps,
-    }  # fmt: skip
+    store.put(records.EXPORT + CONFIG, config)
+    store.put(records.EXPORT + CARD, card)
     return {
         f"{records.EXPORT}export.json": json.dumps(pointer, indent=1).encode(),
         f"{records.EXPORT}{CARD}": card,
@@ -104,8 +110,8 @@ Sanity metrics show that training worked; they do not rank models.
 
 | | |
 | --- | --- |
-| images | {result.subset_size} (digest `{result.subset_digest[:16]}`), seen {result.images_seen} times in all |
-| steps | {result.steps} |
+| images | {result.subset_size}, digest `{result.subset_digest[:16]}` |
+| steps | {result.steps}, {result.images_seen} images in all |
 | mask ratio | {run.mask_ratio} |
 | teacher | {_teacher(run)} |
 | seed | {run.seed} |
@@ -138,7 +144,8 @@ def _metrics_table(result: Result) -> str:
 
 
 def _row(metric: Metric) -> str:
-    return f"| {metric.name} | {metric.value:.2f} {metric.unit} | {'higher' if metric.higher_is_better else 'lower'} is better |"
+    better = "higher" if metric.higher_is_better else "lower"
+    return f"| {metric.name} | {metric.value:.2f} {metric.unit} | {better} is better |"
 
 
 def _teacher(run: RunSpec) -> str:

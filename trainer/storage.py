@@ -221,6 +221,10 @@ def _s3() -> Any:
     )
 
 
+# A client's connections are not to be shared with forks, such as the workers that decode images.
+os.register_at_fork(after_in_child=_s3.cache_clear)
+
+
 @contextmanager
 def _file_errors(uri: str, name: str) -> Iterator[None]:
     try:

@@ -75,11 +75,13 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     damage(store, 40)
     resumed = checkpoints(store)
     restored = resumed.restore_latest()
-    assert restored is not None and restored[0].step == 20
+    assert restored is not None
+    assert restored[0].step == 20
     assert "step 40 is damaged" in caplog.text
     resumed.save(40, state(40), world_size=1)
     restored = checkpoints(store).restore_latest()
-    assert restored is not None and restored[0].step == 40
+    assert restored is not None
+    assert restored[0].step == 40
 
 
 @pytest.mark.parametrize("broken", [records.STATE, records.COMMITTED])
@@ -94,7 +96,8 @@ def test_a_save_that_dies_is_no_checkpoint_and_leaves_nothing_for_long(
     assert saving.try_save(40, state(40), world_size=1) is None
     assert "no checkpoint at step 40, training goes on" in caplog.text
     restored = checkpoints(store).restore_latest()
-    assert restored is not None and restored[0].step == 20
+    assert restored is not None
+    assert restored[0].step == 20
     store.broken = "nothing"
     (store.root / "checkpoints" / "000000040" / ".aside-killed").parent.mkdir(exist_ok=True)
     (store.root / "checkpoints" / "000000040" / ".aside-killed").write_bytes(b"half")

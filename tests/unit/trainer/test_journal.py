@@ -26,7 +26,12 @@ def test_a_session_is_readable_at_once_and_shows_the_last_news_after_closing(tmp
     assert journal.restarts == 1
     first, second = rundir.read_sessions(store)
     assert (first.number, first.attempt, second.number, second.attempt) == (1, 1, 2, 2)
-    assert (second.step, second.stage, second.losses, second.images_per_second) == (40, "done", {"loss/total": 1.5}, 100)
+    assert (second.step, second.stage, second.losses, second.images_per_second) == (
+        40,
+        "done",
+        {"loss/total": 1.5},
+        100,
+    )
     assert second.process_seconds > 0
 
 

@@ -58,7 +58,7 @@ class Landmarks:
         for key, points in self._points.items():
             if points.shape != (NUM_POINTS, 2):
                 raise ValueError(f"{key} has {tuple(points.shape)} numbers, not {NUM_POINTS} points (x, y)")
-        self.keys = list(self._points)
+        self.keys: Sequence[str] = list(self._points)
         self.num_left_out = len(faces) - len(self.keys)
 
     def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int) -> Tensor:
@@ -86,7 +86,7 @@ class Labels:
 
     def __init__(self, text: str) -> None:
         self._labels = {row["file"]: row["label"] for row in csv.DictReader(io.StringIO(text))}
-        self.keys = list(self._labels)
+        self.keys: Sequence[str] = list(self._labels)
         self.classes = sorted(set(self._labels.values()))
         if len(self.classes) < 2:
             raise ValueError(f"{len(self.classes)} different labels; a classifier needs two")

@@ -35,7 +35,7 @@ def run(tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
 
 @pytest.fixture(scope="module")
 def images(run: RunSpec) -> torch.Tensor:
-    _, split = split_of(run)
+    split = split_of(run)
     return normalise(load_images(open_images(run.data.uri), [key for key, _ in split.held_out], run.input_size))
 
 
@@ -55,7 +55,7 @@ def test_psnr_looks_at_hidden_patches_alone(run: RunSpec, images: torch.Tensor) 
 
 
 def test_sanity_metrics_are_the_same_for_every_seed_of_the_run_but_its_weights(
-    run: RunSpec, image_NCHW: torch.Tensor
+    run: RunSpec, images: torch.Tensor
 ) -> None:
     model = build(run)
     first = sanity.sanity_metrics(run, model, images)
@@ -87,7 +87,7 @@ def test_a_panel_shows_image_masked_image_and_reconstruction(run: RunSpec, image
 
 
 def test_the_evaluation_has_every_number_of_the_result(run: RunSpec) -> None:
-    _, split = split_of(run)
+    split = split_of(run)
     found = evaluate.evaluate(run, build(run), split, open_images(run.data.uri), CPU)
     assert found.probe is not None
     assert found.floors is not None
@@ -106,7 +106,7 @@ def test_the_export_is_a_plain_timm_vit(
     run: RunSpec, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, store = build(run), DirectoryStore(str(tmp_path))
-    _, split = split_of(run)
+    split = split_of(run)
     found = evaluate.evaluate(run, model, split, open_images(run.data.uri), CPU)
     result = Result(
         steps=60, images_seen=3840, subset_size=36, subset_digest=split.train_digest,

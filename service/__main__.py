@@ -20,7 +20,8 @@ def main() -> int:
         settings = Settings()
     except ValidationError as error:
         for problem in error.errors():
-            "_".join(map(str, problem["loc"])).upper()
+            field = "_".join(map(str, ("MCF", *problem["loc"]))).upper()
+            sys.stderr.write(f"{field}: {problem['msg']}\n" if problem["loc"] else f"{problem['msg']}\n")
         return 2
     _log_as_json()
     app = create_app(settings)

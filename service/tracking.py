@@ -49,6 +49,7 @@ class Tracker:
         # MLflow's defaults try for minutes (120 s a request, 7 retries).
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout_seconds)
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         self.uri = uri.rstrip("/")
         self._client = MlflowClient(tracking_uri=uri)
         self._creating = threading.Lock()

@@ -1,7 +1,6 @@
 """Experiments, runs and comparisons as tables for a terminal."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -12,6 +11,7 @@ from service.client import Comparison
 from service.compare.schemas import ArmRow, Estimate
 from service.experiments.schemas import ExperimentDetail, ExperimentSummary, Plan
 from service.runs.schemas import RunDetail
+from service.text import age, duration, first_line
 from trainer.records import Checkpoint
 
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}
@@ -41,7 +41,7 @@ def experiment(found: ExperimentDetail) -> RenderableType:
             why = trial.reason or trial.waiting_reason or ("shared" if trial.shared else "")
             step = f"{trial.step}/{trial.total_steps}"
             table.add_row(
-                name, str(trial.seed), trial.run_id, state(trial.state), step, str(trial.restarts), _first_line(why)
+                name, str(trial.seed), trial.run_id, state(trial.state), step, str(trial.restarts), first_line(why)
             )
     head = Text.assemble((found.name, "bold"), f"  {found.id}  ", state(found.state), f"  {found.progress:.0%} done")
     if found.eta_seconds:
@@ -80,7 +80,7 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
     attempts = _table("attempt", "state", "steps", "started", "reason")
     for item in found.attempts:
         steps = f"{item.first_step} to {item.last_step}"
-        attempts.add_row(item.name, state(item.state), steps, age(item.created_at), _first_line(item.reason))
+        attempts.add_row(item.name, state(item.state), steps, age(item.created_at), first_line(item.reason))
     return Group(head, facts, "", attempts)
 
 
@@ -96,7 +96,7 @@ def comparison(found: Comparison) -> RenderableType:
         beneath.add_row(*_beneath(row, _sanity(found)))
     words = [Padding(Text(f"* {word}"), (0, 0, 0, 0)) for word in found.words]
     missing = [
-        Text(f"  missing: {row.name}, seed {run.seed}: {run.state} {_first_line(run.reason)}".rstrip(), style="yellow")
+        Text(f"  missing: {row.name}, seed {run.seed}: {run.state} {first_line(run.reason)}".rstrip(), style="yellow")
         for row in found.arms
         for run in row.missing
     ]
@@ -124,20 +124,6 @@ def counts(found: ExperimentSummary) -> str:
     """`12 runs: 3 running, 9 queued`."""
     parts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
     return f"{found.num_runs} run{'s' * (found.num_runs != 1)}: {parts}"
-
-
-def duration(seconds: float | None) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`; empty for None."""
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def age(at: datetime) -> str:
-    return f"{duration((datetime.now(UTC) - at).total_seconds())} ago"
 
 
 def _reached(row: ArmRow) -> list[str]:
@@ -184,11 +170,6 @@ def _interval(found: Estimate | None, form: str = ".4g") -> str:
         if found and found.low is not None and found.high is not None
         else ""
     )
-
-
-def _first_line(text: str) -> str:
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= 100 else f"{line[:97]}..."
 
 
 def _table(*columns: str) -> Table:

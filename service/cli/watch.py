@@ -5,9 +5,10 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from service.cli.show import counts, duration
+from service.cli.show import counts
 from service.client import Experiment
 from service.experiments.schemas import ArmView, ExperimentDetail
+from service.text import duration
 
 POLL_SECONDS = 1.0
 

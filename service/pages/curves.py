@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.text import short
+
 WIDTH, HEIGHT = 360, 170
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 22
 MAX_POINTS = 300
@@ -35,22 +37,25 @@ class Curve:
     bottom: int = HEIGHT - BOTTOM
 
 
-def curve(name: str, history: Sequence[tuple[int, float]]) -> Curve | None:
-    """Chart of (step, value) pairs in step order; values that are not finite are gaps. None when nothing is left."""
-    finite = [(step, value) for step, value in history if math.isfinite(value)]
+History = Sequence[tuple[int, float | None]]
+
+
+def curve(name: str, history: History) -> Curve | None:
+    """Chart of (step, value) pairs in step order; None is a gap. No chart where nothing but gaps is left."""
+    finite = [(step, value) for step, value in history if value is not None]
     if not finite:
         return None
     shown = _thinned(history)
     steps, values = [step for step, _ in finite], [value for _, value in finite]
-    x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
+    x_low, x_high = steps[0], max(steps[-1], steps[0] + 1)
     y_marks = round_values(min(values), max(values), 4)
-    y_low, y_high = min(min(values), y_marks[0]), max(max(values), y_marks[-1])
+    y_low, y_high = y_marks[0], y_marks[-1]
 
     def x(step: float) -> float:
         return round(LEFT + (step - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
 
     def y(value: float) -> float:
-        return round(TOP + (y_high - value) / ((y_high - y_low) or 1) * (HEIGHT - TOP - BOTTOM), 1)
+        return round(TOP + (y_high - value) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
 
     stretches = [[(x(step), y(value)) for step, value in stretch] for stretch in _stretches(shown)]
     return Curve(
@@ -75,21 +80,16 @@ def round_values(low: float, high: float, count: int) -> list[float]:
     return [number * distance for number in range(first, last + 1)]
 
 
-def short(value: float) -> str:
-    """Four significant digits at most, without a tail of zeros: 0.5, 1234, 2.4e-05."""
-    return f"{value:.4g}"
-
-
-def _thinned(history: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def _thinned(history: History) -> History:
     every = math.ceil(len(history) / MAX_POINTS)
     kept = list(history[::every])
     return kept if kept[-1] == history[-1] else [*kept, history[-1]]
 
 
-def _stretches(history: Sequence[tuple[int, float]]) -> list[list[tuple[int, float]]]:
+def _stretches(history: History) -> list[list[tuple[int, float]]]:
     stretches: list[list[tuple[int, float]]] = [[]]
     for step, value in history:
-        if math.isfinite(value):
+        if value is not None:
             stretches[-1].append((step, value))
         elif stretches[-1]:
             stretches.append([])

@@ -81,12 +81,13 @@ class Reconciler:
         self._busy = {look for look in self._busy if not look.done()}
         free = self._settings.reconcile_threads - len(self._busy)
         lease_seconds = self._settings.lease_seconds
-        with self._db.write() as session:
-            runs = repository.lease_runs(session, now, lease_seconds, free) if free else []
-            left = free - len(runs)
-            experiments = repository.lease_experiments(session, now, lease_seconds, left) if left else []
-        self._busy |= {self._pool.submit(self._look_at_run, lease) for lease in runs}
-        self._busy |= {self._pool.submit(self._look_at_experiment, lease) for lease in experiments}
+        if free:
+            with self._db.write() as session:
+                # Experiments first: runs wait for them, and come round more often.
+                experiments = repository.lease_experiments(session, now, lease_seconds, max(1, free // 2))
+                runs = repository.lease_runs(session, now, lease_seconds, free - len(experiments))
+            self._busy |= {self._pool.submit(self._look_at_experiment, lease) for lease in experiments}
+            self._busy |= {self._pool.submit(self._look_at_run, lease) for lease in runs}
         if now - self._swept_at > timedelta(seconds=SWEEP_SECONDS):
             self._swept_at = now
             self._sweep()

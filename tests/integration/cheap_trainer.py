@@ -26,6 +26,10 @@ def write(name: str, content: object) -> None:
     aside.replace(path)
 
 
+def say(text: str) -> None:
+    os.write(1, f"{text}\n".encode())
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat()
 
@@ -55,7 +59,9 @@ def train(spec: dict) -> int:
     step = first = json.loads(state.read_text()) if state.exists() else 0
     number = len(list((FOLDER / "sessions").glob("*.json"))) + 1
     started = now()
+    say(f"attempt {ATTEMPT} from step {step}")
     if temperature == 0.6 or (temperature == 0.7 and ATTEMPT < 3):
+        say("about to die without a word")
         os.kill(os.getpid(), signal.SIGKILL)
     while step < total and not stopping:
         time.sleep(pause)

@@ -127,6 +127,7 @@ def test_however_runs_end_mlflow_says_so(bench: Bench, spec: dict[str, Any], mlf
     bench.cluster.fail(one)
     bench.go(2)
     experiments.cancel(bench.db, experiment)
+    bench.go(3)
     finish(bench)
     [parent], children = tracked(mlflow_server, spec["name"])
     assert parent.info.status == "KILLED"

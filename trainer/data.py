@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.draws import View, flipped, image_at, mask_noise
 from trainer.grid import StepPlan, first_position
-from trainer.manifest import DataError, Manifest, Split, read_manifest
+from trainer.manifest import DataError, Split, read_manifest
 from trainer.spec import IMAGENET_MEAN, IMAGENET_STD, RunSpec
 
 # Decoded subsets up to this size are held in memory by every rank.
@@ -46,7 +46,7 @@ class Slice(NamedTuple):
         return Slice(*(part.to(device, non_blocking=True) for part in self))
 
 
-def split_of(run: RunSpec) -> tuple[Manifest, Split]:
+def split_of(run: RunSpec) -> Split:
     """The run's images: trained on, and held out. Raises DataError when the data is not what the spec says."""
     with _one_at_a_time():
         # The first process of a machine reads and digests every image, the others find its list in the cache.
@@ -56,7 +56,7 @@ def split_of(run: RunSpec) -> tuple[Manifest, Split]:
             f"{run.data.uri} has changed since the run was submitted: digest {manifest.digest}, "
             f"the spec says {run.data.sha256}"
         )
-    return manifest, manifest.split(
+    return manifest.split(
         held_out=run.evaluation.held_out, subset_size=run.data.subset_size, subset_seed=run.data.subset_seed
     )
 
@@ -101,7 +101,7 @@ def slices(
     loader = DataLoader(
         _Cells(run, source, len(keys)),
         batch_size=None,
-        sampler=(first_position(run.batch, step, *cell) for step in steps for cell in cells),  # type: ignore[arg-type]
+        sampler=(first_position(run.batch, step, *cell) for step in steps for cell in cells),
         num_workers=0 if in_memory else _num_workers(),
         pin_memory=device.type == "cuda",
     )

@@ -77,7 +77,7 @@ class World:
         whole = _with_tensors(shape[0], tensors if self.is_first else None, self.device, received)
         for tensor in received:
             dist.broadcast(tensor, src=0)
-        return whole  # type: ignore[no-any-return]
+        return whole
 
 
 @contextmanager
@@ -93,10 +93,12 @@ def joined_world() -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=float(os.environ.get("MCF_COLLECTIVE_TIMEOUT_SECONDS", "120")))
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None, **alone
-    )
+    backend, device_id = ("nccl", device) if cuda else ("gloo", None)
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout, device_id=device_id)
+    else:
+        alone = torch._C._distributed_c10d.HashStore()
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1, device_id=device_id)
     yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
     # Not after an error: the others may be gone, and leaving in good order would wait for them.
     dist.destroy_process_group()

@@ -27,6 +27,10 @@ class FaceApi(nn.Module):
             for number, (before, after) in enumerate(zip((3, *CHANNELS), CHANNELS, strict=False))
         )
 
+    @property
+    def depth(self) -> int:
+        return len(self.stages)
+
     def block_outputs(self, image_BCHW: Tensor, taps: Sequence[int]) -> list[Tensor]:
         """Stage outputs `taps` (of 0..3) as positions [B, h * w, C]."""
         found = []

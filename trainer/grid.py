@@ -6,6 +6,7 @@ depend on the division, only the speed does.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from trainer.spec import Batch
 
@@ -50,7 +51,7 @@ def teams(batch: Batch, world_size: int) -> list[tuple[int, ...]]:
         )
     count = -(-world_size // batch.slices_per_group)
     bounds = [team * world_size // count for team in range(count + 1)]
-    return [tuple(range(first, last)) for first, last in zip(bounds, bounds[1:], strict=False)]
+    return [tuple(range(first, last)) for first, last in pairwise(bounds)]
 
 
 def step_plan(batch: Batch, rank: int, world_size: int) -> StepPlan:

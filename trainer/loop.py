@@ -93,9 +93,9 @@ def fit(
 
             report.step(parts.step, losses.means(), lr=rate, grad_norm=grad_norm.item())
             stopping = world.any(stop.requested)
-            if world.is_first and parts.step < total_steps:
-                if parts.step % run.cadence.checkpoint_steps == 0 or stopping:
-                    checkpoints.try_save(parts.step, state_of(parts, report), world.size)
+            due = stopping or parts.step % run.cadence.checkpoint_steps == 0
+            if world.is_first and due and parts.step < total_steps:
+                checkpoints.try_save(parts.step, state_of(parts, report), world.size)
             if stopping and parts.step < total_steps:
                 logger.warning("stopped on request after step %d", parts.step)
                 return False
@@ -172,7 +172,7 @@ class LossSum:
 
 def state_of(parts: Parts, report: Report) -> dict[str, Any]:
     """What a checkpoint holds."""
-    return {**parts.state_dict(), "log": report.state_dict()}
+    return {**parts.state_dict(), "report": report.state_dict()}
 
 
 def weights_dtype(run: RunSpec) -> torch.dtype:

@@ -11,13 +11,15 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
-from trainer import conclude, records
+from trainer import records
 from trainer.checkpoint import CheckpointStore, OtherRun
+from trainer.conclude import conclude, painter
 from trainer.data import slices, split_of
 from trainer.distributed import World, joined_world
 from trainer.grid import TooManyWorkers, step_plan, teams
@@ -28,7 +30,7 @@ from trainer.manifest import DataError, open_images
 from trainer.mcf import Target, build
 from trainer.optim import adamw
 from trainer.records import Outcome, Verdict
-from trainer.report import RankZero, Silent
+from trainer.report import RankZero, Report, Silent
 from trainer.rundir import list_checkpoints, read_outcome
 from trainer.spec import RunSpec
 from trainer.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
@@ -84,31 +86,23 @@ def train(run: RunSpec, store: Store) -> int:
     """Join the other workers, train, and as rank 0 write down what came of it. Returns the exit code."""
     with joined_world() as world:
         log_settings(run, world)
-        manifest, split = split_of(run)
+        split = split_of(run)
         images = open_images(run.data.uri, run.data.format)
-        everyone = teams(run.batch, world.size)
-        world.form_teams(everyone)
+        plan = step_plan(run.batch, world.rank, world.size)
+        world.form_teams(teams(run.batch, world.size))
         checkpoints = CheckpointStore(store, spec_digest=run.digest, keep=run.cadence.keep_checkpoints)
         parts = build_parts(run, world, num_images=len(split.train))
-        log = RunLog(
-            os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_RUN_ID") if world.is_first else None,
-            attempt=attempt_number(),
-        )  # fmt: skip
-        restore(parts, checkpoints, log, world)
-        total_steps = run.total_steps(parts.num_images)
-        plan = step_plan(run.batch, world.rank, world.size)
-        batches = slices(run, images, [key for key, _ in split.train], plan, range(parts.step, total_steps), world.device)
-        report: RankZero | Silent = Silent()
+        reported = restore(parts, checkpoints, world)
+        steps = range(parts.step, run.total_steps(parts.num_images))
+        batches = slices(run, images, [key for key, _ in split.train], plan, steps, world.device)
+        report: Report = Silent()
         if world.is_first:
-            journal = Journal(store, attempt_number(), world.size, str(world.device), total_steps, parts.step)
-            draw = conclude.painter(run, parts.model, images, split, world.device)
-            report = RankZero(
-                run, log, journal, world_size=world.size, first_step=parts.step, total_steps=total_steps, draw=draw
-            )
+            draw = painter(run, parts.model, images, split, world.device)
+            report = start_report(run, store, world, steps, draw, reported)
         completed = fit(run, parts, plan, batches, world, checkpoints, report)
     if isinstance(report, RankZero):
         if completed:
-            conclude.conclude(run, store, parts, images, split, report, world.device)
+            conclude(run, store, parts, images, split, report, world.device)
         report.close("done" if completed else "training")
     return 0 if completed else INTERRUPTED
 
@@ -123,15 +117,34 @@ def build_parts(run: RunSpec, world: World, num_images: int) -> Parts:
     )  # fmt: skip
 
 
-def restore(parts: Parts, checkpoints: CheckpointStore, log: RunLog, world: World) -> None:
-    """Rank 0 reads the newest checkpoint, the others get it from there: not every rank need see the store alike."""
+def restore(parts: Parts, checkpoints: CheckpointStore, world: World) -> Mapping[str, Any] | None:
+    """Rank 0 reads the newest checkpoint and the others get it from there, so all go on from the same one.
+
+    Returns the report's part of it, None when there is no checkpoint.
+    """
     state = None
     if world.is_first and (found := checkpoints.restore_latest(world.device)):
         checkpoint, state = found
-        log.load_state_dict(state.pop("log"))
         logger.info("resumed from step %d, saved by %d workers", checkpoint.step, checkpoint.world_size)
-    if state := world.broadcast_state(state):
-        parts.load_state_dict(state)
+    state = world.broadcast_state(state)
+    if state is None:
+        return None
+    parts.load_state_dict(state)
+    return state["report"]
+
+
+def start_report(
+    run: RunSpec, store: Store, world: World, steps: range, draw: Callable[[], bytes] | None,
+    reported: Mapping[str, Any] | None,
+) -> RankZero:  # fmt: skip
+    """Rank 0's report, with what the last session had not got rid of."""
+    attempt = int(os.environ.get("MCF_ATTEMPT", "1"))
+    log = RunLog(os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_RUN_ID"), attempt=attempt)
+    journal = Journal(store, attempt, world.size, str(world.device), steps.stop, steps.start)
+    report = RankZero(run, log, journal, world_size=world.size, steps=steps, draw=draw)
+    if reported:
+        report.load_state_dict(reported)
+    return report
 
 
 def log_settings(run: RunSpec, world: World) -> None:
@@ -143,10 +156,6 @@ def log_settings(run: RunSpec, world: World) -> None:
         logger.warning("precision bf16 is not applied: it needs a GPU, this run computes in float32")
     if run.teacher.source == "none" and run.teacher.weight != type(run.teacher)().weight:
         logger.warning("teacher.weight is not applied: without a teacher the pixel loss counts once")
-
-
-def attempt_number() -> int:
-    return int(os.environ.get("MCF_ATTEMPT", "1"))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ they survive renaming and copying, and subsets of one seed are nested (method 2.
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from trainer.storage import Entry, Store, open_store
 
@@ -102,20 +104,13 @@ def open_images(uri: str, format: str = "folder") -> "Store | LmdbImages":
 
 
 class LmdbImages:
-    """Read-only LMDB in the published layout: key = a line of the key list, value = encoded image bytes.
-
-    Opened anew in every process that reads: an environment must not cross a fork.
-    """
+    """Read-only LMDB in the published layout: key = a line of the key list, value = encoded image bytes."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._opened_by: int | None = None
 
     def get(self, key: str) -> bytes:
-        if self._opened_by != os.getpid():
-            self._env = _open_lmdb(self.path)
-            self._opened_by = os.getpid()
-        with self._env.begin(buffers=False) as txn:
+        with _open_lmdb(self.path).begin(buffers=False) as txn:
             value = txn.get(key.encode())
         if value is None:
             raise DataError(f"{self.path} holds no image {key!r}")
@@ -123,7 +118,7 @@ class LmdbImages:
 
 
 def _lmdb_manifest(path: str, keys: str | None) -> Manifest:
-    with _open_lmdb(path) as env, env.begin(buffers=True) as txn:
+    with _open_lmdb(path).begin(buffers=True) as txn:
         names = Path(keys).read_text().splitlines() if keys else _lmdb_keys(txn)
         images = []
         for name in names:
@@ -142,13 +137,30 @@ def _lmdb_keys(txn) -> Iterator[str]:  # type: ignore[no-untyped-def]
 
 
 def _open_lmdb(path: str):  # type: ignore[no-untyped-def]
+    """The one environment of this database in this process; a database that was replaced is opened anew.
+
+    LMDB refuses a second one, whoever asks. A fork may go on with it: without locks it is nothing but a mapped file.
+    """
     try:
         import lmdb  # optional: only the trainer's extra has it
     except ImportError as error:
         raise DataError("reading LMDB needs the package lmdb: pip install 'mcf[trainer]'") from error
-    if not Path(path).exists():
+    folder = Path(path)
+    if not folder.exists():
         raise DataError(f"there is no LMDB at {path}")
-    return lmdb.open(path, readonly=True, lock=False, readahead=False, subdir=Path(path).is_dir())
+    stat = (folder / "data.mdb" if folder.is_dir() else folder).stat()
+    with _opening_lmdb:
+        version, env = _open_lmdbs.get(path, (None, None))
+        if version != (stat.st_ino, stat.st_mtime_ns):
+            if env is not None:
+                env.close()
+            env = lmdb.open(path, readonly=True, lock=False, readahead=False, subdir=folder.is_dir())
+            _open_lmdbs[path] = ((stat.st_ino, stat.st_mtime_ns), env)
+        return env
+
+
+_open_lmdbs: dict[str, tuple[tuple[int, int], Any]] = {}
+_opening_lmdb = threading.Lock()
 
 
 def _cache_file(cache: Path | None, uri: str, listing: list[Entry]) -> Path:

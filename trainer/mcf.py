@@ -125,6 +125,7 @@ class Target(nn.Module):
     def __init__(self, run: RunSpec, online: Mcf) -> None:
         super().__init__()
         self.run = run
+        assert online.projector is not None, "a run without contrastive branch has no target"
         self.encoder = copy.deepcopy(online.encoder).requires_grad_(False)
         self.projector = copy.deepcopy(online.projector).requires_grad_(False)
         self._moves = 0
@@ -147,8 +148,9 @@ class Target(nn.Module):
     @torch.no_grad()
     def _move(self, moves: int, online: Mcf) -> None:
         weight = 1 - self.run.ema.momentum ** (moves - self._moves)
-        sources = [*online.encoder.parameters(), *online.projector.parameters()]
-        torch._foreach_lerp_([*self.parameters()], sources, weight)
+        online_weights = dict(online.named_parameters())
+        mine = dict(self.named_parameters())
+        torch._foreach_lerp_(list(mine.values()), [online_weights[name] for name in mine], weight)
         self._moves = moves
 
 

@@ -8,8 +8,10 @@ from trainer.journal import Journal
 from trainer.log import RunLog
 from trainer.spec import RunSpec
 
-# Steps without a log line are averaged into the next one; the result's losses are means over so many lines.
+# The result's losses are means over so many logged steps.
 LAST_LINES = 5
+# How long the end of a run waits for MLflow.
+LOG_SECONDS = 60.0
 
 
 class Report(Protocol):
@@ -19,7 +21,7 @@ class Report(Protocol):
         """`step` steps are done; `losses` and `more` belong to the last of them."""
 
     def state_dict(self) -> Mapping[str, Any]:
-        """What is not yet written, for the checkpoint."""
+        """What has not been confirmed, or will be needed again, for the checkpoint."""
 
 
 class Silent:
@@ -37,13 +39,12 @@ class RankZero:
 
     def __init__(
         self, run: RunSpec, log: RunLog, journal: Journal, *,
-        world_size: int, first_step: int, total_steps: int, draw: Callable[[], bytes] | None,
+        world_size: int, steps: range, draw: Callable[[], bytes] | None,
     ) -> None:  # fmt: skip
         self.run, self.log, self.journal, self.draw = run, log, journal, draw
-        self.world_size, self.total_steps = world_size, total_steps
-        self.losses: list[Mapping[str, float]] = []
-        """Those of the last logged steps, oldest first."""
-        self._since = (first_step, time.monotonic())
+        self.world_size, self.total_steps = world_size, steps.stop
+        self._losses: list[Mapping[str, float]] = []
+        self._since = (steps.start, time.monotonic())
 
     def step(self, step: int, losses: Mapping[str, float], **more: float) -> None:
         cadence, last_step = self.run.cadence, step == self.total_steps
@@ -53,19 +54,28 @@ class RankZero:
             self.log.picture(step, self.draw())
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self.log.state_dict()
+        return {"log": self.log.state_dict(), "losses": self._losses}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.log.load_state_dict(state["log"])
+        self._losses = state["losses"]
 
     def mean_losses(self) -> dict[str, float]:
-        """Means over the last logged steps; empty when this session logged none."""
-        names = self.losses[-1] if self.losses else ()
-        return {name: sum(line[name] for line in self.losses) / len(self.losses) for name in names}
+        """Means over the last logged steps, by whichever session; empty before the first."""
+        names = self._losses[-1] if self._losses else ()
+        return {name: sum(line[name] for line in self._losses) / len(self._losses) for name in names}
+
+    def close(self, stage: str) -> None:
+        """Write what is left; MLflow has a minute to take it."""
+        self.journal.close(stage)
+        self.log.close(LOG_SECONDS)
 
     def _log(self, step: int, losses: Mapping[str, float], more: Mapping[str, float]) -> None:
         before, then = self._since
         now = time.monotonic()
         images_per_second = (step - before) * self.run.batch.global_batch / max(now - then, 1e-9)
         self._since = (step, now)
-        self.losses = [*self.losses, dict(losses)][-LAST_LINES:]
+        self._losses = [*self._losses, dict(losses)][-LAST_LINES:]
         self.journal.update(step, losses, images_per_second)
         metrics = {f"loss/{name}": value for name, value in losses.items()}
         self.log.metrics(step, {

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,16 +39,49 @@ class TeacherError(Exception):
     """The teacher cannot be built as the spec says."""
 
 
+class TimmVit(nn.Module):
+    """A timm ViT by name, tapped with its cls and register tokens."""
+
+    def __init__(self, name: str, size: int) -> None:
+        super().__init__()
+        import timm  # five seconds of import that only such a teacher needs
+
+        try:
+            self.vit: Any = timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            raise TeacherError(f"timm cannot make {name!r} for {size} pixels: {error}") from error
+        if not hasattr(self.vit, "blocks"):
+            raise TeacherError(f"{name!r} is no ViT; possible: a timm ViT, {', '.join(ARCHITECTURES)}")
+
+    @property
+    def depth(self) -> int:
+        return len(self.vit.blocks)
+
+    def block_outputs(self, image_BCHW: Tensor, taps: Sequence[int]) -> list[Tensor]:
+        """Outputs [B, prefix + L, D] of the blocks `taps`, before the final norm."""
+        outputs = self.vit.forward_intermediates(
+            image_BCHW, indices=list(taps), return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+        # Without prefix tokens timm returns the patches alone instead of pairs.
+        return [torch.cat([tap[1], tap[0]], dim=1) if isinstance(tap, tuple) else tap for tap in outputs]
+
+
+# What a teacher can be: each has `depth`, and `block_outputs` at its taps.
+Network = vit.Encoder | face_api.FaceApi | TimmVit
+
+
 class Teacher(nn.Module):
     """A frozen network that turns ImageNet-normalised images into features; gradients pass through to the image."""
 
     scale: Tensor
     shift: Tensor
 
-
-    def __init__(self, network: nn.Module, run: RunSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, network: Network, run: RunSpec, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False).eval()
+        self.network = network.requires_grad_(False).to(dtype)
+        self.dtype = dtype
         self.taps = run.teacher.taps
         self.size = run.teacher.input_size or run.input_size
         # x_teacher = (x * s_imagenet + m_imagenet - m) / s, in one multiplication and one addition.
@@ -59,8 +92,9 @@ class Teacher(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
         """Features [B, P, D] of every tap, not yet scaled; P counts cls where the teacher has one."""
-        image_BCHW = self._resized(image_BCHW.to(self.scale.dtype)) * self.scale + self.shift
-        return self.network.block_outputs(image_BCHW, self.taps)
+        # In the image's own precision: half of it is enough for the network, not for its input's statistics.
+        image_BCHW = self._resized(image_BCHW) * self.scale.to(image_BCHW.dtype) + self.shift.to(image_BCHW.dtype)
+        return self.network.block_outputs(image_BCHW.to(self.dtype), self.taps)
 
     def _resized(self, image_BCHW: Tensor) -> Tensor:
         now = image_BCHW.shape[-1]
@@ -91,7 +125,7 @@ def build(run: RunSpec, device: torch.device) -> Teacher | None:
         if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
             logger.warning("teacher.mean and teacher.std are not applied: face-api has statistics of its own")
         mean, std = face_api.MEAN, face_api.STD
-    return Teacher(network, run, mean, std).to(device, compute_dtype(run, device))
+    return Teacher(network, run, mean, std, compute_dtype(run, device)).to(device).eval()
 
 
 def compute_dtype(run: RunSpec, device: torch.device) -> torch.dtype:
@@ -104,63 +138,35 @@ def compute_dtype(run: RunSpec, device: torch.device) -> torch.dtype:
 # ---------------------------------------------------------------- architectures
 
 
-def _network(run: RunSpec) -> nn.Module:
+def _network(run: RunSpec) -> Network:
     arch, taps = run.teacher.arch, run.teacher.taps
     network = ARCHITECTURES.get(arch, partial(_timm_vit, arch))(run)
-    depth = len(network.stages if isinstance(network, face_api.FaceApi) else network.blocks)
-    if taps[-1] >= depth:
-        raise TeacherError(f"teacher.taps asks for block {taps[-1]}; {arch} has blocks 0 to {depth - 1}")
+    if taps[-1] >= network.depth:
+        raise TeacherError(f"teacher.taps asks for block {taps[-1]}; {arch} has blocks 0 to {network.depth - 1}")
     return network
 
 
-def _own_vit(run: RunSpec, encoder: Encoder) -> nn.Module:
+def _own_vit(run: RunSpec, encoder: Encoder) -> Network:
     network = vit.Encoder(encoder, run.teacher.input_size or run.input_size)
     vit.initialise(network, weights_generator(run.teacher.seed, TEACHER_PART))
     return network
 
 
-ARCHITECTURES: dict[str, Callable[[RunSpec], nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[[RunSpec], Network]] = {
     "as-encoder": lambda run: _own_vit(run, run.encoder),
     "mocov3-vit-b16": lambda run: _own_vit(run, Encoder(**ENCODERS["vit-b16"])),
     "face-api": lambda run: face_api.FaceApi(),
 }
 
 
-class TimmVit(nn.Module):
-    """A timm ViT by name, tapped with its cls and register tokens."""
-
-    def __init__(self, name: str, size: int) -> None:
-        super().__init__()
-        import timm  # five seconds of import that only such a teacher needs
-
-        try:
-            self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise TeacherError(f"timm cannot make {name!r} for {size} pixels: {error}") from error
-        if not hasattr(self.vit, "blocks"):
-            raise TeacherError(f"{name!r} is no ViT; possible: a timm ViT, {', '.join(ARCHITECTURES)}")
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.vit.blocks  # type: ignore[no-any-return]
-
-    def block_outputs(self, image_BCHW: Tensor, taps: tuple[int, ...]) -> list[Tensor]:
-        """Outputs [B, prefix + L, D] of the blocks `taps`, before the final norm."""
-        outputs = self.vit.forward_intermediates(
-            image_BCHW, indices=list(taps), return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
-        )
-        # Without prefix tokens timm returns the patches alone instead of pairs.
-        return [torch.cat([tap[1], tap[0]], dim=1) if isinstance(tap, tuple) else tap for tap in outputs]
-
-
-def _timm_vit(name: str, run: RunSpec) -> nn.Module:
+def _timm_vit(name: str, run: RunSpec) -> Network:
     return TimmVit(name, run.teacher.input_size or run.input_size)
 
 
 # ---------------------------------------------------------------- weights
 
 
-def _load(network: nn.Module, run: RunSpec) -> None:
+def _load(network: Network, run: RunSpec) -> None:
     with tempfile.TemporaryDirectory(prefix="mcf-teacher-") as scratch:
         path = _local_file(run.teacher.source, Path(scratch))
         with path.open("rb") as file:

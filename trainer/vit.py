@@ -23,8 +23,7 @@ class Encoder(nn.Module):
     def __init__(self, encoder: spec.Encoder, input_size: int) -> None:
         super().__init__()
         width = encoder.width
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, width, kernel_size=encoder.patch, stride=encoder.patch)
+        self.patch_embed = PatchEmbed(encoder.patch, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = fixed(position_code(width, input_size // encoder.patch))
         self.blocks = nn.ModuleList(Block(width, encoder.heads) for _ in range(encoder.depth))
@@ -41,6 +40,10 @@ class Encoder(nn.Module):
         """Tokens [B, 1 + L, D] of the whole image, cls first, after the final norm."""
         return self._encode(self._patches(image_BCHW))
 
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
     def block_outputs(self, image_BCHW: Tensor, taps: Sequence[int]) -> list[Tensor]:
         """Outputs [B, 1 + L, D] of the blocks `taps` (rising, from 0), before the final norm."""
         token_BPD = self._with_cls(self._patches(image_BCHW))
@@ -52,7 +55,7 @@ class Encoder(nn.Module):
         return found
 
     def _patches(self, image_BCHW: Tensor) -> Tensor:
-        return self.patch_embed.proj(image_BCHW).flatten(2).transpose(1, 2) + self.pos_embed[:, 1:]
+        return self.patch_embed(image_BCHW) + self.pos_embed[:, 1:]
 
     def _with_cls(self, token_BND: Tensor) -> Tensor:
         cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(token_BND.shape[0], -1, -1)
@@ -73,13 +76,39 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = nn.Module()
-        self.mlp.fc1 = nn.Linear(width, 4 * width)
-        self.mlp.fc2 = nn.Linear(4 * width, width)
+        self.mlp = Mlp(width)
 
     def forward(self, token_BND: Tensor) -> Tensor:
         token_BND = token_BND + self.attn(self.norm1(token_BND))
-        return token_BND + self.mlp.fc2(gelu(self.mlp.fc1(self.norm2(token_BND))))
+        return token_BND + self.mlp(self.norm2(token_BND))
+
+
+class PatchEmbed(nn.Module):
+    """Pixels of every patch -> a token, row by row."""
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        nn.init.xavier_uniform_(self.proj.weight.flatten(1), generator=generator)
+        bound = 1 / math.sqrt(self.proj.weight[0].numel())
+        nn.init.uniform_(self.proj.get_parameter("bias"), -bound, bound, generator=generator)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.proj(image_BCHW).flatten(2).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Four times as wide in between, exact (erf) GELU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, token_BND: Tensor) -> Tensor:
+        return self.fc2(gelu(self.fc1(token_BND)))
 
 
 class Attention(nn.Module):
@@ -132,10 +161,8 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.xavier_uniform_(part.weight, generator=generator)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.Conv2d):
-            nn.init.xavier_uniform_(part.weight.view(part.out_channels, -1), generator=generator)
-            bound = 1 / math.sqrt(part.weight[0].numel())
-            nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+        elif isinstance(part, PatchEmbed):
+            part.initialise(generator)
     for name, parameter in module.named_parameters():
         if name.endswith("_token"):
             nn.init.normal_(parameter, std=0.02, generator=generator)

@@ -1,4 +1,4 @@
-"""Train one spec on several world sizes with real gloo processes: python -m tests.unit.trainer.worlds JOB.json
+"""Train one spec on several world sizes with real gloo processes: python -m tests.integration.worlds JOB.json
 
 A job lists runs; a run is a list of [world size, step to stop after] and leaves its last checkpoint in a
 directory. Ranks are forks of one process that has imported torch, because importing it ten times takes longer.
@@ -10,14 +10,13 @@ import signal
 import sys
 from pathlib import Path
 
-import torch._dynamo  # DDP and AdamW import it anyway: three seconds, paid here once and not in every rank
+import torch._dynamo  # noqa: F401  DDP and AdamW import it anyway: three seconds, paid here once and not in every rank
 
 from tests.conftest import free_port
 from trainer.checkpoint import CheckpointStore
 from trainer.data import slices, split_of
 from trainer.distributed import World, joined_world
 from trainer.grid import step_plan, teams
-from trainer.log import RunLog
 from trainer.loop import fit
 from trainer.main import build_parts, restore
 from trainer.manifest import open_images
@@ -39,11 +38,11 @@ class StopAfter(Silent):
 
 def train(run: RunSpec, folder: str, last_step: int) -> None:
     with joined_world() as world:
-        _, split = split_of(run)
+        split = split_of(run)
         world.form_teams(teams(run.batch, world.size))
         checkpoints = CheckpointStore(DirectoryStore(folder), spec_digest=run.digest, keep=9)
         parts = build_parts(run, world, num_images=len(split.train))
-        restore(parts, checkpoints, RunLog(None, None, attempt=1), world)
+        restore(parts, checkpoints, world)
         plan = step_plan(run.batch, world.rank, world.size)
         steps = range(parts.step, run.total_steps(parts.num_images))
         batches = slices(run, open_images(run.data.uri), [key for key, _ in split.train], plan, steps, world.device)

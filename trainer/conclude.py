@@ -1,0 +1,66 @@
+"""The end of a run, on rank 0: evaluate, export, and write down how it went."""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor
+
+from trainer.data import Encoded, load_images, normalise
+from trainer.evaluate import evaluate, final_metrics
+from trainer.export import export, export_address
+from trainer.loop import Parts
+from trainer.manifest import Split
+from trainer.mcf import Mcf
+from trainer.pictures import MAX_ROWS, hide, panel
+from trainer.records import Outcome, Result, Verdict
+from trainer.report import RankZero
+from trainer.sanity import held_out_noise
+from trainer.spec import RunSpec
+from trainer.storage import Store
+
+logger = logging.getLogger(__name__)
+
+
+def conclude(
+    run: RunSpec, store: Store, parts: Parts, images: Encoded, split: Split, report: RankZero, device: torch.device
+) -> None:
+    """Measure the trained model, export its encoder, and write result and outcome, which makes it final.
+
+    Raises DataError when the probe's images are not what the spec says, StorageError when nothing can be written.
+    """
+    report.journal.update(parts.step, report.mean_losses(), None, stage="evaluating")
+    evaluated = evaluate(run, parts.model, split, images, device)
+    result = Result(
+        steps=parts.step, images_seen=parts.step * run.batch.global_batch, subset_size=len(split.train),
+        subset_digest=split.train_digest, held_out_digest=split.held_out_digest, probe=evaluated.probe,
+        floors=evaluated.floors, probe_note=evaluated.probe_note, sanity=evaluated.sanity,
+        losses=report.mean_losses(), export=export_address(store),
+    )  # fmt: skip
+    for name, data in export(run, parts.model, result, store).items():
+        report.log.artifact(name, data)
+    report.log.metrics(parts.step, final_metrics(result))
+    outcome = Outcome(verdict=Verdict.SUCCEEDED, step=parts.step, ended_at=datetime.now(UTC))
+    report.journal.finish(outcome, result)
+    logger.info("done: %s", ", ".join(f"{name} {value:.4g}" for name, value in final_metrics(result).items()))
+
+
+def painter(
+    run: RunSpec, model: Mcf, images: Encoded, split: Split, device: torch.device
+) -> Callable[[], bytes] | None:
+    """Draws the picture panel of the same few held-out images at any time; None where none are held out."""
+    keys = [key for key, _ in split.held_out[:MAX_ROWS]]
+    if not keys:
+        return None
+    dtype = next(model.parameters()).dtype
+    image_BCHW = normalise(load_images(images, keys, run.input_size).to(device), dtype)
+    noise_BL = held_out_noise(run, len(keys)).to(device)
+    visible = run.visible_patches(run.evaluation.mask_ratio)
+
+    @torch.no_grad()
+    def draw() -> bytes:
+        reconstruction: Tensor = model.reconstruct(image_BCHW, noise_BL, visible)
+        return panel(image_BCHW, hide(image_BCHW, noise_BL, visible), reconstruction)
+
+    return draw

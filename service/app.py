@@ -12,6 +12,7 @@ from service.compare.router import router as comparison
 from service.db import Database
 from service.experiments.router import router as experiments
 from service.launcher import Launcher, TorchxLauncher
+from service.pages.router import router as pages
 from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
 from service.runs.router import MAX_FOLLOWERS
@@ -42,6 +43,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     protected = [Depends(auth.require_token)]
     for router in experiments, comparison, runs:
         app.include_router(router, dependencies=protected, responses=errors.responses(errors.Unauthorized))
+    app.include_router(pages)  # asks for the token itself, as a form
     return app
 
 

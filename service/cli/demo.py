@@ -121,11 +121,13 @@ def _running(home: Home) -> Iterator[tuple[Up, bool]]:
 def _when_ready(home: Home, process: "subprocess.Popen[bytes] | None") -> Up:
     """Where the service answers, once it does; `process` is the `mcf up` that has to write down where."""
     deadline = time.monotonic() + START_SECONDS
+    client: Client | None = None
     while time.monotonic() < deadline and (process is None or process.poll() is None):
         up = home.read()
         if up and (process is None or up.pid == process.pid):
+            client = client or Client(up.url, up.token)
             with contextlib.suppress(ServiceAway):
-                Client(up.url, up.token).ping()
+                client.ping()
                 return up
         time.sleep(0.2)
     raise McfError(f"`mcf up` in {home.folder} did not get ready; its logs are in {home.folder / 'logs'}")

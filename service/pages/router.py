@@ -1,0 +1,183 @@
+"""The page: experiments, an experiment, a run. Rendered here, kept fresh by htmx asking for the same again.
+
+Reads through the same functions as the API. Included without dependencies: it asks for the token itself, in a
+form, and its style sheet and script are open to all.
+"""
+
+import hmac
+from collections.abc import Callable, Coroutine
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+import jinja2
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+
+from service.auth import COOKIE, require_token
+from service.compare.service import comparison_of
+from service.errors import ApiError, NotFound, Unauthorized, Unavailable
+from service.experiments import repository, views
+from service.experiments import service as experiments
+from service.pages.curves import curve
+from service.runs import logs
+from service.runs import service as runs
+from service.text import age, duration, first_line, short
+
+HERE = Path(__file__).parent
+STATIC = {path.name: path for path in (HERE / "static").iterdir()}
+NUM_EXPERIMENTS = 50
+LOG_LINES = 200
+MAX_FORM_BYTES = 4096
+
+CURVES = ("loss/total", "loss/perceptual", "loss/pixel", "loss/contrastive")
+MORE_CURVES = ("lr", "grad_norm", "images_per_second", "world_size", "system/cpu", "system/memory")
+
+SECURITY = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+_jinja = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+_jinja.filters |= {"age": age, "duration": duration, "short": short, "first_line": first_line}
+
+
+class PageRoute(APIRoute):
+    """What the API answers with JSON, people get as a page: the token's form, or what went wrong."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def page(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Unauthorized:
+                return _page("token.html", 401, next=_path(request), wrong=False)
+            except ApiError as error:
+                return _page("error.html", error.status, error=error)
+
+        return page
+
+
+pages = APIRouter(route_class=PageRoute, dependencies=[Depends(require_token)], include_in_schema=False)
+open_to_all = APIRouter(include_in_schema=False)
+
+
+@pages.get("/")
+def index(request: Request) -> Response:
+    state = request.app.state
+    with state.db.read() as session:
+        found = repository.page(session, NUM_EXPERIMENTS + 1, None)
+        shown = views.summaries(session, found[:NUM_EXPERIMENTS], state.settings)
+    return _page(
+        "index.html", experiments=shown, more=len(found) > NUM_EXPERIMENTS, tracking_uri=state.settings.tracking_uri
+    )
+
+
+@pages.get("/experiments/{experiment_id}")
+def experiment(request: Request, experiment_id: str) -> Response:
+    state = request.app.state
+    detail = experiments.show(state.db, state.settings, experiment_id)
+    with state.db.read() as session:
+        comparison = comparison_of(session, experiment_id, state.settings.tracking_uri)
+    return _page("experiment.html", experiment=detail, comparison=comparison)
+
+
+@pages.get("/runs/{run_id}")
+def run(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    return _page("run.html", run=runs.detail(state.db, state.settings, run_id))
+
+
+@pages.get("/runs/{run_id}/curves")
+def run_curves(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    found = runs.histories(state.db, state.tracker, run_id, [*CURVES, *MORE_CURVES]).metrics
+    charts = [[curve(name, found[name]) for name in names if name in found] for names in (CURVES, MORE_CURVES)]
+    return _part(request, "curves.html", run_id, charts=[[chart for chart in row if chart] for row in charts])
+
+
+@pages.get("/runs/{run_id}/picture")
+def run_picture(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    try:
+        version = sha256(runs.picture(state.db, state.tracker, run_id)).hexdigest()[:12]
+        missing = ""
+    except (NotFound, Unavailable) as error:
+        version, missing = "", error.detail
+    return _part(request, "picture.html", run_id, version=version, missing=missing)
+
+
+@pages.get("/runs/{run_id}/picture.png")
+def run_picture_png(request: Request, run_id: str, v: Annotated[str, Query()] = "") -> Response:
+    """`v` names the picture's content, so that a browser keeps what it has."""
+    png = runs.picture(request.app.state.db, request.app.state.tracker, run_id)
+    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@pages.get("/runs/{run_id}/checkpoints")
+def run_checkpoints(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    return _part(request, "checkpoints.html", run_id, found=runs.checkpoints(state.db, state.settings, run_id))
+
+
+@pages.get("/runs/{run_id}/log")
+def run_log(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    return _part(request, "log.html", run_id, text=logs.text(state.db, state.launcher, run_id, None, LOG_LINES))
+
+
+@open_to_all.post("/login")
+async def login(request: Request) -> Response:
+    """The token from the form into a cookie that no script can read and no other site can use."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            return _page("token.html", 413, next="/", wrong=True)
+    form = {name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
+    token, target = form.get("token", ""), form.get("next", "/")
+    expected = request.app.state.settings.token
+    if expected is None or not hmac.compare_digest(token.encode(), expected.get_secret_value().encode()):
+        return _page("token.html", 401, next=target, wrong=True)
+    # Only to a page of ours: //other.site would be another one.
+    safe = target if target.startswith("/") and not target.startswith(("//", "/\\")) else "/"
+    answer = RedirectResponse(safe, status_code=303)
+    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+    return answer
+
+
+@open_to_all.get("/static/{name}")
+def static(name: str) -> Response:
+    if name not in STATIC:
+        raise NotFound(f"There is no file {name!r}.")
+    return FileResponse(STATIC[name], headers={"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"})
+
+
+router = APIRouter()
+router.include_router(pages)
+router.include_router(open_to_all)
+
+
+def _part(request: Request, template: str, run_id: str, **values: Any) -> Response:
+    """A part of the run's page that is asked for by itself: MLflow and the store may be slow, the page is not."""
+    state = request.app.state
+    with state.db.read() as session:
+        is_live = not runs.get(session, run_id).state.is_final
+    return _page(template, run_id=run_id, is_live=is_live, **values)
+
+
+def _page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    return HTMLResponse(_jinja.get_template(template).render(**values), status, SECURITY)
+
+
+def _path(request: Request) -> str:
+    """Where to go on after the token; a part of a page is no place to go to."""
+    return "/" if "hx-request" in request.headers else request.url.path

@@ -1,0 +1,29 @@
+"""Numbers and reasons as people read them, on the page and in the terminal."""
+
+from datetime import UTC, datetime
+
+
+def duration(seconds: float | None) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 days`; empty for None."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 48 * 60 else f"{minutes // 1440} days"
+
+
+def age(at: datetime) -> str:
+    return f"{duration((datetime.now(UTC) - at).total_seconds())} ago"
+
+
+def short(value: float | None) -> str:
+    """Four significant digits at most, without a tail of zeros: 0.5, 1234, 2.4e-05; empty for None."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def first_line(text: str, length: int = 100) -> str:
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= length else f"{line[: length - 3]}..."

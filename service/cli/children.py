@@ -61,8 +61,8 @@ class Child:
         if _has_ended(self._process):
             self._reap()
             if now - self._started_at > HEALTHY_SECONDS:
-                self._starts_in_a_row = 0
-            wait_seconds = min(2.0**self._starts_in_a_row / 2, MAX_BACKOFF_SECONDS)
+                self._starts_in_a_row = 1
+            wait_seconds = min(2.0 ** (self._starts_in_a_row - 1), MAX_BACKOFF_SECONDS)
             self._start_again_at = now + wait_seconds
             return f"ended and is started again in {wait_seconds:.0f} s; its log: {self.log}"
         if not self.ready and _answers(self.probe):

@@ -30,14 +30,14 @@ def up(home: Home, *, s3: str | None, console: Console) -> None:
     state = home.choose(s3=s3)
     children = _children(home.folder, state)
     stop = _StopSignal()
-    console.print(f"mcf up in {home.folder}; Ctrl-C stops everything", highlight=False)
+    console.print(f"mcf up in {home.folder}; Ctrl-C stops everything", highlight=False, soft_wrap=True)
     try:
         for child in children:
             child.start()
         while not stop.asked:
             for child in children:
                 if line := child.tick():
-                    console.print(f"  {child.name:<8} {line}", highlight=False)
+                    console.print(f"  {child.name:<8} {line}", highlight=False, soft_wrap=True)
             time.sleep(TICK_SECONDS)
     finally:
         _stop(home.folder, children, console)
@@ -145,9 +145,9 @@ def _stop(folder: Path, children: list[Child], console: Console) -> None:
     """Service first, so that nothing new starts; training while its store is still there; then the rest."""
     from k8s.local import stop_all  # torchx takes half a second to import, which only a stop has to wait for
 
-    console.print("stopping: training writes its checkpoints first", highlight=False)
+    console.print("stopping: training writes its checkpoints first", highlight=False, soft_wrap=True)
     children[-1].stop()
     stop_all(folder / WORK / "attempts", grace_seconds=ATTEMPT_GRACE_SECONDS)
     for child in children[-2::-1]:
         child.stop()
-    console.print("stopped; the next `mcf up` here goes on where this one ended", highlight=False)
+    console.print("stopped; the next `mcf up` here goes on where this one ended", highlight=False, soft_wrap=True)

@@ -32,8 +32,10 @@ NUM_EXPERIMENTS = 50
 LOG_LINES = 200
 MAX_FORM_BYTES = 4096
 
-CURVES = ("loss/total", "loss/perceptual", "loss/pixel", "loss/contrastive")
-MORE_CURVES = ("lr", "grad_norm", "images_per_second", "world_size", "system/cpu", "system/memory")
+CURVES = (
+    "loss/total", "loss/perceptual", "loss/pixel", "loss/contrastive", "lr", "grad_norm", "images_per_second", "world_size",
+)  # fmt: skip
+"""Metrics that are drawn, in this order, where the run has them."""
 
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -47,6 +49,8 @@ _jinja = jinja2.Environment(
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 _jinja.filters |= {"age": age, "duration": duration, "short": short, "first_line": first_line}
+# sanity/retrieval_top1 -> retrieval top1
+_jinja.filters["metric"] = lambda name: name.rpartition("/")[2].replace("_", " ")
 
 
 class PageRoute(APIRoute):
@@ -99,9 +103,9 @@ def run(request: Request, run_id: str) -> Response:
 @pages.get("/runs/{run_id}/curves")
 def run_curves(request: Request, run_id: str) -> Response:
     state = request.app.state
-    found = runs.histories(state.db, state.tracker, run_id, [*CURVES, *MORE_CURVES]).metrics
-    charts = [[curve(name, found[name]) for name in names if name in found] for names in (CURVES, MORE_CURVES)]
-    return _part(request, "curves.html", run_id, charts=[[chart for chart in row if chart] for row in charts])
+    found = runs.histories(state.db, state.tracker, run_id, list(CURVES)).metrics
+    charts = [chart for name in CURVES if name in found and (chart := curve(name, found[name]))]
+    return _part(request, "curves.html", run_id, charts=charts)
 
 
 @pages.get("/runs/{run_id}/picture")

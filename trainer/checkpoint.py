@@ -5,11 +5,15 @@ marker (records.Checkpoint) stands beside it. Whatever dies in between leaves a 
 which nobody reads and the next save removes.
 """
 
+import fcntl
 import hashlib
 import logging
+import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from trainer.records import Checkpoint
 from trainer.storage import ObjectMissing, StorageError, Store
 
 logger = logging.getLogger(__name__)
+
+SCRATCH = "mcf-checkpoint-"
 
 
 class OtherRun(Exception):
@@ -125,11 +131,33 @@ class CheckpointStore:
 @contextmanager
 def _scratch() -> Iterator[Path]:
     """Where one state is put together locally; a disk that fails is a StorageError like any other."""
+    _sweep()
     try:
-        with tempfile.TemporaryDirectory(prefix="mcf-checkpoint-") as folder:
+        with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder, _locked(folder):
             yield Path(folder, records.STATE)
     except OSError as error:
         raise StorageError(f"local scratch space for a checkpoint: {error}") from error
+
+
+def _sweep() -> None:
+    """Remove what killed processes left in the scratch space: gigabytes, and nobody else would."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # in use, another user's, or gone
+            # A folder is locked a moment after it is made.
+            if time.time() - folder.stat().st_mtime > 60:
+                with _locked(folder):
+                    shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: str | Path) -> Iterator[None]:
+    """Hold the folder for the life of this process at most. Raises OSError when another one holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write(state: dict[str, Any], path: Path) -> None:

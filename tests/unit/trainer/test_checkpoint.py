@@ -1,6 +1,8 @@
 """A checkpoint is complete or absent, and the newest sound one is found again."""
 
+import fcntl
 import logging
+import os
 import resource
 from pathlib import Path
 
@@ -141,3 +143,20 @@ def test_a_scratch_disk_without_room_costs_the_checkpoint_and_not_the_run(
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
     assert checkpoints(store).try_save(20, state(20), world_size=1) is None
+
+
+def test_scratch_space_of_a_killed_process_is_swept_and_that_of_a_living_one_is_not(
+    store: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    living, dead = tmp_path / "mcf-checkpoint-living", tmp_path / "mcf-checkpoint-dead"
+    for folder in living, dead:
+        folder.mkdir()
+        (folder / "state.pt").write_bytes(b"half")
+        os.utime(folder, (0, 0))
+    handle = os.open(living, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    checkpoints(store).save(20, state(20), world_size=1)
+    os.close(handle)
+    assert living.exists()
+    assert not dead.exists()

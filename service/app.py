@@ -39,7 +39,6 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
 
     errors.install(app)
     app.include_router(health.router)
-    app.add_api_route("/login", auth.login, methods=["GET"], include_in_schema=False)
     protected = [Depends(auth.require_token)]
     for router in experiments, comparison, runs:
         app.include_router(router, dependencies=protected, responses=errors.responses(errors.Unauthorized))

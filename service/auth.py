@@ -3,7 +3,6 @@
 import hmac
 
 from fastapi import Request
-from fastapi.responses import RedirectResponse, Response
 from pydantic import SecretStr
 
 from service.errors import Unauthorized
@@ -22,13 +21,5 @@ def require_token(request: Request) -> None:
     if not hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
         raise Unauthorized(
             "This service wants its token: send the header `Authorization: Bearer ...`, "
-            "or open /login?token=... once in a browser."
+            "or open / in a browser and enter it there."
         )
-
-
-def login(request: Request, token: str) -> Response:
-    """GET /login?token=...: puts the token into a cookie and goes to the page."""
-    answer = RedirectResponse("/", status_code=303)
-    # Strict: another site's form cannot act with it.
-    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
-    return answer

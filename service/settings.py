@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     """Pause between two looks at one run; trainers write their progress every 2 s, a demo's run takes ten."""
     lease_seconds: float = Field(60.0, gt=0)
     """How long a dead service keeps others from its runs; longer than one look with slow answers takes."""
-    reconcile_threads: int = Field(4, ge=1)
+    reconcile_threads: int = Field(8, ge=1)
     """Runs looked at in parallel, so that one slow answer holds up one of them."""
     tracking_timeout_seconds: int = Field(5, ge=1)
     """For one request to MLflow."""

@@ -48,7 +48,8 @@ class Tracker:
     def __init__(self, uri: str, timeout_seconds: int) -> None:
         # MLflow's defaults try for minutes (120 s a request, 7 retries).
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout_seconds)
-        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         self.uri = uri.rstrip("/")
         self._client = MlflowClient(tracking_uri=uri)
@@ -69,7 +70,8 @@ class Tracker:
 
     def ensure_parent(self, *, experiment_id: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
         """The parent run of an experiment; found again by its tag when a crash came after its creation."""
-        with self._calling(f"the MLflow experiment {name!r}"), self._creating:
+        # The lock first: who waited for it while MLflow fell silent does not ask again.
+        with self._creating, self._calling(f"the MLflow experiment {name!r}"):
             tracking_id = self._experiment(name)
             own = {"mcf.kind": "experiment", "mcf.experiment_id": experiment_id}
             return self._ensure(tracking_id, own, {**tags, "mlflow.runName": experiment_id})
@@ -84,7 +86,7 @@ class Tracker:
         params: Mapping[str, str],
     ) -> TrackedRun:
         """The run of one trial with its params and tags, set to RUNNING; `own` are the tags that identify it."""
-        with self._calling(f"the MLflow run {name!r}"), self._creating:
+        with self._creating, self._calling(f"the MLflow run {name!r}"):
             child = self._ensure(
                 parent.experiment_id, own, {**tags, "mlflow.runName": name, "mlflow.parentRunId": parent.run_id}
             )

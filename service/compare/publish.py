@@ -56,9 +56,9 @@ def _copy(tracker: Tracker, parent: TrackedRun, experiment_id: str, run: Run, ar
 
 def _final_metrics(result: Result) -> dict[str, float]:
     """Under the names the trainer logs them by."""
-    found = {f"sanity/{metric.name}": metric.value for metric in result.sanity}
+    found = {metric.name: metric.value for metric in result.sanity}
     if result.probe:
-        found[f"probe/{result.probe.name}"] = result.probe.value
+        found[result.probe.name] = result.probe.value
     if result.floors:
         found |= {"floor/pixels": result.floors.pixels, "floor/random_encoder": result.floors.random_encoder}
     return found

@@ -85,12 +85,14 @@ def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm]
 
 
 def existing_runs(session: Session, ids: Iterable[str], *, lock: bool = False) -> dict[str, Run]:
-    query = select(Run).where(Run.id.in_(list(ids)))
+    # In one order everywhere, so that two writers never wait for each other in a circle.
+    query = select(Run).where(Run.id.in_(list(ids))).order_by(Run.id)
     return {run.id: run for run in session.scalars(query.with_for_update() if lock else query)}
 
 
 def failed_runs(session: Session, experiment_id: str) -> Sequence[Run]:
     query = select(Run).join(Trial).where(Trial.experiment_id == experiment_id, Run.state == RunState.FAILED)
+    query = query.order_by(Run.id)
     return session.scalars(query.with_for_update(of=Run)).all()
 
 

@@ -159,7 +159,7 @@ def cancel_experiment(session: Session, experiment: Experiment, reason: str, now
     )
     own = select(Trial.run_id).where(Trial.experiment_id == experiment.id)
     wanted = dict(session.execute(other.where(Trial.run_id.in_(own))).all())
-    for run in session.scalars(select(Run).where(Run.id.in_(own), Run.state.not_in(FINAL))):
+    for run in session.scalars(select(Run).where(Run.id.in_(own), Run.state.not_in(FINAL)).order_by(Run.id)):
         if run.id in wanted:
             run.home_id = wanted[run.id] if run.home_id == experiment.id else run.home_id
         else:

@@ -89,9 +89,9 @@ def result(spec: dict, step: int) -> dict:
     return {
         "steps": step, "images_seen": step * spec["batch"]["global_batch"], "subset_size": 40,
         "subset_digest": "0" * 64, "held_out_digest": "1" * 64,
-        "probe": {"name": "NME", "value": value, "unit": "% of eye distance", "higher_is_better": False},
+        "probe": {"name": "probe/landmark_nme", "value": value, "unit": "% of eye distance", "higher_is_better": False},
         "floors": {"pixels": 12.0, "random_encoder": 11.0 + 0.05 * spec["seed"]},
-        "sanity": [{"name": "psnr", "value": 20.0, "unit": "dB", "higher_is_better": True}],
+        "sanity": [{"name": "sanity/psnr", "value": 20.0, "unit": "dB", "higher_is_better": True}],
         "losses": {"loss/total": 0.5}, "export": f"{FOLDER}/export",
     }  # fmt: skip
 

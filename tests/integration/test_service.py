@@ -29,7 +29,8 @@ def request(faces: Path, *, steps: int = 5, pause: float = 0.02, **changes: Any)
         "preset": "tiny", "data": {"uri": str(faces)}, "teacher": "none", "ema": {"momentum": pause},
         "schedule": {"unit": "steps", "length": steps, "warmup": 1},
     }  # fmt: skip
-    return {"name": "cheap", "base": base, "factors": {"mask_ratio": [0.75, 0.5]}, "seeds": 3, "concurrency": 9} | changes
+    spec = {"name": "cheap", "base": base, "factors": {"mask_ratio": [0.75, 0.5]}, "seeds": 3, "concurrency": 9}
+    return spec | changes
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -105,9 +106,11 @@ def test_kill_9_at_random_moments_loses_no_run_and_starts_none_twice(
     client = MlflowClient(mlflow_server)
     [tracked] = [item for item in client.search_experiments() if item.name == "killed"]
     runs = wait_for(
-        lambda: (found := client.search_runs([tracked.experiment_id]))
-        and all(run.info.status == "FINISHED" for run in found)
-        and found
+        lambda: (
+            (found := client.search_runs([tracked.experiment_id]))
+            and all(run.info.status == "FINISHED" for run in found)
+            and found
+        )
     )
     assert len(runs) == 7
     table = httpx2.get(f"{address}/comparison", timeout=30).json()
@@ -146,7 +149,9 @@ def test_from_a_request_to_the_comparison(http: TestClient, tiny_faces: Path) ->
     assert "attempt 1 from step 0" in http.get(f"/v1/runs/{run}/logs?tail=1").text
 
 
-def test_runs_fail_alone_and_retry_goes_on_from_where_they_were(http: TestClient, tiny_faces: Path, folder: Path) -> None:
+def test_runs_fail_alone_and_retry_goes_on_from_where_they_were(
+    http: TestClient, tiny_faces: Path, folder: Path
+) -> None:
     # The second arm dies by its own error at step 1, the third at its first two attempts without a word.
     spec = request(tiny_faces, factors={"contrastive.temperature": [0.2, 0.5, 0.7]}, seeds=1)
     experiment = http.post("/v1/experiments", json=spec).json()["id"]

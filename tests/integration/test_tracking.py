@@ -158,7 +158,7 @@ def test_a_shared_run_appears_in_both_experiments_with_its_numbers(
     [parent], children = tracked(mlflow_server, f"{spec['name']}-two")
     assert parent.info.status == "FINISHED"
     assert [child.info.status for child in children] == ["FINISHED", "FINISHED"]
-    assert all("probe/NME" in child.data.metrics and "mcf.trained_in" in child.data.tags for child in children)
+    assert all("probe/landmark_nme" in child.data.metrics and "mcf.trained_in" in child.data.tags for child in children)
 
 
 def test_a_step_that_was_logged_twice_counts_once_with_its_newest_value(mlflow_server: str) -> None:

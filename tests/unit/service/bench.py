@@ -114,9 +114,9 @@ def result(spec: RunSpec | None, **changes: Any) -> Result:
     value = 10 - 4 * ratio + 0.1 * seed + 0.013 * ((seed * 7 + int(ratio * 8)) % 5)
     fields: dict[str, Any] = {
         "steps": 10, "images_seen": 640, "subset_size": 28, "subset_digest": "0" * 64, "held_out_digest": "1" * 64,
-        "probe": Metric(name="NME", value=value, unit="% of eye distance", higher_is_better=False),
+        "probe": Metric(name="probe/landmark_nme", value=value, unit="% of eye distance", higher_is_better=False),
         "floors": Floors(pixels=12.0, random_encoder=11.0 + 0.05 * seed),
-        "sanity": [Metric(name="psnr", value=20.0, unit="dB", higher_is_better=True)],
+        "sanity": [Metric(name="sanity/psnr", value=20.0, unit="dB", higher_is_better=True)],
         "losses": {"loss/total": 0.5}, "export": "export/",
     }  # fmt: skip
     return Result(**(fields | changes))

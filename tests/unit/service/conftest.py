@@ -72,7 +72,7 @@ def spec(tiny_faces: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(work_dir=tmp_path, max_concurrent_runs=100, reconcile_threads=4)
+    return Settings(work_dir=tmp_path, max_concurrent_runs=100, reconcile_threads=16)
 
 
 @pytest.fixture

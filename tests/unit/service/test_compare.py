@@ -29,12 +29,14 @@ def trial(seed: int, value: float | None, *, state: RunState = RunState.SUCCEEDE
     """A trial with that probe value; None = not finished, in `state`."""
     found: Result | None = None
     if value is not None:
-        found = result(None, **{"probe": nme(value), "floors": Floors(pixels=9.0, random_encoder=8.0 + seed / 10)} | changes)
+        floors = Floors(pixels=9.0, random_encoder=8.0 + seed / 10)
+        found = result(None, **{"probe": nme(value), "floors": floors} | changes)
     return TrialRow(seed, f"r{seed}", state, "" if value is not None else "why not", found, 1800.0, 1, None)
 
 
 def arm(name: str, *values: float | None, baseline: bool = False, state: RunState = RunState.FAILED) -> ArmTrials:
-    trials = [trial(n, value, state=RunState.SUCCEEDED if value is not None else state) for n, value in enumerate(values)]
+    ended = [RunState.SUCCEEDED if value is not None else state for value in values]
+    trials = [trial(n, value, state=end) for n, (value, end) in enumerate(zip(values, ended, strict=True))]
     return ArmTrials(name, {"arm": name}, baseline, trials)
 
 
@@ -92,7 +94,8 @@ def test_failed_runs_are_missing_and_never_averaged_away() -> None:
     half = next(row for row in made.arms if row.name == "half")
     assert half.probe
     assert (half.probe.n, half.probe.mean, half.probe.sd) == (1, 1.0, None)
-    assert [(run.seed, run.state.value, run.reason) for run in half.missing] == [(1, "failed", "why not"), (2, "failed", "why not")]
+    missing = [(run.seed, run.state.value, run.reason) for run in half.missing]
+    assert missing == [(1, "failed", "why not"), (2, "failed", "why not")]
     assert made.words[0] == "2 of 6 runs are missing and in no mean: 2 failed."
     assert not made.complete
     text = report.markdown(made)

@@ -1,12 +1,15 @@
 """What the reconciler promises, on SQLite and on PostgreSQL, whenever it is killed."""
 
 import random
+import socket
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from service.db import Database
 from service.errors import AlreadyEnded, NothingToRetry
@@ -16,7 +19,7 @@ from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
 from service.reconciler.transitions import JobState
 from service.settings import Settings
-from service.tables import RunState
+from service.tables import Experiment, RunState
 from service.telemetry import Telemetry
 from service.tracking import Tracker
 from tests.unit.service.bench import Bench, Killed
@@ -300,6 +303,25 @@ def test_mlflow_away_holds_runs_up_with_that_reason_and_fails_none(
     assert reasons == {"the experiment's run in MLflow is being created"}
     assert not bench.cluster.jobs
     bench.reconciler.stop()
+
+
+def test_an_mlflow_that_accepts_and_never_answers_holds_a_look_up_by_its_timeout_once(
+    settings: Settings, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracker = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_seconds=1)
+        db = Database(f"sqlite:///{tmp_path}/silent.db")
+        db.migrate()
+        bench = Bench(db, settings, tracker)
+        bench.submit(spec)
+        with db.write() as session:
+            session.execute(update(Experiment).values(tracking_id="1", tracking_run_id="2"))
+        began = time.monotonic()
+        bench.go(4)
+        assert time.monotonic() - began < 3
+        assert all("does not answer" in run.waiting_reason for run in bench.runs())
+        bench.reconciler.stop()
+        db.engine.dispose()
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -97,7 +97,7 @@ def joined_world() -> Iterator[World]:
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout, device_id=device_id)
     else:
-        alone = torch._C._distributed_c10d.HashStore()
+        alone = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, device_id=device_id)
     yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
     # Not after an error: the others may be gone, and leaving in good order would wait for them.

@@ -97,7 +97,8 @@ def fit(
             if world.is_first and due and parts.step < total_steps:
                 checkpoints.try_save(parts.step, state_of(parts, report), world.size)
             if stopping and parts.step < total_steps:
-                logger.warning("stopped on request after step %d", parts.step)
+                if world.is_first:
+                    logger.warning("stopped on request after step %d", parts.step)
                 return False
     if world.is_first:
         checkpoints.save(total_steps, state_of(parts, report), world.size)

@@ -49,7 +49,8 @@ START_ERRORS = (TooManyWorkers, OtherRun)
 def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent()
     exit_on_request()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    rank = os.environ.get("RANK", "0")
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(prog="trainer.main", description="Train one run.")
     parser.add_argument("--spec", required=True, help="RunSpec as JSON: a path or an s3:// address")
     folder, name = split_uri(parser.parse_args(argv).spec)
@@ -138,6 +139,7 @@ def start_report(
     reported: Mapping[str, Any] | None,
 ) -> RankZero:  # fmt: skip
     """Rank 0's report, with what the last session had not got rid of."""
+    store.put(records.SPEC, run.model_dump_json(indent=1).encode())
     attempt = int(os.environ.get("MCF_ATTEMPT", "1"))
     log = RunLog(os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_RUN_ID"), attempt=attempt)
     journal = Journal(store, attempt, world.size, str(world.device), steps.stop, steps.start)

@@ -1,0 +1,247 @@
+"""Training with real processes: the same result on any number of workers, and whatever happens on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from trainer.presets import TINY
+from trainer.records import Verdict
+from trainer.rundir import list_checkpoints, read_outcome, read_result, read_sessions
+from trainer.spec import RunSpec
+from trainer.storage import DirectoryStore
+
+ROOT = Path(__file__).resolve().parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MCF_COLLECTIVE_TIMEOUT_SECONDS": "60"}
+STEPS = 20
+
+
+def small(faces: Path, **changes: Any) -> RunSpec:
+    """The tiny preset with an input and an encoder that make a step a matter of milliseconds."""
+    return RunSpec.model_validate({
+        **TINY, "data": {"uri": str(faces)}, "input_size": 32,
+        "encoder": {"width": 48, "depth": 2, "heads": 3, "patch": 8},
+        "teacher": {"source": "random", "arch": "as-encoder", "taps": [0, 1]},
+        "schedule": {"unit": "steps", "length": STEPS, "warmup": 4}, "evaluation": {"held_out": 8},
+        "cadence": {"checkpoint_steps": 3, "keep_checkpoints": 9, "log_steps": 2, "picture_steps": 10}, **changes,
+    })  # fmt: skip
+
+
+def tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights, target and optimizer moments of a checkpoint, by name."""
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from tensors(value, f"{name}/{key}")
+
+
+def final_state(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    found = dict(tensors(torch.load(folder / f"checkpoints/{step:09d}/state.pt", weights_only=True)))
+    assert len(found) > 100
+    return found
+
+
+# ---------------------------------------------------------------- the same result at every world size
+
+
+ALONE = [(1, 99)]
+CHANGING = [(3, 1), (1, 2), (4, 99)]
+# Three steps: the first has learning rate 0, so weights part company after the second at the earliest.
+EXACT = {"precision": "float64", "schedule": {"unit": "steps", "length": 3, "warmup": 1}}
+KINDS: dict[str, tuple[dict[str, Any], list[list[tuple[int, int]]]]] = {
+    "target moves per group": (
+        {"ema": {"momentum": 0.9, "per": "group"}}, [ALONE, [(2, 99)], [(3, 99)], [(4, 99)], CHANGING],
+    ),
+    "target moves per step": ({"ema": {"momentum": 0.9, "per": "step"}}, [ALONE, [(4, 99)], CHANGING]),
+    "no contrast, no teacher": (
+        {"contrastive": {"weight": 0}, "teacher": "none", "mask_ratio": 0.5}, [ALONE, CHANGING],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def on_worlds(tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, torch.Tensor]]]:
+    """Final states of every kind of run on every list of (world size, step to stop after), by real processes."""
+    folder = tmp_path_factory.mktemp("worlds")
+    jobs = [
+        {"run": small(tiny_faces, **EXACT, **changes).model_dump(), "folder": f"{folder}/{kind}/{number}",
+         "stretches": stretches}
+        for kind, (changes, worlds) in KINDS.items() for number, stretches in enumerate(worlds)
+    ]  # fmt: skip
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "tests.integration.worlds", str(folder / "jobs.json")]
+    subprocess.run(command, env=ENV, cwd=ROOT, check=True, timeout=240)
+    return {kind: [final_state(folder / kind / str(n), 3) for n in range(len(KINDS[kind][1]))] for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_to_four_workers_take_the_same_steps_also_when_their_number_changes(
+    on_worlds: dict[str, list[dict[str, torch.Tensor]]], kind: str
+) -> None:
+    alone, *others = on_worlds[kind]
+    assert alone["/model/encoder.norm.weight"].dtype == torch.float64
+    for other in others:
+        assert other.keys() == alone.keys()
+        for name, value in alone.items():
+            assert torch.allclose(value, other[name], rtol=0, atol=1e-9), name
+
+
+def test_a_branch_that_is_switched_off_leaves_no_weights(
+    on_worlds: dict[str, list[dict[str, torch.Tensor]]],
+) -> None:
+    names = on_worlds["no contrast, no teacher"][0]
+    assert not any(part in name for name in names for part in ("projector", "predictor", "target", "teacher"))
+
+
+# ---------------------------------------------------------------- torchrun
+
+
+@contextmanager
+def torchrun(run: RunSpec, folder: Path, *, workers: int = 2) -> Iterator["subprocess.Popen[bytes]"]:
+    """A torchrun agent training `run` in `folder`, with its output in folder/log; killed if it is still there."""
+    folder.mkdir(exist_ok=True)
+    (folder / "given.json").write_text(run.model_dump_json())
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers), "--max-restarts", "3",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", folder.name,
+        "-m", "trainer.main", "--spec", str(folder / "given.json"),
+    ]  # fmt: skip
+    with (folder / "log").open("ab") as log:
+        agent = subprocess.Popen(
+            command, env={**ENV, "MCF_RUN_URI": str(folder)}, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield agent
+    finally:
+        agent.kill()  # workers die with their agent
+        agent.wait()
+
+
+def wait_for_checkpoint(folder: Path, step: int, agent: "subprocess.Popen[bytes]") -> None:
+    marker = folder / f"checkpoints/{step:09d}/COMMITTED"
+    deadline = time.monotonic() + 60
+    while not marker.exists():
+        assert agent.poll() is None, (folder / "log").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    with torchrun(small(tiny_faces), folder) as agent:
+        assert agent.wait(120) == 0, (folder / "log").read_text()[-3000:]
+    return folder
+
+
+def train_alone(run: RunSpec, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """The run without torchrun, as a world of one."""
+    folder.mkdir(exist_ok=True)
+    (folder / "given.json").write_text(run.model_dump_json())
+    command = [sys.executable, "-m", "trainer.main", "--spec", str(folder / "given.json")]
+    env = {**ENV, "MCF_RUN_URI": str(folder)}
+    return subprocess.run(command, env=env, cwd=ROOT, timeout=120, capture_output=True, text=True)
+
+
+def test_a_run_leaves_checkpoints_a_session_a_result_an_export_and_an_outcome(undisturbed: Path) -> None:
+    store = DirectoryStore(str(undisturbed))
+    outcome, result = read_outcome(store), read_result(store)
+    assert outcome is not None
+    assert outcome.verdict == Verdict.SUCCEEDED
+    assert result is not None
+    assert (result.steps, result.images_seen, result.subset_size) == (STEPS, STEPS * 64, 40)
+    assert set(result.losses) == {"total", "perceptual", "contrastive"}
+    assert [checkpoint.step for checkpoint in list_checkpoints(store)] == [3, 6, 9, 12, 15, 18, 20]
+    (session,) = read_sessions(store)
+    assert (session.world_size, session.step, session.stage) == (2, STEPS, "done")
+    assert (undisturbed / "export/model.safetensors").exists()
+    assert RunSpec.model_validate_json((undisturbed / "spec.json").read_text()).digest
+
+
+def test_a_finished_run_is_not_trained_again(tiny_faces: Path, undisturbed: Path) -> None:
+    assert train_alone(small(tiny_faces), undisturbed).returncode == 0
+    assert len(read_sessions(DirectoryStore(str(undisturbed)))) == 1
+
+
+def test_a_run_that_is_killed_then_stopped_then_started_again_ends_as_if_nothing_had_been(
+    tiny_faces: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder, store = tmp_path / "run", DirectoryStore(str(tmp_path / "run"))
+    with torchrun(small(tiny_faces), folder) as agent:
+        wait_for_checkpoint(folder, 6, agent)
+        # The agent starts a new set of workers, which goes on from the newest checkpoint.
+        os.kill(psutil.Process(agent.pid).children()[-1].pid, signal.SIGKILL)
+        wait_for_checkpoint(folder, 12, agent)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(60) != 0
+    assert "stopped on request after step" in (folder / "log").read_text()
+    assert read_outcome(store) is None
+    stopped_at = list_checkpoints(store)[-1].step
+    assert 12 <= stopped_at < STEPS
+    with torchrun(small(tiny_faces), folder) as agent:
+        assert agent.wait(120) == 0, (folder / "log").read_text()[-3000:]
+
+    first, second, third = read_sessions(store)
+    assert [first.first_step, third.first_step] == [0, stopped_at]
+    assert 6 <= second.first_step < 12
+    expected, found = final_state(undisturbed, STEPS), final_state(folder, STEPS)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    results = [read_result(DirectoryStore(str(where))) for where in (folder, undisturbed)]
+    mine, theirs = (result.model_dump(exclude={"export"}) for result in results if result)
+    assert mine == theirs
+
+
+# ---------------------------------------------------------------- errors of the run itself
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_for_good_and_keeps_the_last_checkpoint(
+    tiny_faces: Path, tmp_path: Path
+) -> None:
+    schedule = {"unit": "steps", "length": 9, "warmup": 4}
+    run = small(tiny_faces, optimizer={"base_lr": 1e38}, schedule=schedule, cadence={"checkpoint_steps": 1})
+    folder = tmp_path / "nan"
+    with torchrun(run, folder) as agent:
+        assert agent.wait(120) != 0
+    outcome = read_outcome(DirectoryStore(str(folder)))
+    assert outcome is not None
+    assert (outcome.verdict, outcome.kind) == (Verdict.FAILED, "NonFiniteLoss")
+    assert f"step {outcome.step}: losses" in outcome.reason
+    first = outcome.step * 64
+    assert f"Images at positions {first} to {first + 15}" in outcome.reason
+    assert len(read_sessions(DirectoryStore(str(folder)))) == 1
+
+
+def test_a_missing_teacher_fails_the_run_without_a_step(tiny_faces: Path, tmp_path: Path) -> None:
+    run = small(tiny_faces, teacher={"source": str(tmp_path / "gone.pt")})
+    assert train_alone(run, tmp_path / "run").returncode == 1
+    outcome = read_outcome(DirectoryStore(str(tmp_path / "run")))
+    assert outcome is not None
+    assert (outcome.kind, outcome.step) == ("TeacherError", 0)
+    assert "gone.pt" in outcome.reason
+
+
+def test_a_run_trains_without_torchrun_and_says_which_settings_do_not_apply(tiny_faces: Path, tmp_path: Path) -> None:
+    run = small(
+        tiny_faces, precision="bf16", teacher={"source": "none", "weight": 3.0},
+        schedule={"unit": "epochs", "length": 5, "warmup": 1},
+    )  # fmt: skip
+    done = train_alone(run, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "precision bf16 is not applied" in done.stderr
+    assert "teacher.weight is not applied" in done.stderr
+    result = read_result(DirectoryStore(str(tmp_path / "run")))
+    assert result is not None
+    assert result.steps == 5 * 40 // 64
+    assert set(result.losses) == {"total", "pixel", "contrastive"}

@@ -33,7 +33,8 @@ LOG_LINES = 200
 MAX_FORM_BYTES = 4096
 
 CURVES = (
-    "loss/total", "loss/perceptual", "loss/pixel", "loss/contrastive", "lr", "grad_norm", "images_per_second", "world_size",
+    "loss/total", "loss/perceptual", "loss/pixel", "loss/contrastive", "lr", "grad_norm", "images_per_second",
+    "world_size",
 )  # fmt: skip
 """Metrics that are drawn, in this order, where the run has them."""
 

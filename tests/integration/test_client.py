@@ -1,0 +1,185 @@
+"""The client and the `mcf` command against a real service whose attempts are cheap."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from k8s.local import stop_all
+from service.client import Client, NoSuchThing, Refused, ServiceAway
+from tests.conftest import free_port
+from tests.integration.test_service import Service
+from tests.integration.test_service import request as cheap
+
+ROOT = Path(__file__).parents[2]
+Mcf = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    made = Service(folder)
+    made.start()
+    made.wait_until_up()
+    yield made
+    made.kill(signal.SIGTERM)
+    stop_all(folder / "attempts", grace_seconds=2)
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Client:
+    return Client(service.url)
+
+
+@pytest.fixture
+def mcf(service: Service, tmp_path: Path) -> Mcf:
+    """The command as a person runs it, in an empty folder."""
+
+    def run(*words: str, url: str | None = service.url) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "service.cli.main", *words],
+            env=environment(url), cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    return run
+
+
+def environment(url: str | None) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MCF_")}
+    return env | {"PYTHONPATH": str(ROOT)} | ({"MCF_URL": url} if url else {})
+
+
+def write(folder: Path, spec: dict[str, Any]) -> Path:
+    file = folder / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec))
+    return file
+
+
+def test_a_notebook_gets_from_a_spec_to_a_table_in_one_line(client: Client, tiny_faces: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    seen: list[float] = []
+    done = client.submit(cheap(tiny_faces, name="notebook")).wait(
+        poll_seconds=0.2, timeout_seconds=60, on_progress=lambda detail: seen.append(detail.progress)
+    )
+    table = done.comparison().to_dataframe()
+    assert isinstance(table, pandas.DataFrame)
+    assert sorted(table.index) == ["mask_ratio=0.5", "mask_ratio=0.75"]
+    assert list(table["n"]) == [3, 3]
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    [run, *_] = done.runs()
+    assert "attempt 1 from step 0" in "".join(client.follow_logs(run.id))
+    # The same again costs nothing: every run is there.
+    assert client.submit(cheap(tiny_faces, name="notebook-2")).detail.counts == {"succeeded": 6}
+
+
+def test_things_go_by_id_by_its_beginning_and_by_name(client: Client, tiny_faces: Path) -> None:
+    first = client.submit(cheap(tiny_faces, name="named", seeds=1))
+    second = client.submit(cheap(tiny_faces, name="named", seeds=2))
+    assert client.experiment(first.id[:9]).id == first.id
+    assert client.experiment("named").id == second.id
+    run = first.runs()[0].id
+    assert client.run(run[:9]).id == run
+    with pytest.raises(NoSuchThing, match=r"no experiment 'nemed'.*mcf list"):
+        client.experiment("nemed")
+    with pytest.raises(NoSuchThing, match="beginning of"):
+        client.run("r")
+
+
+def test_six_mistakes_are_six_lines(mcf: Mcf, client: Client, tiny_faces: Path, tmp_path: Path) -> None:
+    spec = cheap(tiny_faces, name="six")
+    spec["base"] |= {"mask_ration": 0.5, "batch": {"slice": 16, "contrastive_group": 40, "global_batch": 80}}
+    spec["base"]["data"]["subset_size"] = 10_000
+    spec["base"]["teacher"] = {"source": "missing.pt", "arch": "as-encoder", "taps": [1]}
+    spec |= {"factors": {"mask_ratio": [0.75, 1.5]}, "placement": {"min_nodes": 3, "max_nodes": 2}}
+    with pytest.raises(Refused) as caught:
+        client.submit(spec)
+    answer = mcf("submit", str(write(tmp_path, spec)))
+    assert answer.returncode == 2
+    head, *lines = answer.stderr.splitlines()
+    assert head == "6 problems; nothing was submitted:"
+    assert len(lines) == len(caught.value.problems) == 6
+    for field in "mask_ration", "contrastive_group", "subset_size", "teacher.source", "mask_ratio", "min_nodes":
+        assert any(field in line for line in lines), answer.stderr
+    # The service was told where the spec's folder is.
+    assert str(tmp_path / "missing.pt") in answer.stderr
+
+
+def test_watching_ends_with_the_comparison_and_says_whether_all_went_well(
+    mcf: Mcf, tiny_faces: Path, tmp_path: Path
+) -> None:
+    good = mcf("submit", str(write(tmp_path, cheap(tiny_faces, name="watched", steps=6))), "--watch")
+    assert good.returncode == 0, good.stderr
+    assert "6 runs: 6 succeeded" in good.stdout
+    assert "Arms are ranked" in good.stdout or "not ranked" in good.stdout
+    spec = cheap(tiny_faces, name="half", factors={"contrastive.temperature": [0.2, 0.5]}, seeds=1)
+    bad = mcf("submit", str(write(tmp_path, spec)), "--watch")
+    assert bad.returncode == 1
+    assert "the loss is not finite" in bad.stdout
+    for form, start in ("md", "# half"), ("csv", "rank,arm"), ("json", "{"):
+        assert mcf("compare", "half", "--format", form).stdout.startswith(start)
+    assert "half" in mcf("list").stdout
+    assert "temperature=0.5" in mcf("show", "half").stdout
+
+
+def test_ctrl_c_while_watching_leaves_the_experiment_alone_and_says_so(
+    service: Service, client: Client, tiny_faces: Path, tmp_path: Path
+) -> None:
+    spec = cheap(tiny_faces, name="left", steps=400, pause=0.05, factors={}, seeds=1)
+    command = [sys.executable, "-m", "service.cli.main", "submit", str(write(tmp_path, spec)), "--watch"]
+    watching = subprocess.Popen(command, env=environment(service.url), stdout=subprocess.PIPE, text=True)
+    assert watching.stdout
+    while "running" not in watching.stdout.readline():
+        assert watching.poll() is None
+    watching.send_signal(signal.SIGINT)
+    told, _ = watching.communicate(timeout=30)
+    assert watching.returncode == 130
+    left = client.experiment("left")
+    assert f"mcf watch {left.id}" in told
+    assert left.detail.state == "running"
+    assert left.cancel().detail.state == "cancelled"
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(mcf: Mcf, tiny_faces: Path, tmp_path: Path) -> None:
+    answer = mcf("submit", str(write(tmp_path, cheap(tiny_faces, name="dry"))), "--dry-run")
+    assert answer.returncode == 0
+    assert "2 arms, 6 runs" in answer.stdout
+    assert "dry" not in mcf("list").stdout
+
+
+def test_without_a_service_it_says_how_to_start_one(mcf: Mcf) -> None:
+    for url in None, f"http://127.0.0.1:{free_port()}":
+        began = time.monotonic()
+        answer = mcf("list", url=url)
+        assert answer.returncode == 1
+        assert "mcf up" in answer.stderr
+        assert len(answer.stderr.splitlines()) <= 3
+        assert time.monotonic() - began < 20
+
+
+def test_waiting_outlives_a_service_that_is_killed(service: Service, client: Client, tiny_faces: Path) -> None:
+    experiment = client.submit(cheap(tiny_faces, name="survivor", steps=40, pause=0.05, seeds=1))
+    service.kill()
+    service.start()
+    assert experiment.wait(timeout_seconds=90).detail.state == "succeeded"
+
+
+def test_the_token_goes_along(tmp_path: Path, tiny_faces: Path) -> None:
+    guarded = Service(tmp_path, MCF_TOKEN="s3cret")
+    guarded.start()
+    try:
+        guarded.wait_until_up()
+        with pytest.raises(Refused, match="token"):
+            list(Client(guarded.url).experiments())
+        assert list(Client(guarded.url, "s3cret").experiments()) == []
+    finally:
+        guarded.kill(signal.SIGTERM)
+    with pytest.raises(ServiceAway):
+        Client(guarded.url, "s3cret").ping()

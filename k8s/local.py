@@ -48,7 +48,6 @@ class LocalScheduler(TorchxLocalScheduler):  # type: ignore[misc]  # TorchX ship
         self._image_provider_class = CWDImageProvider
         self._extra_paths: list[str] = []
         self._base_log_dir = None
-        self._children: list[subprocess.Popen[bytes]] = []
 
     def _get_app_log_dir(self, app_id: str, cfg: Any) -> str:
         return str(self.root / app_id)
@@ -74,7 +73,7 @@ class LocalScheduler(TorchxLocalScheduler):  # type: ignore[misc]  # TorchX ship
             with (aside / "alive").open("wb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 aside.rename(self.root / name)
-                self._start(self.root / name, lock.fileno())
+                _start(self.root / name, lock.fileno())
         except OSError:
             # A folder of that name, which is not empty, refuses the rename: submitted before.
             if not (self.root / name).is_dir():
@@ -83,23 +82,11 @@ class LocalScheduler(TorchxLocalScheduler):  # type: ignore[misc]  # TorchX ship
             shutil.rmtree(aside, ignore_errors=True)
         return name
 
-    def _start(self, folder: Path, lock: int) -> None:
-        # Polling reaps the supervisors that have ended since.
-        self._children = [child for child in self._children if child.poll() is None]
-        with (folder / "supervisor.log").open("wb") as output:
-            child = subprocess.Popen(
-                [sys.executable, "-I", supervisor.__file__, str(folder), str(lock)],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[lock], start_new_session=True,
-            )  # fmt: skip
-        (folder / "pid").write_text(str(child.pid))
-        self._children.append(child)
-
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """State of an attempt; None when it was never submitted."""
         folder = self.root / app_id
         if not folder.is_dir():
             return None
-        self._children = [child for child in self._children if child.poll() is None]
         state, message = _state(folder)
         return DescribeAppResponse(app_id=app_id, state=state, num_restarts=0, msg=message, ui_url=f"file://{folder}")
 
@@ -144,6 +131,15 @@ def stop_all(root: Path, grace_seconds: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def _start(folder: Path, lock: int) -> None:
+    """Returns when the supervisor, which is nobody's child, has been started."""
+    with (folder / "supervisor.log").open("wb") as output:
+        subprocess.run(
+            [sys.executable, "-I", supervisor.__file__, str(folder), str(lock)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[lock], start_new_session=True, check=True,
+        )  # fmt: skip
+
+
 def _folders(root: Path) -> list[Path]:
     return [folder for folder in root.iterdir() if not folder.name.startswith(".")] if root.is_dir() else []
 
@@ -180,7 +176,7 @@ def _terminate(folder: Path, number: signal.Signals = signal.SIGTERM) -> None:
         # The file stays true when the signal comes before the supervisor listens, or kills it.
         (folder / supervisor.STOP).touch()
         with suppress(ProcessLookupError, FileNotFoundError):
-            os.kill(int((folder / "pid").read_text()), number)
+            os.kill(int((folder / supervisor.PID).read_text()), number)
 
 
 def _lines(folder: Path, path: Path, follow: bool) -> Iterator[str]:

@@ -32,14 +32,19 @@ NOT_INHERITED = (
 )
 PR_SET_PDEATHSIG = 1
 STOP = "stop"
+PID = "pid"
 
 
 def main() -> int:
     folder, lock = Path(sys.argv[1]), int(sys.argv[2])
+    if os.fork():
+        return 0  # who started us waits for this process only, and has no child to reap
     stopping = _Stopping()
     signal.signal(signal.SIGTERM, stopping.request)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stopping.requested = (folder / STOP).exists()
+    # In this order: who finds no process id yet has left the file.
+    _write(folder / PID, os.getpid())
+    stopping.requested = stopping.requested or (folder / STOP).exists()
     nodes = json.loads((folder / "job.json").read_text())
     port = _free_port()
     processes: list[subprocess.Popen[bytes]] = []

@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, suppress, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -184,10 +184,10 @@ class S3Store:
                 _s3().delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def discard_unfinished(self, prefix: str = "") -> None:
-        with self._errors(prefix):
-            pages = (
-                _s3().get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-            )
+        lister = _s3().get_paginator("list_multipart_uploads")
+        # rclone's word for a bucket in which no upload is under way.
+        with self._errors(prefix), suppress(_s3().exceptions.NoSuchUpload):
+            pages = lister.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
             for upload in (upload for page in pages for upload in page.get("Uploads", [])):
                 _s3().abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 

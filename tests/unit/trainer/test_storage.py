@@ -32,6 +32,12 @@ def test_what_was_put_is_got_listed_and_deleted(store: Store, tmp_path: Path) ->
         store.get("runs/a/spec.json")
 
 
+def test_leftovers_of_dead_puts_are_removed_and_none_is_no_error(store: Store) -> None:
+    store.put("runs/a/spec.json", b"{}")
+    store.discard_unfinished("runs/a/")
+    assert [entry.name for entry in store.list("runs/a/")] == ["runs/a/spec.json"]
+
+
 def test_a_listing_tells_changed_contents_apart(store: Store) -> None:
     store.put("a", b"one")
     before = store.list()

@@ -31,6 +31,9 @@ START_SECONDS = 120.0
 
 def demo(home: Home, *, data: Path | None, keep: bool, console: Console) -> int:
     """Exit code: 0 when every run succeeded, or Ctrl-C ended it after that."""
+    # Also where a shell has started it in the background, deaf to Ctrl-C, and where it is asked to end by a kill.
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, signal.default_int_handler)
     spec = _spec(home.folder, data)
     with _running(home) as (up, is_ours):
         client = Client(up.url, up.token)

@@ -12,7 +12,7 @@ HERE = Path("/specs")
 
 def test_paths_start_at_the_folder_of_the_spec_wherever_they_stand() -> None:
     spec = {
-        "base": {"data": {"uri": "lfw/faces"}, "teacher": "w.pt", "evaluation": {"images": "../all", "labels": "/l.csv"}},
+        "base": {"data": {"uri": "lfw/faces"}, "teacher": "w.pt", "evaluation": {"images": "../all", "labels": "/l"}},
         "factors": {
             "teacher": ["none", "random", "w.pt", {"source": "v.pt", "taps": [1]}, "s3://weights/w.pt"],
             "data.uri": ["lfw/faces", "more"],
@@ -25,7 +25,7 @@ def test_paths_start_at_the_folder_of_the_spec_wherever_they_stand() -> None:
     assert found["base"] == {
         "data": {"uri": "/specs/lfw/faces"},
         "teacher": "/specs/w.pt",
-        "evaluation": {"images": "/specs/../all", "labels": "/l.csv"},
+        "evaluation": {"images": "/specs/../all", "labels": "/l"},
     }
     assert found["factors"] == {
         "teacher": ["none", "random", "/specs/w.pt", {"source": "/specs/v.pt", "taps": [1]}, "s3://weights/w.pt"],

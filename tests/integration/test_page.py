@@ -1,0 +1,168 @@
+"""The page as a person meets it: a real Chromium, a real service, a real MLflow; the attempts are cheap."""
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from k8s.local import stop_all
+from service.client import Client
+from tests.integration.test_service import Service
+from tests.integration.test_service import request as cheap
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs {CHROMIUM}: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page on which nothing may go wrong: no script error, nothing that the policy refused, no failed request."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    wrong: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        # Chromium counts an answer that asks for the token as an error.
+        if message.type in ("error", "warning") and "401 (Unauthorized)" not in message.text:
+            wrong.append(message.text)
+
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", note)
+    yield page
+    context.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    made = Service(folder, MCF_TRACKING_URI=mlflow_server)
+    made.start()
+    made.wait_until_up()
+    yield made
+    made.kill(signal.SIGTERM)
+    stop_all(folder / "attempts", grace_seconds=2)
+
+
+def test_an_experiment_appears_and_grows_into_its_comparison_while_one_looks(
+    page: Page, service: Service, tiny_faces: Path
+) -> None:
+    page.goto(service.url)
+    expect(page.get_by_text("No experiments yet")).to_be_visible()
+    Client(service.url).submit(cheap(tiny_faces, name="seen", steps=30, pause=0.1, factors={"mask_ratio": [0.75, 0.5]}))
+    page.get_by_role("link", name="seen").click(timeout=15_000)  # nobody reloaded
+    expect(page).to_have_url(re.compile(r"/experiments/e[0-9a-f]{10}$"))
+    expect(page.get_by_text("6 of 6 runs are missing")).to_be_visible()
+    expect(page.locator(".state.running").first).to_be_visible(timeout=30_000)
+    expect(page.locator("h1 + .state")).to_have_text("succeeded", timeout=60_000)
+    expect(page.get_by_text("are missing")).to_have_count(0)
+    comparison = page.locator("#comparison")
+    expect(comparison.get_by_role("row", name=re.compile("mask_ratio=0.75.*3 of 3"))).to_be_visible()
+    expect(page.get_by_role("link", name="Markdown")).to_be_visible()
+    page.get_by_role("link", name="seed 1").first.click()
+    expect(page).to_have_url(re.compile(r"/runs/r[0-9a-f]{12}$"))
+
+
+def test_a_run_shows_its_curves_its_newest_picture_and_its_log(
+    page: Page, service: Service, tiny_faces: Path, mlflow_server: str
+) -> None:
+    spec = cheap(tiny_faces, name="curves", steps=1000, pause=0.1, factors={"mask_ratio": [0.6]}, seeds=1)
+    experiment = Client(service.url).submit(spec)
+    run = experiment.runs()[0].id
+    page.goto(f"{service.url}/runs/{run}")
+    expect(page.locator("h1 + .state")).to_have_text("running", timeout=30_000)
+    expect(page.locator("#curves")).to_contain_text("Nothing logged yet", timeout=15_000)
+    expect(page.locator("#log")).to_contain_text("attempt 1 from step 0")
+    expect(page.locator("#checkpoints")).to_contain_text("None yet")
+    expect(page.locator("#attempts .state")).to_have_text("running")
+
+    # What a trainer logs comes into view by itself.
+    link = page.get_by_role("link", name="MLflow").get_attribute("href", timeout=10_000)
+    assert link
+    assert link.startswith(mlflow_server)
+    tracked = link.rpartition("/")[2]
+    mlflow = MlflowClient(mlflow_server)
+    for step, loss in (5, 2.0), (10, 1.5), (15, float("nan")), (20, 1.25):
+        mlflow.log_metric(tracked, "loss/total", loss, step=step)
+    mlflow.log_image(tracked, Image.new("RGB", (96, 64), "teal"), "pictures/000000020.png")
+    expect(page.get_by_role("img", name="loss/total over steps, newest 1.25")).to_be_visible(timeout=20_000)
+    expect(page.locator("#curves polyline")).to_have_count(1)
+    picture = page.locator("#picture img")
+    expect(picture).to_be_visible(timeout=20_000)
+    assert picture.evaluate("image => image.naturalWidth") == 96
+    experiment.cancel()
+    expect(page.locator("h1 + .state")).to_have_text("cancelled", timeout=30_000)
+
+
+def test_it_fits_a_phone_and_follows_dark_mode(browser: Browser, service: Service, tiny_faces: Path) -> None:
+    experiment = Client(service.url).submit(cheap(tiny_faces, name="small", seeds=1)).wait(poll_seconds=0.2)
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page = context.new_page()
+    for path in "/", f"/experiments/{experiment.id}", f"/runs/{experiment.runs()[0].id}":
+        page.goto(service.url + path)
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+    red, green, blue = map(
+        int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
+    )
+    assert max(red, green, blue) < 60
+    context.close()
+
+
+def test_what_is_not_there_is_said_in_words(page: Page, service: Service) -> None:
+    answer = page.request.get(f"{service.url}/runs/r000000000000")
+    assert answer.status == 404
+    assert "There is no run" in answer.text()
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
+
+
+def test_the_token_is_asked_for_once_and_no_script_can_read_it(page: Page, tmp_path: Path, tiny_faces: Path) -> None:
+    token = "a s3cret; with=signs"
+    guarded = Service(tmp_path, MCF_TOKEN=token)
+    guarded.start()
+    try:
+        guarded.wait_until_up()
+        experiment = Client(guarded.url, token).submit(cheap(tiny_faces, name="guarded", seeds=1)).id
+        answer = page.goto(f"{guarded.url}/experiments/{experiment}")
+        assert answer
+        assert answer.status == 401
+        page.get_by_label("Token").fill("wrong")
+        with page.expect_response(lambda answer: answer.status == 401):
+            page.get_by_role("button", name="Open").click()
+        expect(page.get_by_text("That is not the token")).to_be_visible()
+        page.get_by_label("Token").fill(token)
+        page.get_by_role("button", name="Open").click()
+        expect(page.get_by_role("heading", name="guarded")).to_be_visible()
+        assert page.url.endswith(f"/experiments/{experiment}")
+        [cookie] = page.context.cookies()
+        assert cookie["httpOnly"]
+        assert cookie["sameSite"] == "Strict"
+        page.goto(guarded.url)
+        expect(page.get_by_role("link", name="guarded")).to_be_visible()
+        elsewhere = page.request.post(
+            f"{guarded.url}/login", form={"token": token, "next": "//elsewhere.org"}, max_redirects=0
+        )
+        assert elsewhere.headers["location"] == "/"
+    finally:
+        guarded.kill(signal.SIGTERM)
+        stop_all(tmp_path / "attempts", grace_seconds=2)

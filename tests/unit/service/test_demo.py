@@ -1,0 +1,33 @@
+"""The demo's request is one that the service accepts, with scikit-image's faces and with anybody's folder."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from service.cli.demo import _spec
+from service.client import McfError
+from trainer.resolve import check_and_resolve
+
+
+def test_it_trains_on_the_faces_and_probes_faces_against_the_rest(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    spec = _spec(tmp_path, None)
+    assert len(list((tmp_path / "data/lfw/faces").iterdir())) == 100
+    assert len(list((tmp_path / "data/lfw/all").iterdir())) == 200
+    rows = list(csv.DictReader((tmp_path / "data/lfw/labels.csv").open()))
+    assert {row["file"] for row in rows if row["label"] == "face"} == {
+        path.name for path in (tmp_path / "data/lfw/faces").iterdir()
+    }
+    resolved = check_and_resolve(spec)
+    assert len(resolved.spec.factors) >= 2
+    assert len(resolved.spec.seed_list) >= 3
+
+
+def test_it_takes_any_folder_of_images(tmp_path: Path, tiny_faces: Path) -> None:
+    resolved = check_and_resolve(_spec(tmp_path, tiny_faces))
+    run = resolved.arms[0].runs[0]
+    assert run.data.uri == str(tiny_faces)
+    assert run.evaluation.labels is None
+    with pytest.raises(McfError, match="no such folder"):
+        _spec(tmp_path, tmp_path / "missing")

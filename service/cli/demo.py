@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import yaml
 from rich.console import Console
 
@@ -21,12 +22,13 @@ from service.cli import show
 from service.cli.guard import die_with_parent
 from service.cli.home import Home, Up
 from service.cli.watch import watch
-from service.client import Client, McfError, ServiceAway
+from service.client import Client, Experiment, McfError, ServiceAway
 
 SPEC = Path(__file__).parents[2] / "examples" / "ablation.yaml"
 NUM_FACES = 100
 """The first images of scikit-image's LFW subset are faces, the rest are not."""
 START_SECONDS = 120.0
+PUBLISH_SECONDS = 60.0
 
 
 def demo(home: Home, *, data: Path | None, keep: bool, console: Console) -> int:
@@ -44,6 +46,7 @@ def demo(home: Home, *, data: Path | None, keep: bool, console: Console) -> int:
             watch(experiment, console)
             console.print()
             console.print(show.comparison(experiment.comparison()))
+            _wait_until_published(experiment, up)
             console.print(f"\npage    {up.url}/experiments/{experiment.id}", soft_wrap=True)
             console.print(f"MLflow  {experiment.detail.tracking_url or up.tracking_uri}", soft_wrap=True)
             if keep and is_ours:
@@ -52,6 +55,20 @@ def demo(home: Home, *, data: Path | None, keep: bool, console: Console) -> int:
         except KeyboardInterrupt:
             console.print("\nWhat was trained is kept; the next demo or `mcf up` here goes on from it")
         return 0 if experiment.refresh().state == "succeeded" else 1
+
+
+def _wait_until_published(experiment: Experiment, up: Up) -> None:
+    """Returns once MLflow, which comes up last, has the comparison too; it must not be stopped half-way."""
+    deadline = time.monotonic() + PUBLISH_SECONDS
+    while time.monotonic() < deadline:
+        url = experiment.refresh().tracking_url
+        if url:
+            with contextlib.suppress(httpx2.TransportError):
+                params = {"run_id": url.rpartition("/")[2]}
+                answer = httpx2.get(f"{up.tracking_uri}/api/2.0/mlflow/runs/get", params=params, trust_env=False)
+                if answer.is_success and answer.json()["run"]["info"]["status"] != "RUNNING":
+                    return
+        time.sleep(0.5)
 
 
 def _spec(folder: Path, data: Path | None) -> dict[str, Any]:

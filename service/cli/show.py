@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -86,15 +85,15 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
 
 def comparison(found: Comparison) -> RenderableType:
     """Two tables, so that each fits a terminal: what the arms reached, and what lies beneath it. Then the words."""
-    metric = f"{found.metric.name} ({found.metric.unit})" if found.metric else "probe"
+    metric = f"{found.metric.name.removeprefix('probe/')} ({found.metric.unit})" if found.metric else "probe"
     reached = _table("", "arm", "n", metric, "95 % interval", "to baseline", "95 % interval", "p (Holm)", "verdict")
-    beneath = _table(
-        "arm", "floors: pixels", "random encoder", "above both", *_sanity(found), "images", "hours", "restarts"
-    )
+    sanity = _sanity(found)
+    told = [name.removeprefix("sanity/") for name in sanity]
+    beneath = _table("arm", "floors: pixels", "random encoder", "above both", *told, "images", "hours", "restarts")
     for row in found.arms:
         reached.add_row(*_reached(row))
-        beneath.add_row(*_beneath(row, _sanity(found)))
-    words = [Padding(Text(f"* {word}"), (0, 0, 0, 0)) for word in found.words]
+        beneath.add_row(*_beneath(row, sanity))
+    words = [Text(f"* {word}") for word in found.words]
     missing = [
         Text(f"  missing: {row.name}, seed {run.seed}: {run.state} {first_line(run.reason)}".rstrip(), style="yellow")
         for row in found.arms
@@ -175,5 +174,6 @@ def _interval(found: Estimate | None, form: str = ".4g") -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        table.add_column(column)
+        # Where the terminal is narrow, the other columns give way.
+        table.add_column(column, no_wrap=column == "arm")
     return table

@@ -22,6 +22,9 @@ from trainer.storage import Store
 
 logger = logging.getLogger(__name__)
 
+# A server that was killed is back within a minute.
+MLFLOW_PATIENCE_SECONDS = 180.0
+
 
 def conclude(
     run: RunSpec, store: Store, parts: Parts, images: Encoded, split: Split, report: RankZero, device: torch.device
@@ -41,6 +44,8 @@ def conclude(
     for name, data in export(run, parts.model, result, store).items():
         report.log.artifact(name, data)
     report.log.metrics(parts.step, final_metrics(result))
+    # Before the outcome: a finished run is not started again, so what MLflow lacks then it lacks for good.
+    report.log.close(MLFLOW_PATIENCE_SECONDS)
     outcome = Outcome(verdict=Verdict.SUCCEEDED, step=parts.step, ended_at=datetime.now(UTC))
     report.journal.finish(outcome, result)
     logger.info("done: %s", ", ".join(f"{name} {value:.4g}" for name, value in final_metrics(result).items()))

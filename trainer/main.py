@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit_on_request()
     rank = os.environ.get("RANK", "0")
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # tells at length where it found its credentials
     parser = argparse.ArgumentParser(prog="trainer.main", description="Train one run.")
     parser.add_argument("--spec", required=True, help="RunSpec as JSON: a path or an s3:// address")
     folder, name = split_uri(parser.parse_args(argv).spec)

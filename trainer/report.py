@@ -11,7 +11,7 @@ from trainer.spec import RunSpec
 # The result's losses are means over so many logged steps.
 LAST_LINES = 5
 # How long the end of a run waits for MLflow.
-LOG_SECONDS = 60.0
+LOG_SECONDS = 5.0
 
 
 class Report(Protocol):
@@ -66,7 +66,7 @@ class RankZero:
         return {name: sum(line[name] for line in self._losses) / len(self._losses) for name in names}
 
     def close(self, stage: str) -> None:
-        """Write what is left; MLflow has a minute to take it."""
+        """Write what is left. What MLflow does not take at once is in the checkpoint (conclude.py for a finished run)."""
         self.journal.close(stage)
         self.log.close(LOG_SECONDS)
 

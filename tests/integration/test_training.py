@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import psutil
 import pytest
 import torch
 
+from tests.conftest import free_port
 from trainer.presets import TINY
-from trainer.records import Verdict
+from trainer.records import Checkpoint, Verdict
 from trainer.rundir import list_checkpoints, read_outcome, read_result, read_sessions
 from trainer.spec import RunSpec
 from trainer.storage import DirectoryStore
@@ -108,19 +109,23 @@ def test_a_branch_that_is_switched_off_leaves_no_weights(
 
 
 @contextmanager
-def torchrun(run: RunSpec, folder: Path, *, workers: int = 2) -> Iterator["subprocess.Popen[bytes]"]:
+def torchrun(
+    run: RunSpec, folder: Path, *, workers: int = 2, nodes: str = "1", endpoint: str = "127.0.0.1:0"
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A torchrun agent training `run` in `folder`, with its output in folder/log; killed if it is still there."""
     folder.mkdir(exist_ok=True)
     (folder / "given.json").write_text(run.model_dump_json())
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers), "--max-restarts", "3",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", folder.name,
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", str(workers),
+        "--max-restarts", "9", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", folder.name,
+        "--rdzv-conf", "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=1",
         "-m", "trainer.main", "--spec", str(folder / "given.json"),
     ]  # fmt: skip
+    # torch 2.15 tells a node that joins a later round no address when the agents' store is shared with the workers:
+    # it waits a minute, and then the whole attempt fails.
+    env = {**ENV, "MCF_RUN_URI": str(folder), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with (folder / "log").open("ab") as log:
-        agent = subprocess.Popen(
-            command, env={**ENV, "MCF_RUN_URI": str(folder)}, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-        )
+        agent = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     try:
         yield agent
     finally:
@@ -129,9 +134,12 @@ def torchrun(run: RunSpec, folder: Path, *, workers: int = 2) -> Iterator["subpr
 
 
 def wait_for_checkpoint(folder: Path, step: int, agent: "subprocess.Popen[bytes]") -> None:
-    marker = folder / f"checkpoints/{step:09d}/COMMITTED"
-    deadline = time.monotonic() + 60
-    while not marker.exists():
+    wait_until((folder / f"checkpoints/{step:09d}/COMMITTED").exists, agent, folder)
+
+
+def wait_until(holds: Callable[[], bool], agent: "subprocess.Popen[bytes]", folder: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not holds():
         assert agent.poll() is None, (folder / "log").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -201,6 +209,31 @@ def test_a_run_that_is_killed_then_stopped_then_started_again_ends_as_if_nothing
     results = [read_result(DirectoryStore(str(where))) for where in (folder, undisturbed)]
     mine, theirs = (result.model_dump(exclude={"export"}) for result in results if result)
     assert mine == theirs
+
+
+def test_a_node_may_join_and_leave_while_the_run_trains(tiny_faces: Path, tmp_path: Path) -> None:
+    cadence = {"checkpoint_steps": 10, "keep_checkpoints": 99}
+    run = small(tiny_faces, schedule={"unit": "steps", "length": 5000, "warmup": 4}, cadence=cadence)
+    folder = tmp_path / "elastic"
+    endpoint = f"127.0.0.1:{free_port()}"
+    with torchrun(run, folder, workers=1, nodes="1:2", endpoint=endpoint) as first:
+        wait_for_checkpoint(folder, 10, first)
+        with torchrun(run, folder, workers=1, nodes="1:2", endpoint=endpoint) as second:
+            wait_until(lambda: world_sizes(folder) == [1, 2], first, folder)
+            wait_until(lambda: newest_checkpoint(folder).world_size == 2, first, folder)
+            second.kill()
+        wait_until(lambda: newest_checkpoint(folder).world_size == 1, first, folder)
+    assert world_sizes(folder) == [1, 2, 1]
+    firsts = [session.first_step for session in read_sessions(DirectoryStore(str(folder)))]
+    assert 0 < firsts[1] < firsts[2]
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint:
+    return list_checkpoints(DirectoryStore(str(folder)))[-1]
+
+
+def world_sizes(folder: Path) -> list[int]:
+    return [session.world_size for session in read_sessions(DirectoryStore(str(folder)))]
 
 
 # ---------------------------------------------------------------- errors of the run itself

@@ -10,7 +10,7 @@ from trainer.spec import RunSpec
 
 # The result's losses are means over so many logged steps.
 LAST_LINES = 5
-# How long the end of a run waits for MLflow.
+# How long a process that is asked to end waits for MLflow.
 LOG_SECONDS = 5.0
 
 

@@ -131,7 +131,7 @@ def _reached(row: ArmRow) -> list[str]:
         str(row.rank or ""),
         row.name,
         f"{row.seeds - len(row.missing)} of {row.seeds}" if row.missing else str(row.seeds),
-        _mean(probe) + (f" ± {probe.sd:.2g}" if probe and probe.sd is not None else ""),
+        _mean(probe) + (f" \N{PLUS-MINUS SIGN} {probe.sd:.2g}" if probe and probe.sd is not None else ""),
         _interval(probe),
         "baseline" if row.is_baseline else _mean(difference, "+.3g"),
         _interval(difference, "+.3g"),

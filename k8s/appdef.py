@@ -83,6 +83,8 @@ def _environment(request: LaunchRequest) -> dict[str, str]:
         "OMP_NUM_THREADS": str(request.threads),
         # In the environment and not an argument: the scheduler adds which agent hosts the store.
         "PET_RDZV_CONF": RENDEZVOUS,
+        # With the rendezvous' store shared, a node that joins any round but the first is told no address (torch 2.15).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     if request.tracking_uri and request.tracking_run_id:
         environment["MLFLOW_TRACKING_URI"] = request.tracking_uri

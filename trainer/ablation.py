@@ -60,7 +60,8 @@ def expand(spec: ExperimentSpec) -> tuple[list[Arm], list[Problem]]:
     baseline, baseline_problems = _baseline(spec, factors, labels)
     problems.extend(baseline_problems)
 
-    arms, found = [], []
+    arms: list[Arm] = []
+    found: list[tuple[str, Problem]] = []
     for choice in itertools.product(*(range(len(levels)) for levels in factors.values())):
         chosen = dict(zip(factors, choice, strict=True))
         levels = {name: labels[name][index] for name, index in chosen.items()}
@@ -250,9 +251,8 @@ def _is_field(dotted: str) -> bool:
 
 def _merged(preset: Json, overlay: Json) -> Json:
     result = copy.deepcopy(preset)
-    for key, value in overlay.items():
-        if key == "teacher" and isinstance(value, str):
-            value = {"source": value}
+    for key, given in overlay.items():
+        value = {"source": given} if key == "teacher" and isinstance(given, str) else given
         if key == "teacher" and isinstance(value, dict) and value.get("source") == "none":
             # Without a teacher none of its fields matters, and equal runs have to be equal specs.
             result[key] = value

@@ -66,7 +66,7 @@ class RankZero:
         return {name: sum(line[name] for line in self._losses) / len(self._losses) for name in names}
 
     def close(self, stage: str) -> None:
-        """Write what is left. What MLflow does not take at once is in the checkpoint (conclude.py for a finished run)."""
+        """Write what is left. What MLflow does not take at once is in the checkpoint."""
         self.journal.close(stage)
         self.log.close(LOG_SECONDS)
 

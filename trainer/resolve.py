@@ -84,13 +84,19 @@ class _Look:
 
     def _manifest(self, run: RunSpec, report: Report) -> Manifest | None:
         data = run.data
-        if not _absolute(data.uri) or (data.keys and not _absolute(data.keys)):
-            report("data.uri", data.uri, "an absolute path or s3://bucket/prefix")
+        if data.keys and not _absolute(data.keys):
+            report("data.keys", data.keys, "an absolute path")
+            return None
+        return self._images("data.uri", data.uri, data.format, data.keys, report)
+
+    def _images(self, field: str, uri: str, format: str, keys: str | None, report: Report) -> Manifest | None:
+        if not _absolute(uri):
+            report(field, uri, "an absolute path or s3://bucket/prefix")
             return None
         return self._once(
-            ("manifest", data.uri, data.format, data.keys),
-            lambda: read_manifest(data.uri, data.format, data.keys),
-            lambda error: report("data.uri", data.uri, f"an address that can be read: {error}"),
+            ("images", uri, format, keys),
+            lambda: read_manifest(uri, format, keys),
+            lambda error: report(field, uri, f"an address that can be read: {error}"),
         )
 
     def _teacher(self, run: RunSpec, report: Report) -> str | None:
@@ -114,21 +120,14 @@ class _Look:
         source = evaluation.landmarks or evaluation.labels
         if source is None:
             return None
+        if not _absolute(source):
+            report(field, source, "an absolute path or s3://bucket/key")
+            return None
         images = evaluation.images or run.data.uri
-        format = "folder" if evaluation.images else run.data.format
-        keys = None if evaluation.images else run.data.keys
-        for name, where in (field, source), ("evaluation.images", images):
-            if where and not _absolute(where):
-                report(name, where, "an absolute path or s3://bucket/key")
-                return None
-        manifest = images and self._once(
-            ("manifest", images, format, keys),
-            lambda: read_manifest(images, format, keys),
-            # A training folder that cannot be read has been reported as such.
-            lambda error: (
-                evaluation.images and report("evaluation.images", images, f"an address that can be read: {error}")
-            ),
-        )
+        if evaluation.images:
+            manifest = self._images("evaluation.images", images, "folder", None, report)
+        else:
+            manifest = self._manifest(run, report) if run.data.uri else None
         annotated = self._once(
             ("annotations", source),
             lambda: annotated_keys(source, read_object(source)),
@@ -178,11 +177,11 @@ def annotated_keys(source: str, text: bytes) -> tuple[list[str], str]:
 
 
 def _check_cells(run: RunSpec, placement: Placement, report: Report) -> None:
-    cells = run.batch.num_cells
-    if 0 < cells < placement.max_world_size:
+    cells, nodes, processes = run.batch.num_cells, placement.max_nodes, placement.processes_per_node
+    if 0 < cells < nodes * processes:
         report(
             "placement.max_nodes",
-            f"{placement.max_nodes} nodes x {placement.processes_per_node} processes = {placement.max_world_size} workers",
+            f"{nodes} nodes x {processes} processes = {nodes * processes} workers",
             f"at most {cells} workers, the cells of a step (global_batch / slice)",
         )
 

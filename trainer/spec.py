@@ -182,7 +182,7 @@ class Evaluation(Frozen):
     images: str | None = None
     """Folder of images for the probe; None = the training data's folder."""
     landmarks: str | None = None
-    """JSON file {image key: {"points68": [[x, y], ...], "landmarks_ok": bool}}: ridge probe, NME in % of eye distance."""
+    """JSON file {image key: {"points68": [[x, y], ...], "landmarks_ok": bool}}: ridge probe, NME in %."""
     labels: str | None = None
     """CSV file with columns file,label: linear probe, accuracy."""
     folds: int = Field(5, ge=2)

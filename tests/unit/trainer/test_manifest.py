@@ -25,7 +25,7 @@ def test_subsets_are_nested_and_never_hold_what_is_held_out(a: int, b: int, seed
 
 
 def test_a_subset_larger_than_the_data_says_what_is_possible() -> None:
-    with pytest.raises(DataError, match="1 to 30 .40 images less 10 held out"):
+    with pytest.raises(DataError, match=r"1 to 30 \(40 images less 10 held out\)"):
         IMAGES.split(held_out=10, subset_size=31, subset_seed=0)
 
 

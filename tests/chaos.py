@@ -87,8 +87,9 @@ def victims(folder: Path) -> dict[str, list[psutil.Process]]:
         with contextlib.suppress(psutil.Error):
             words = process.cmdline()
             if "supervisor.py" in " ".join(words) and str(folder) in " ".join(words):
-                found["agent"] += process.children()
-                found["worker"] += [worker for agent in process.children() for worker in agent.children()]
+                agents = [agent for agent in process.children() if agent.status() != psutil.STATUS_ZOMBIE]
+                found["agent"] += agents
+                found["worker"] += [worker for agent in agents for worker in agent.children()]
             elif "service.cli.guard" not in words and process.environ().get("MCF_WORK_DIR", "").startswith(str(folder)):
                 if words[1:3] == ["-m", "service"]:
                     found["service"].append(process)

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,13 @@ from typing import Any
 import psutil
 
 from service.client import Client, McfError
+from trainer.records import Result
 
 STEPS, LOG_STEPS = 120, 4
 KINDS = ("service", "worker", "agent", "mlflow")
 
 
-def request(data: Path, *, steps: int = STEPS, seeds: int = 2) -> dict[str, Any]:
+def request(data: Path, *, steps: int = STEPS, ratios: Sequence[float] = (0.75, 0.5), seeds: int = 2) -> dict[str, Any]:
     return {
         "name": "chaos",
         "base": {
@@ -45,7 +46,7 @@ def request(data: Path, *, steps: int = STEPS, seeds: int = 2) -> dict[str, Any]
             "schedule": {"length": steps, "warmup": 5},
             "cadence": {"checkpoint_steps": 10, "log_steps": LOG_STEPS, "picture_steps": 40},
         },
-        "factors": {"mask_ratio": [0.75, 0.5]},
+        "factors": {"mask_ratio": list(ratios)},
         "seeds": seeds,
         "placement": {"min_nodes": 1, "max_nodes": 2},
     }
@@ -129,10 +130,13 @@ def numbers(client: Client, experiment_id: str) -> dict[str, dict[str, float]]:
         for trial in arm.trials:
             result = client.run(trial.run_id).result
             assert result, f"{trial.run_id} has no result"
-            metrics = {metric.name: metric.value for metric in [*result.sanity, *filter(None, [result.probe])]}
-            steps = {"steps": result.steps, "images_seen": result.images_seen}
-            found[f"{arm.name} seed={trial.seed}"] = {**result.losses, **metrics, **steps}
+            found[f"{arm.name} seed={trial.seed}"] = flat(result)
     return found
+
+
+def flat(result: Result) -> dict[str, float]:
+    metrics = {metric.name: metric.value for metric in [*result.sanity, *filter(None, [result.probe])]}
+    return {**result.losses, **metrics, "steps": result.steps, "images_seen": result.images_seen}
 
 
 def logged_steps(folder: Path, client: Client, experiment_id: str) -> dict[str, list[int]]:
@@ -154,14 +158,15 @@ def run_once(folder: Path, spec: dict[str, Any], kills: int, seed: int, seconds:
     """Final numbers of the experiment with that many kills on the way; asserts what has to hold of each run."""
     with mcf_up(folder) as client:
         experiment = client.submit(spec)
-        disturber = Disturber(folder, kills, random.Random(seed), Counter(), time.monotonic() + 5)
+        disturber = Disturber(folder, kills, random.Random(seed), Counter(), time.monotonic())
         deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(McfError):  # killed a moment ago
                 if experiment.refresh().state.is_final:
                     break
             assert time.monotonic() < deadline, f"not over after {seconds} s: {experiment!r}"
-            disturber.tick()
+            if experiment.detail.progress > 0:
+                disturber.tick()
             time.sleep(0.3)
         assert experiment.detail.state == "succeeded", [run.reason for run in experiment.runs()]
         assert disturber.done.total() == kills, f"over after {disturber.done}; give it more steps"

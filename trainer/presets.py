@@ -14,9 +14,9 @@ TINY: dict[str, Any] = {
     "batch": {"slice": 16, "contrastive_group": 32, "global_batch": 64},
     "contrastive": {"hidden": 256, "dim": 64},
     "optimizer": {"base_lr": 2e-3},
-    "schedule": {"unit": "steps", "length": 60, "warmup": 6},
+    "schedule": {"unit": "steps", "length": 40, "warmup": 4},
     "precision": "float32",
-    "cadence": {"checkpoint_steps": 20, "keep_checkpoints": 2, "log_steps": 5, "picture_steps": 30},
+    "cadence": {"checkpoint_steps": 20, "keep_checkpoints": 2, "log_steps": 5, "picture_steps": 20},
     "evaluation": {"held_out": 20},
 }
 

@@ -2,7 +2,7 @@
 # make test                          install what is needed, run all tests
 # make check                         format, lint, types, layers
 # make requirements                  pin again, after pyproject.toml has changed
-.PHONY: demo test check requirements bench clean
+.PHONY: demo test check requirements clean
 VENV := .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
@@ -15,9 +15,6 @@ test: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	scripts/check
-
-bench: $(VENV)/.dev
-	$(VENV)/bin/python -m tests.bench
 
 requirements: $(VENV)/.uv
 	scripts/requirements

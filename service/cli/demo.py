@@ -23,6 +23,7 @@ from service.cli.guard import die_with_parent
 from service.cli.home import Home, Up
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError, ServiceAway
+from trainer.manifest import DataError, read_manifest
 
 SPEC = Path(__file__).parents[2] / "examples" / "ablation.yaml"
 NUM_FACES = 100
@@ -87,6 +88,12 @@ def _spec(folder: Path, data: Path | None) -> dict[str, Any]:
     if not data.is_dir():
         raise McfError(f"--data {data}: there is no such folder. Give a folder of images, such as JPEG or PNG files.")
     base["data"]["uri"] = str(data.resolve())
+    try:
+        images = len(read_manifest(str(data.resolve())).images)
+    except DataError as error:
+        raise McfError(f"--data {data}: {error}") from error
+    # The preset holds 20 images out; of a small folder that would leave none to train on.
+    base["evaluation"]["held_out"] = min(20, max(2, images // 5))
     # Without labels there is no probe, and the comparison says so.
     for field in "images", "labels":
         base["evaluation"].pop(field, None)

@@ -7,6 +7,7 @@ import pytest
 
 from service.cli.demo import _spec
 from service.client import McfError
+from tests.conftest import draw_faces
 from trainer.resolve import check_and_resolve
 
 
@@ -31,3 +32,13 @@ def test_it_takes_any_folder_of_images(tmp_path: Path, tiny_faces: Path) -> None
     assert run.evaluation.labels is None
     with pytest.raises(McfError, match="no such folder"):
         _spec(tmp_path, tmp_path / "missing")
+
+
+def test_a_small_folder_keeps_images_to_train_on(tmp_path: Path) -> None:
+    (few := tmp_path / "few").mkdir()
+    draw_faces(few, 8)
+    run = check_and_resolve(_spec(tmp_path, few)).arms[0].runs[0]
+    assert run.evaluation.held_out == 2
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(McfError, match="holds no images"):
+        _spec(tmp_path, empty)

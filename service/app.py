@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import anyio
 from fastapi import Depends, FastAPI
+from fastapi_offline import FastAPIOffline
 
 from service import auth, errors, health
 from service.compare.router import router as comparison
@@ -26,7 +27,8 @@ DESCRIPTION = "Ablations of face-representation pretraining: submit an experimen
 
 def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     """The application. `launcher` stands in for TorchX with this machine's scheduler."""
-    app = FastAPI(title="mcf", version="1", description=DESCRIPTION, lifespan=_lifespan)
+    # /docs with its scripts from here: a cluster often reaches no CDN.
+    app = FastAPIOffline(title="mcf", version="1", description=DESCRIPTION, lifespan=_lifespan)
     state = app.state
     state.settings = settings
     state.db = Database(settings.database)

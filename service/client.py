@@ -2,11 +2,12 @@
 
     from service.client import Client
 
-    table = Client().submit("ablation.yaml").wait().comparison().to_dataframe()
+    frame = Client().submit("ablation.yaml").wait().comparison()
 
 What goes wrong is a service.connection.McfError, in words for people.
 """
 
+import importlib.util
 import io
 import math
 import re
@@ -35,10 +36,12 @@ class Comparison(schemas.Comparison):
     """The comparison as the service made it, with the forms people want it in."""
 
     def to_dataframe(self) -> "pandas.DataFrame":
-        """One row an arm, numbers in full. Needs pandas."""
+        """One row an arm, numbers in full; `attrs["words"]` is what may be said about them. Needs pandas."""
         import pandas
 
-        return pandas.read_csv(io.StringIO(self.to_csv())).set_index("arm")
+        frame = pandas.read_csv(io.StringIO(self.to_csv())).set_index("arm")
+        frame.attrs["words"] = self.words
+        return frame
 
     def to_csv(self) -> str:
         from service.compare import report  # loads scipy: two seconds that most commands need not spend
@@ -174,7 +177,13 @@ class Experiment:
                 raise TimeoutError(f"{self.id} is at {self.detail.progress:.0%} after {timeout_seconds} s; it goes on")
             time.sleep(poll_seconds)
 
-    def comparison(self) -> Comparison:
+    def comparison(self) -> "pandas.DataFrame | Comparison":
+        """The comparison as a DataFrame, for notebooks; as `table()` where pandas is not installed."""
+        table = self.table()
+        return table.to_dataframe() if importlib.util.find_spec("pandas") else table
+
+    def table(self) -> Comparison:
+        """The comparison with everything the service says."""
         return self._connection.get(Comparison, f"/v1/experiments/{self.id}/comparison")
 
     def runs(self) -> list[RunSummary]:

@@ -46,7 +46,7 @@ def demo(home: Home, *, data: Path | None, keep: bool, console: Console) -> int:
         try:
             watch(experiment, console)
             console.print()
-            console.print(show.comparison(experiment.comparison()))
+            console.print(show.comparison(experiment.table()))
             _wait_until_published(experiment, up)
             console.print(f"\npage    {up.url}/experiments/{experiment.id}", soft_wrap=True)
             console.print(f"MLflow  {experiment.detail.tracking_url or up.tracking_uri}", soft_wrap=True)

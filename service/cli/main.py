@@ -143,7 +143,7 @@ def compare(
     form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
 ) -> None:
     """The comparison of an experiment's arms, finished or not."""
-    found = ctx.obj().experiment(name).comparison()
+    found = ctx.obj().experiment(name).table()
     if form is Format.TABLE:
         show.terminal().print(show.comparison(found))
     elif form is Format.JSON:
@@ -178,7 +178,7 @@ def _watch(experiment: Experiment, console: Console) -> int:
         )
         return INTERRUPTED
     console.print()
-    console.print(show.comparison(experiment.comparison()))
+    console.print(show.comparison(experiment.table()))
     return 0 if experiment.detail.state == "succeeded" else NOT_DONE
 
 

@@ -68,7 +68,7 @@ def test_a_notebook_gets_from_a_spec_to_a_table_in_one_line(client: Client, tiny
     done = client.submit(cheap(tiny_faces, name="notebook")).wait(
         poll_seconds=0.2, timeout_seconds=60, on_progress=lambda detail: seen.append(detail.progress)
     )
-    table = done.comparison().to_dataframe()
+    table = done.comparison()
     assert isinstance(table, pandas.DataFrame)
     assert sorted(table.index) == ["mask_ratio=0.5", "mask_ratio=0.75"]
     assert list(table["n"]) == [3, 3]

@@ -31,10 +31,13 @@ from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Schedule
 from torchx.schedulers.local_scheduler import COMBINED_LOG, CWDImageProvider
 from torchx.schedulers.local_scheduler import LocalScheduler as TorchxLocalScheduler
 from torchx.specs import AppDef, AppDryRunInfo, AppState
+from torchx.specs.api import NONE
 
 from k8s import supervisor
 
 POLL_SECONDS = 0.2
+# As TorchX's structured error, which is JSON: the attempt is not to blame for its end.
+KILLED = json.dumps({"cause": "killed from outside"})
 
 
 class LocalScheduler(TorchxLocalScheduler):  # type: ignore[misc]  # TorchX ships no types
@@ -87,8 +90,10 @@ class LocalScheduler(TorchxLocalScheduler):  # type: ignore[misc]  # TorchX ship
         folder = self.root / app_id
         if not folder.is_dir():
             return None
-        state, message = _state(folder)
-        return DescribeAppResponse(app_id=app_id, state=state, num_restarts=0, msg=message, ui_url=f"file://{folder}")
+        state, message, cause = _state(folder)
+        return DescribeAppResponse(app_id=app_id, state=state, num_restarts=0, msg=message, structured_error_msg=cause,
+            ui_url=f"file://{folder}",
+        )  # fmt: skip
 
     def list(self) -> list[ListAppResponse]:
         """Every attempt that was ever submitted."""
@@ -153,21 +158,27 @@ def _is_alive(folder: Path) -> bool:
     return False
 
 
-def _state(folder: Path) -> tuple[AppState, str]:
+def _state(folder: Path) -> tuple[AppState, str, str]:
+    """State, words for people, and KILLED where somebody outside of the attempt ended it."""
     # The lock is looked at first: exit.json is written before it is released.
     if _is_alive(folder):
-        return AppState.RUNNING, ""
+        return AppState.RUNNING, "", NONE
     stopped = (folder / supervisor.STOP).exists()
     try:
         end = json.loads((folder / "exit.json").read_text())
     except FileNotFoundError:
-        return (AppState.CANCELLED, "stopped") if stopped else (AppState.FAILED, "the supervisor was killed")
+        if stopped:
+            return AppState.CANCELLED, "stopped", NONE
+        return AppState.FAILED, "the supervisor was killed", KILLED
     codes = list(end["codes"].values())
     message = ", ".join(f"node {node} ended with {code}" for node, code in end["codes"].items())
     if 0 in codes and max(codes) == 0:
         # A node that was killed while another finished the work does not make the work undone.
-        return AppState.SUCCEEDED, message
-    return AppState.CANCELLED if stopped else AppState.FAILED, message
+        return AppState.SUCCEEDED, message, NONE
+    if stopped:
+        return AppState.CANCELLED, message, NONE
+    # Node 0 hosts the rendezvous: the others end because it did.
+    return AppState.FAILED, message, KILLED if end["codes"]["0"] < 0 else NONE
 
 
 def _terminate(folder: Path, number: signal.Signals = signal.SIGTERM) -> None:

@@ -13,7 +13,7 @@ from torchx.runner import Runner
 from torchx.specs import AppState
 
 from k8s.appdef import ROLE, LaunchRequest, app_for
-from k8s.local import LocalScheduler
+from k8s.local import KILLED, LocalScheduler
 from service.reconciler.transitions import JobState
 from service.settings import Settings
 from trainer.records import SPEC
@@ -90,7 +90,11 @@ class TorchxLauncher:
 
     def look(self, name: str) -> tuple[JobState, str]:
         status = self._runner.status(_handle(name))
-        return (STATES[status.state], status.msg) if status else (JobState.ABSENT, "")
+        if status is None:
+            return JobState.ABSENT, ""
+        if status.state is AppState.FAILED and status.structured_error_msg == KILLED:
+            return JobState.LOST, status.msg
+        return STATES[status.state], status.msg
 
     def cancel(self, name: str) -> None:
         self._runner.cancel(_handle(name))

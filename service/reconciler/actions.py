@@ -59,7 +59,7 @@ class World:
             has_result=result is not None,
         )
         tracked = None
-        if facts.attempt and facts.attempt.is_live and job is JobState.FAILED and outcome is None:
+        if facts.attempt and facts.attempt.is_live and job in (JobState.FAILED, JobState.LOST) and outcome is None:
             seen = replace(seen, log_tail=self._tail(lease, number))
         if _may_open(facts, seen, now):
             seen, tracked = self._prepare(lease, seen)

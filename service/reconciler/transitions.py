@@ -32,6 +32,8 @@ class JobState(StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    LOST = "lost"
+    """Ended from outside, as with its node."""
     CANCELLED = "cancelled"
 
     @property
@@ -89,6 +91,14 @@ class Observed:
     log_tail: str = ""
     not_ready: str = ""
     """Why it cannot be launched now, such as MLflow being away; empty = it can."""
+
+
+ATTEMPT_ENDS = {
+    JobState.SUCCEEDED: AttemptState.FAILED,  # every node says so, and the run has not ended
+    JobState.FAILED: AttemptState.FAILED,
+    JobState.LOST: AttemptState.LOST,
+    JobState.CANCELLED: AttemptState.CANCELLED,
+}
 
 
 @dataclass(frozen=True)
@@ -184,13 +194,11 @@ def _close_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     assert attempt
     if run.cancel_reason:
         return Decision(replace(run, attempt=_closed(run, AttemptState.CANCELLED, run.cancel_reason)))
+    state = ATTEMPT_ENDS.get(seen.job, AttemptState.LOST)
+    # Stopped, or lost with its node: that says nothing about the run, however often it happens.
+    blameless = seen.job in (JobState.CANCELLED, JobState.LOST)
     advanced = run.step > attempt.first_step
-    if seen.job is JobState.CANCELLED:
-        # Somebody stopped it, such as the machine being shut down: that says nothing about the run.
-        state, fruitless = AttemptState.CANCELLED, 0 if advanced else run.fruitless
-    else:
-        state = AttemptState.LOST if seen.job is JobState.ABSENT else AttemptState.FAILED
-        fruitless = 0 if advanced else run.fruitless + 1
+    fruitless = 0 if advanced else run.fruitless + (0 if blameless else 1)
     why = seen.job_message or "it is gone from the scheduler"
     reason = f"{why}\n{seen.log_tail}".strip()
     run = replace(run, attempt=_closed(run, state, reason), fruitless=fruitless)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from torchx.runner import Runner
 from torchx.specs import AppState
+from torchx.specs.api import NONE
 
 from k8s.appdef import LaunchRequest, app_for
-from k8s.local import LocalScheduler, stop_all
+from k8s.local import KILLED, LocalScheduler, stop_all
 from trainer.spec import Placement
 
 SLEEP = "import time; print('started', flush=True); time.sleep(60)"
@@ -37,6 +38,12 @@ def state(scheduler: LocalScheduler, name: str) -> AppState:
     described = scheduler.describe(name)
     assert described
     return described.state
+
+
+def cause(scheduler: LocalScheduler, name: str) -> str:
+    described = scheduler.describe(name)
+    assert described
+    return described.structured_error_msg
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 15) -> None:
@@ -89,6 +96,15 @@ def test_killing_the_supervisor_leaves_no_node_and_a_lost_attempt(tmp_path: Path
     os.kill(int((tmp_path / "r1-1" / "pid").read_text()), signal.SIGKILL)
     wait_for(lambda: state(scheduler, "r1-1") == AppState.FAILED)
     wait_for(lambda: not any(map(is_running, nodes)))
+    assert cause(scheduler, "r1-1") == KILLED
+
+
+@pytest.mark.parametrize(("end", "wanted"), [("os.kill(os.getpid(), 9)", KILLED), ("sys.exit(1)", NONE)])
+def test_an_attempt_killed_from_outside_is_told_from_one_that_failed(tmp_path: Path, end: str, wanted: str) -> None:
+    runner, scheduler = scheduler_at(tmp_path)
+    runner.run(app_for(request("r1-1", f"import os, sys; {end}")), "local")
+    wait_for(lambda: state(scheduler, "r1-1") == AppState.FAILED)
+    assert cause(scheduler, "r1-1") == wanted
 
 
 def test_a_killed_node_does_not_undo_what_the_others_finish(tmp_path: Path) -> None:

@@ -165,8 +165,9 @@ def test_the_pause_before_the_next_attempt_grows(fruitless: int, seconds: int) -
     assert f"in {seconds} s" in after.waiting_reason
 
 
-def test_a_machine_that_is_shut_down_does_not_count_against_the_run() -> None:
-    after = decide(replace(RUNNING, fruitless=2), Observed(JobState.CANCELLED, step=10), NOW).run
+@pytest.mark.parametrize("job", [JobState.CANCELLED, JobState.LOST])
+def test_attempts_that_are_stopped_or_killed_from_outside_do_not_count_against_the_run(job: JobState) -> None:
+    after = decide(replace(RUNNING, fruitless=2), Observed(job, step=10), NOW).run
     assert (after.state, after.fruitless) == (RunState.INTERRUPTED, 2)
 
 

@@ -1,6 +1,7 @@
 """A spec as people write it, made fit to be sent: read from YAML, with paths that mean the same to the service."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def _resolved(value: Any, field: str, folder: Path) -> Any:
     if isinstance(value, Mapping):
         return {key: _resolved(inner, f"{field}.{key}".lstrip("."), folder) for key, inner in value.items()}
     if isinstance(value, str) and (field in PATHS or field == "teacher"):
-        return value if value in NOT_PATHS or ":/" in value else str(folder / Path(value).expanduser())
+        if value in NOT_PATHS or ":/" in value:
+            return value
+        # Without `..`: a run is named by what its spec says, and the same folder should be said the same way.
+        return os.path.normpath(folder / Path(value).expanduser())
     return value
 
 

@@ -25,7 +25,7 @@ def test_paths_start_at_the_folder_of_the_spec_wherever_they_stand() -> None:
     assert found["base"] == {
         "data": {"uri": "/specs/lfw/faces"},
         "teacher": "/specs/w.pt",
-        "evaluation": {"images": "/specs/../all", "labels": "/l"},
+        "evaluation": {"images": "/all", "labels": "/l"},
     }
     assert found["factors"] == {
         "teacher": ["none", "random", "/specs/w.pt", {"source": "/specs/v.pt", "taps": [1]}, "s3://weights/w.pt"],

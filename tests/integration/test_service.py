@@ -153,7 +153,7 @@ def test_from_a_request_to_the_comparison(http: TestClient, tiny_faces: Path) ->
 def test_runs_fail_alone_and_retry_goes_on_from_where_they_were(
     http: TestClient, tiny_faces: Path, folder: Path
 ) -> None:
-    # The second arm dies by its own error at step 1, the third at its first two attempts without a word.
+    # The second arm dies by its own error at step 1, the third is killed in its first two attempts.
     spec = request(tiny_faces, factors={"contrastive.temperature": [0.2, 0.5, 0.7]}, seeds=1)
     experiment = http.post("/v1/experiments", json=spec).json()["id"]
     found = ended(http, experiment)
@@ -162,7 +162,7 @@ def test_runs_fail_alone_and_retry_goes_on_from_where_they_were(
     assert (good["state"], bad["state"], bad["reason"]) == ("succeeded", "failed", "the loss is not finite")
     assert starts(folder)[unlucky["run_id"]] == ["1", "2", "3"]
     attempts = http.get(f"/v1/runs/{unlucky['run_id']}").json()["attempts"]
-    assert [attempt["state"] for attempt in attempts] == ["failed", "failed", "succeeded"]
+    assert [attempt["state"] for attempt in attempts] == ["lost", "lost", "succeeded"]
     assert "about to die without a word" in attempts[0]["reason"]
 
     assert http.post(f"/v1/experiments/{experiment}/retry").status_code == 200

@@ -65,9 +65,6 @@ class Tracker:
         with self._calling("answering"):
             self._client.search_experiments(max_results=1)
 
-    def link(self, experiment_id: str, run_id: str) -> str:
-        return f"{self.uri}/#/experiments/{experiment_id}/runs/{run_id}"
-
     def ensure_parent(self, *, experiment_id: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
         """The parent run of an experiment; found again by its tag when a crash came after its creation."""
         # The lock first: who waited for it while MLflow fell silent does not ask again.

@@ -1,0 +1,160 @@
+"""Encoded image bytes -> pixels. What is written here decides a run's numbers, so it is all in this file.
+
+    decoder         libjpeg-turbo with its exact integer DCT and smooth chroma upsampling: torchvision's for a JPEG,
+                    Pillow's for one that torchvision cannot read (CMYK, odd markers); Pillow for all other formats
+    DCT scaling     a JPEG whose short side is at least twice `size` is decoded at 1/2, 1/4 or 1/8 of its width and
+                    height, the smallest that still has `size` pixels on both sides (Pillow's draft mode)
+    turned upright  by the EXIF orientation
+    colours         RGB, 8 bits: grey is repeated, 16-bit grey loses its lower byte, alpha is dropped, CMYK is converted
+                    as Pillow does it, without a colour profile
+    interpolation   bilinear, antialiased, on 8-bit integers; none where the image has the right size
+    fit             crop: short side to `size`, then the centre; squash: both sides to `size`
+
+The same bytes and size give the same tensor wherever they are decoded: nothing else is looked at.
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.io import ImageReadMode  # and the operator behind decode_jpeg
+
+Fit = Literal["crop", "squash"]
+
+# What Pillow may be asked to open: its other formats run programs (EPS) or hold no photographs.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+# Start-of-frame markers: the others from 0xC0 to 0xCF are tables.
+START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Marker 0xFF, its kind, the length of the segment; in a frame then bits a sample, height, width, colours.
+SEGMENT = struct.Struct(">BBHBHHB")
+SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
+
+
+class Undecodable(ValueError):
+    """These bytes are not a whole image; the message says why."""
+
+
+class JpegFrame(NamedTuple):
+    """What the header of a JPEG says, before it is turned upright."""
+
+    width: int
+    height: int
+    num_colours: int
+
+
+def decode(data: bytes, size: int, fit: Fit = "crop") -> Tensor:
+    """RGB uint8 [3, size, size], laid out with the three colours of a pixel together (a view of [size, size, 3]).
+
+    Raises Undecodable with the reason. A JPEG that ends too early is undecodable and never half grey, unless
+    somebody has closed it with an end marker: then nothing tells it from a whole one.
+    """
+    frame = jpeg_frame(data)
+    image_CHW = None
+    if frame is not None and frame.num_colours in (1, 3) and min(frame.width, frame.height) < 2 * size:
+        image_CHW = _by_torchvision(data)
+    if image_CHW is None:
+        image_CHW = _by_pillow(data, size)
+    return _fitted(image_CHW, size, fit)
+
+
+def fitted_size(width: int, height: int, size: int, fit: Fit) -> tuple[int, int]:
+    """(width, height) an upright image is resized to before the centre [size, size] is cut out."""
+    if fit == "squash":
+        return size, size
+    scale = size / min(width, height)
+    return max(size, round(width * scale)), max(size, round(height * scale))
+
+
+def corner(width: int, height: int, size: int) -> tuple[int, int]:
+    """(left, top) of the centre [size, size] in a resized image."""
+    return (width - size) // 2, (height - size) // 2
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the whole image after turning it upright. Raises Undecodable."""
+    with _pillow_errors(), _open(data) as opened:
+        sideways = opened.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+        return opened.size[::-1] if sideways else opened.size
+
+
+def jpeg_frame(data: bytes) -> JpegFrame | None:
+    """The frame header of a JPEG; None when these bytes are none, or break off before it."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    place = 2
+    while place + SEGMENT.size <= len(data):
+        start, kind, length, _, height, width, colours = SEGMENT.unpack_from(data, place)
+        if start != 0xFF:
+            return None
+        if kind in START_OF_FRAME:
+            return JpegFrame(width, height, colours)
+        place += 1 if kind == 0xFF else 2 + length  # any number of 0xFF may stand before a marker
+    return None
+
+
+def _by_torchvision(data: bytes) -> Tensor | None:
+    """Upright RGB [3, H, W] of a JPEG; None when torchvision cannot read it, which leaves the verdict to Pillow."""
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # which cannot take memory it must not write to
+    try:
+        # The operator itself: the public decode_jpeg around it warns that torchvision hands decoding to torchcodec.
+        image_CHW: Tensor = torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, True)
+        return image_CHW
+    except RuntimeError:
+        return None
+
+
+def _by_pillow(data: bytes, size: int) -> Tensor:
+    """Upright RGB [3, H, W] of anything else; a JPEG by DCT scaling, still with at least `size` pixels a side."""
+    with _pillow_errors(), _open(data) as opened:
+        opened.draft(None, (size, size))  # which nothing but a JPEG obeys
+        pixels = np.array(_rgb(ImageOps.exif_transpose(opened)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise Undecodable(f"pixels of kind {image.mode} have no range that says what white is")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _fitted(image_CHW: Tensor, size: int, fit: Fit) -> Tensor:
+    _, height, width = image_CHW.shape
+    if height == width == size:
+        return image_CHW
+    width, height = fitted_size(width, height, size, fit)
+    # A batch axis in front of [H, W, C] is what torch takes for its fast layout; behind [C, H, W] it is not.
+    batch = image_CHW.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
+    if batch.shape[2:] != (height, width):
+        batch = interpolate(batch, size=(height, width), mode="bilinear", antialias=True)
+    left, top = corner(width, height, size)
+    return batch[0, :, top : top + size, left : left + size]
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise Undecodable("it has no bytes")
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+@contextmanager
+def _pillow_errors() -> Iterator[None]:
+    try:
+        yield
+    except (Undecodable, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise Undecodable(f"its bytes are no image of a kind that can be read ({', '.join(FORMATS)})") from error
+    # Its readers raise whatever their parsing met: SyntaxError, struct.error, EOFError, IndexError, zlib.error, ...
+    except Exception as error:
+        raise Undecodable(f"{type(error).__name__}: {error}") from error

@@ -9,7 +9,10 @@ from typing import Any
 import yaml
 
 # Dotted fields of a RunSpec that name a file or a folder.
-PATHS = ("data.uri", "data.keys", "teacher.source", "evaluation.images", "evaluation.landmarks", "evaluation.labels")
+PATHS = (
+    "data.uri", "data.keys", "data.index", "teacher.source", "evaluation.images", "evaluation.landmarks",
+    "evaluation.labels",
+)  # fmt: skip
 NOT_PATHS = ("", "none", "random")
 
 Json = dict[str, Any]

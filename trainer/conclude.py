@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from trainer.data import Encoded, load_images, normalise
+from trainer.data import load_images, normalise
 from trainer.evaluate import evaluate, final_metrics
 from trainer.export import export, export_address
 from trainer.loop import Parts
-from trainer.manifest import Split
+from trainer.manifest import Images, Split
 from trainer.mcf import Mcf
 from trainer.pictures import MAX_ROWS, hide, panel
 from trainer.records import Outcome, Result, Verdict
@@ -27,7 +27,7 @@ MLFLOW_PATIENCE_SECONDS = 180.0
 
 
 def conclude(
-    run: RunSpec, store: Store, parts: Parts, images: Encoded, split: Split, report: RankZero, device: torch.device
+    run: RunSpec, store: Store, parts: Parts, images: Images, split: Split, report: RankZero, device: torch.device
 ) -> None:
     """Measure the trained model, export its encoder, and write result and outcome, which makes it final.
 
@@ -37,7 +37,7 @@ def conclude(
     evaluated = evaluate(run, parts.model, split, images, device)
     result = Result(
         steps=parts.step, images_seen=parts.step * run.batch.global_batch, subset_size=len(split.train),
-        subset_digest=split.train_digest, held_out_digest=split.held_out_digest, probe=evaluated.probe,
+        subset_digest=split.train.digest, held_out_digest=split.held_out.digest, probe=evaluated.probe,
         floors=evaluated.floors, probe_note=evaluated.probe_note, sanity=evaluated.sanity,
         losses=report.mean_losses(), export=export_address(store),
     )  # fmt: skip
@@ -51,16 +51,14 @@ def conclude(
     logger.info("done: %s", ", ".join(f"{name} {value:.4g}" for name, value in final_metrics(result).items()))
 
 
-def painter(
-    run: RunSpec, model: Mcf, images: Encoded, split: Split, device: torch.device
-) -> Callable[[], bytes] | None:
+def painter(run: RunSpec, model: Mcf, images: Images, split: Split, device: torch.device) -> Callable[[], bytes] | None:
     """Draws the picture panel of the same few held-out images at any time; None where none are held out."""
-    keys = [key for key, _ in split.held_out[:MAX_ROWS]]
-    if not keys:
+    rows = [int(row) for row in split.held_out.rows[:MAX_ROWS]]
+    if not rows:
         return None
     dtype = next(model.parameters()).dtype
-    image_BCHW = normalise(load_images(images, keys, run.input_size).to(device), dtype)
-    noise_BL = held_out_noise(run, len(keys)).to(device)
+    image_BCHW = normalise(load_images(images, rows, run.input_size).to(device), dtype)
+    noise_BL = held_out_noise(run, len(rows)).to(device)
     visible = run.visible_patches(run.evaluation.mask_ratio)
 
     @torch.no_grad()

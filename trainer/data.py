@@ -3,15 +3,11 @@
 A subset that fits is decoded once and kept as bytes; a larger one is decoded by worker processes.
 """
 
-import fcntl
 import io
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.draws import View, flipped, image_at, mask_noise
 from trainer.grid import StepPlan, first_position
-from trainer.manifest import DataError, Split, read_manifest
+from trainer.manifest import DataError, Images, Rows, Split, read_manifest
 from trainer.spec import IMAGENET_MEAN, IMAGENET_STD, RunSpec
 
 # Decoded subsets up to this size are held in memory by every rank.
 MAX_BYTES_IN_MEMORY = 512 << 20
-
-
-class Encoded(Protocol):
-    """Where the encoded bytes of an image come from: a store or an LMDB."""
-
-    def get(self, name: str, /) -> bytes: ...
 
 
 class Slice(NamedTuple):
@@ -48,9 +38,7 @@ class Slice(NamedTuple):
 
 def split_of(run: RunSpec) -> Split:
     """The run's images: trained on, and held out. Raises DataError when the data is not what the spec says."""
-    with _one_at_a_time():
-        # The first process of a machine reads and digests every image, the others find its list in the cache.
-        manifest = read_manifest(run.data.uri, run.data.format, run.data.keys)
+    manifest = read_manifest(run.data)
     if run.data.sha256 not in (None, manifest.digest):
         raise DataError(
             f"{run.data.uri} has changed since the run was submitted: digest {manifest.digest}, "
@@ -61,10 +49,10 @@ def split_of(run: RunSpec) -> Split:
     )
 
 
-def load_images(images: Encoded, keys: Sequence[str], input_size: int) -> Tensor:
+def load_images(images: Images, rows: Sequence[int] | Rows, input_size: int) -> Tensor:
     """Decoded images, uint8 [N, 3, input_size, input_size]. Raises DataError naming an image that is none."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pixels = list(pool.map(lambda key: decode(images.get(key), key, input_size), keys))
+        pixels = list(pool.map(lambda row: decode(images.get(row), images.key(row), input_size), rows))
     stacked = np.stack(pixels) if pixels else np.zeros((0, input_size, input_size, 3), np.uint8)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
@@ -92,14 +80,14 @@ def normalise(image_BCHW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def slices(
-    run: RunSpec, images: Encoded, keys: Sequence[str], plan: StepPlan, steps: range, device: torch.device
+    run: RunSpec, images: Images, rows: Rows, plan: StepPlan, steps: range, device: torch.device
 ) -> Iterator[Slice]:
     """This rank's cells of these steps, in the plan's order, on the device."""
     cells = [(group.index, index) for group in plan.groups for index in group.slices]
-    in_memory = len(keys) * 3 * run.input_size**2 <= MAX_BYTES_IN_MEMORY
-    source = _InMemory(images, keys, run.input_size) if in_memory else _OnDemand(images, keys, run.input_size)
+    in_memory = len(rows) * 3 * run.input_size**2 <= MAX_BYTES_IN_MEMORY
+    source = _InMemory(images, rows, run.input_size) if in_memory else _OnDemand(images, rows, run.input_size)
     loader = DataLoader(
-        _Cells(run, source, len(keys)),
+        _Cells(run, source, len(rows)),
         batch_size=None,
         sampler=(first_position(run.batch, step, *cell) for step in steps for cell in cells),
         num_workers=0 if in_memory else _num_workers(),
@@ -109,23 +97,20 @@ def slices(
 
 
 class _InMemory:
-    def __init__(self, images: Encoded, keys: Sequence[str], input_size: int) -> None:
-        self.image_NCHW = load_images(images, keys, input_size)
+    def __init__(self, images: Images, rows: Rows, input_size: int) -> None:
+        self.image_NCHW = load_images(images, rows, input_size)
 
     def get(self, indices: Sequence[int]) -> Tensor:
         return self.image_NCHW[list(indices)]
 
 
 class _OnDemand:
-    def __init__(self, images: Encoded, keys: Sequence[str], input_size: int) -> None:
-        self.images = images
-        # One array instead of millions of strings: workers are forks, and counting references copies pages.
-        self.keys = np.array([key.encode() for key in keys])
-        self.input_size = input_size
+    def __init__(self, images: Images, rows: Rows, input_size: int) -> None:
+        self.images, self.rows, self.input_size = images, rows, input_size
 
     def get(self, indices: Sequence[int]) -> Tensor:
-        names = [bytes(self.keys[index]).decode() for index in indices]
-        pixels = [decode(self.images.get(name), name, self.input_size) for name in names]
+        rows = [self.rows[index] for index in indices]
+        pixels = [decode(self.images.get(row), self.images.key(row), self.input_size) for row in rows]
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -151,10 +136,3 @@ class _Cells(Dataset[Slice]):
 def _num_workers() -> int:
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(16, (os.cpu_count() or 1) // ranks_here - 1))
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    with Path(tempfile.gettempdir(), f"mcf-manifest-{os.getuid()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from trainer.data import Encoded, load_images, normalise
-from trainer.manifest import Split
+from trainer.data import load_images, normalise
+from trainer.manifest import Images, Split
 from trainer.mcf import Mcf, build
 from trainer.probe import encoder_features, pixel_features, probe_task
 from trainer.records import Floors, Metric, Result
@@ -25,12 +25,12 @@ class Evaluated(NamedTuple):
     sanity: list[Metric]
 
 
-def evaluate(run: RunSpec, model: Mcf, split: Split, images: Encoded, device: torch.device) -> Evaluated:
+def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: torch.device) -> Evaluated:
     """Measure a trained model that is on `device`; `images`: where the training data's images come from.
 
     Raises DataError when the probe's images are not what the spec says.
     """
-    held_out = load_images(images, [key for key, _ in split.held_out], run.input_size)
+    held_out = load_images(images, split.held_out, run.input_size)
     sanity = sanity_metrics(run, model, normalise(held_out.to(device), model.encoder.cls_token.dtype))
     task = probe_task(run)
     if task is None:
@@ -41,7 +41,7 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Encoded, device: to
         pixels=task.measure(pixel_features(task.image_NCHW, device)).value,
         random_encoder=task.measure(encoder_features(untrained, task.image_NCHW, device)).value,
     )
-    seen = len({content for _, content in split.train} & set(task.contents))
+    seen = len(split.train.among(task.contents))
     note = f"{task.note}; {seen} of the images were trained on, without their annotations"
     logger.info(
         "%s %.3f, raw pixels %.3f, untrained encoder %.3f",

@@ -89,14 +89,14 @@ def train(run: RunSpec, store: Store) -> int:
     with joined_world() as world:
         log_settings(run, world)
         split = split_of(run)
-        images = open_images(run.data.uri, run.data.format)
+        images = open_images(run.data, split.manifest)
         plan = step_plan(run.batch, world.rank, world.size)
         world.form_teams(teams(run.batch, world.size))
         checkpoints = CheckpointStore(store, spec_digest=run.digest, keep=run.cadence.keep_checkpoints)
         parts = build_parts(run, world, num_images=len(split.train))
         reported = restore(parts, checkpoints, world)
         steps = range(parts.step, run.total_steps(parts.num_images))
-        batches = slices(run, images, [key for key, _ in split.train], plan, steps, world.device)
+        batches = slices(run, images, split.train, plan, steps, world.device)
         report: Report = Silent()
         if world.is_first:
             draw = painter(run, parts.model, images, split, world.device)

@@ -1,187 +1,208 @@
 """Which images a data set holds, and which of them a run trains on. No torch, no decoding.
 
-A manifest lists (key, sha256 of the bytes). Orders are drawn by hashing contents, not positions, so that
-they survive renaming and copying, and subsets of one seed are nested (method 2.3).
+Orders are drawn from contents, not from positions, so that they survive renaming and copying, and subsets of
+one seed are nested (method 2.3).
 """
 
 import hashlib
-import json
-import os
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, Protocol
 
-from trainer.storage import Entry, Store, open_store
+import numpy as np
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+from trainer.images.cache import FileCache
+from trainer.images.database import LmdbImages, check_lmdb, lmdb_index
+from trainer.images.folder import FolderImages, check_folder, folder_index
+from trainer.images.index import DataError, Index, raw, text
+from trainer.spec import Data
+from trainer.storage import open_store, split_uri
+
+__all__ = ["DataError", "Images", "Manifest", "Rows", "Split", "open_images", "read_manifest"]
+
+# Rows whose contents are copied at a time.
+CHUNK = 1 << 20
 
 
-class DataError(Exception):
-    """The data is not what the spec says: missing, empty, or other than it was."""
+class Images(Protocol):
+    """The encoded images of a data set, by row of its manifest. For many threads at once, and across forks."""
+
+    def get(self, row: int) -> bytes:
+        """Raises DataError when the image is gone or has changed, StorageError when it cannot be read."""
+
+    def key(self, row: int) -> str: ...
 
 
-@dataclass(frozen=True)
 class Manifest:
-    """Images of a data set in key order: pairs (key, sha256 of the encoded bytes)."""
+    """The images of a data set in key order. Rows are numbers; keys and contents are read when asked for."""
 
-    images: tuple[tuple[str, str], ...]
+    def __init__(self, index: Index) -> None:
+        self.index = index
 
-    @cached_property
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
     def digest(self) -> str:
-        return _digest(f"{key} {content}" for key, content in self.images)
+        """Two data sets with the same digest hold the same images under the same keys."""
+        return self.index.digest
+
+    def key(self, row: int) -> str:
+        return text(self.index.key(row))
+
+    def content(self, row: int) -> str:
+        """sha256 of the encoded image, in hex."""
+        return self.index.contents[row].tobytes().hex()
+
+    def find(self, key: str) -> int | None:
+        """The row of a key; None where there is none."""
+        return self.index.find(raw(key))
 
     def split(self, *, held_out: int, subset_size: int | None, subset_seed: int) -> "Split":
         """Held-out images first, by an order no seed moves, then a nested subset of the rest.
 
         Raises DataError when the data holds fewer images than asked for.
         """
-        by_fixed_order = self._ordered("held out")
-        rest_keys = {key for key, _ in by_fixed_order[held_out:]}
-        rest = [image for image in self._ordered(f"subset {subset_seed}") if image[0] in rest_keys]
-        size = len(rest) if subset_size is None else subset_size
-        if not 1 <= size <= len(rest):
+        largest = len(self) - held_out
+        size = largest if subset_size is None else subset_size
+        if not 1 <= size <= largest:
             raise DataError(
-                f"asked for a subset of {subset_size} images; possible: 1 to {len(rest)} "
-                f"({len(self.images)} images less {min(held_out, len(self.images))} held out)"
+                f"asked for a subset of {subset_size} images; possible: 1 to {largest} "
+                f"({len(self)} images less {min(held_out, len(self))} held out)"
             )
-        return Split(train=tuple(rest[:size]), held_out=tuple(by_fixed_order[:held_out]))
+        kept_back = self._first("held out", held_out)
+        # Of this many, enough are left when what is held out is taken away.
+        candidates = self._first(f"subset {subset_seed}", size + held_out)
+        train = candidates[~np.isin(candidates, kept_back)][:size]
+        return Split(train=Rows(self, train), held_out=Rows(self, kept_back))
 
-    def _ordered(self, label: str) -> list[tuple[str, str]]:
-        # The key breaks ties between copies of one image.
-        return sorted(self.images, key=lambda image: (_sha(f"{label} {image[1]}"), image[0]))
+    def _first(self, label: str, count: int) -> np.ndarray:
+        """The first rows in the label's order: by `order_words`, then by content, then by key."""
+        contents = self.index.contents
+        words = order_words(contents, label)
+        rows = np.arange(len(words))
+        if count < len(words):
+            last = max(count, 1) - 1
+            rows = np.flatnonzero(words <= np.partition(words, last)[last])
+        # Stable: copies of an image stay in key order.
+        rows = rows[np.argsort(words[rows], kind="stable")]
+        return _by_content_where_equal(rows, words, contents)[:count]
 
 
-@dataclass(frozen=True)
-class Split:
+class Rows:
+    """Some rows of a manifest, in an order."""
+
+    def __init__(self, manifest: Manifest, rows: np.ndarray) -> None:
+        self.manifest, self.rows = manifest, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> int:
+        return int(self.rows[position])
+
+    def __iter__(self) -> Iterator[int]:
+        return map(int, self.rows)
+
+    def key(self, position: int) -> str:
+        return self.manifest.key(self[position])
+
+    def keys(self) -> Iterator[str]:
+        return map(self.manifest.key, self)
+
+    def contents(self) -> Iterator[str]:
+        return map(self.manifest.content, self)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the contents' digests (32 bytes each), in order: equal ones saw the same images."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), CHUNK):
+            digest.update(self.manifest.index.contents[self.rows[start : start + CHUNK]].tobytes())
+        return digest.hexdigest()
+
+    def among(self, contents: Iterable[str]) -> set[str]:
+        """Those of these contents that are in the rows."""
+        wanted = set(contents)
+        words = np.array([int.from_bytes(bytes.fromhex(each[:16]), "little") for each in wanted], dtype="<u8")
+        candidates = self.rows[np.isin(_first_words(self.manifest.index.contents)[self.rows], words)]
+        return wanted & {self.manifest.content(int(row)) for row in candidates}
+
+
+class Split(NamedTuple):
     """Images to train on and images never trained on, each in its own fixed order."""
 
-    train: tuple[tuple[str, str], ...]
-    held_out: tuple[tuple[str, str], ...]
+    train: Rows
+    held_out: Rows
 
-    @cached_property
-    def train_digest(self) -> str:
-        """Two runs with the same digest saw the same images."""
-        return _digest(content for _, content in self.train)
-
-    @cached_property
-    def held_out_digest(self) -> str:
-        return _digest(content for _, content in self.held_out)
+    @property
+    def manifest(self) -> Manifest:
+        return self.train.manifest
 
 
-def read_manifest(uri: str, format: str = "folder", keys: str | None = None, *, cache: Path | None = None) -> Manifest:
-    """List and digest a data set.
+def read_manifest(data: Data, tick: Callable[[int], object] = lambda images: None) -> Manifest:
+    """What a data set holds: by the index the spec names, else by listing it and digesting every image.
 
-    Contents are read once: the result is kept under `cache` (default ~/.cache/mcf/manifests) and found
-    again as long as the listing (names, sizes, versions) is the same.
+    Images are digested once: what was found is kept under ~/.cache/mcf and used again as long as the listing
+    (names, sizes, versions) is the same. `tick` is called with the number of images digested since.
 
-    Raises DataError when there is nothing to train on, StorageError when the address cannot be read.
+    Raises DataError when there is nothing to train on or the index belongs to other data, StorageError when an
+    address cannot be read.
     """
-    if format == "lmdb":
-        return _lmdb_manifest(uri, keys)
-    store = open_store(uri)
-    if not uri.startswith("s3://") and not Path(uri).is_dir():
-        raise DataError(f"there is no folder {uri}")
-    listing = [entry for entry in store.list() if entry.name.lower().endswith(IMAGE_SUFFIXES)]
-    if not listing:
-        raise DataError(f"{uri} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    kept = _cache_file(cache, uri, listing)
-    if kept.exists():
-        return Manifest(tuple((key, content) for key, content in json.loads(kept.read_text())))
-    with ThreadPoolExecutor(8) as pool:
-        contents = pool.map(lambda entry: hashlib.sha256(store.get(entry.name)).hexdigest(), listing)
-        manifest = Manifest(tuple(zip((entry.name for entry in listing), contents, strict=True)))
-    _write_aside(kept, json.dumps(manifest.images))
-    return manifest
+    if data.index is None:
+        if data.format == "lmdb":
+            return Manifest(lmdb_index(data.uri, data.keys, tick))
+        return Manifest(folder_index(data.uri, tick))
+    index = open_index(data.index)
+    if index.about.kind != data.format:
+        raise DataError(
+            f"{data.index} is the index of a data set of format {index.about.kind}; the spec says {data.format}"
+        )
+    check_lmdb(data.uri, index) if data.format == "lmdb" else check_folder(data.uri, index)
+    return Manifest(index)
 
 
-def open_images(uri: str, format: str = "folder") -> "Store | LmdbImages":
-    """Where the encoded bytes of an image come from: `.get(key) -> bytes`."""
-    return LmdbImages(uri) if format == "lmdb" else open_store(uri)
+def open_index(address: str) -> Index:
+    """The index at a path or s3:// address. Raises DataError, StorageError."""
+    if not address.startswith("s3://"):
+        return Index(Path(address))
+    folder, name = split_uri(address)
+    store = open_store(folder)
+    return Index(Path(address), FileCache().open(store, store.stat(name)))
 
 
-class LmdbImages:
-    """Read-only LMDB in the published layout: key = a line of the key list, value = encoded image bytes."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def get(self, key: str) -> bytes:
-        with _open_lmdb(self.path).begin(buffers=False) as txn:
-            value = txn.get(key.encode())
-        if value is None:
-            raise DataError(f"{self.path} holds no image {key!r}")
-        return bytes(value)
+def open_images(data: Data, manifest: Manifest) -> Images:
+    """Where the encoded images of a manifest come from."""
+    kind = LmdbImages if data.format == "lmdb" else FolderImages
+    return kind(data.uri, manifest.index)
 
 
-def _lmdb_manifest(path: str, keys: str | None) -> Manifest:
-    with _open_lmdb(path).begin(buffers=True) as txn:
-        names = Path(keys).read_text().splitlines() if keys else _lmdb_keys(txn)
-        images = []
-        for name in names:
-            value = txn.get(name.encode())
-            if value is None:
-                raise DataError(f"{keys} names {name!r}, which {path} does not hold")
-            images.append((name, hashlib.sha256(value).hexdigest()))
-    if not images:
-        raise DataError(f"{path} holds no images")
-    return Manifest(tuple(sorted(images)))
+def order_words(contents: np.ndarray, label: str) -> np.ndarray:
+    """A word for every content digest [N, 32] that puts them in the label's order: uint64 [N].
 
-
-def _lmdb_keys(txn) -> Iterator[str]:  # type: ignore[no-untyped-def]
-    # `length` is the published layout's own entry: the number of images as decimal text.
-    return (bytes(key).decode() for key in txn.cursor().iternext(values=False) if bytes(key) != b"length")
-
-
-def _open_lmdb(path: str):  # type: ignore[no-untyped-def]
-    """The one environment of this database in this process; a database that was replaced is opened anew.
-
-    LMDB refuses a second one, whoever asks. A fork may go on with it: without locks it is nothing but a mapped file.
+    The first eight bytes of the content's sha256, as a little-endian number, are combined by exclusive or with
+    the first eight of the sha256 of the label, and mixed by the finalizer of SplitMix64 (Steele, Lea and Flood
+    2014, with Stafford's constants 13). It maps no two numbers to one, so words are equal where the first
+    eight bytes of the contents are. These words decide which images a subset holds and must never change.
     """
-    try:
-        import lmdb  # optional: only the trainer's extra has it
-    except ImportError as error:
-        raise DataError("reading LMDB needs the package lmdb: pip install 'mcf[trainer]'") from error
-    folder = Path(path)
-    if not folder.exists():
-        raise DataError(f"there is no LMDB at {path}")
-    stat = (folder / "data.mdb" if folder.is_dir() else folder).stat()
-    with _opening_lmdb:
-        version, env = _open_lmdbs.get(path, (None, None))
-        if version != (stat.st_ino, stat.st_mtime_ns):
-            if env is not None:
-                env.close()
-            env = lmdb.open(path, readonly=True, lock=False, readahead=False, subdir=folder.is_dir())
-            _open_lmdbs[path] = ((stat.st_ino, stat.st_mtime_ns), env)
-        return env
+    words = _first_words(contents) ^ np.frombuffer(hashlib.sha256(label.encode()).digest()[:8], "<u8")
+    for shift, factor in (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB):
+        words ^= words >> np.uint64(shift)
+        words *= np.uint64(factor)
+    words ^= words >> np.uint64(31)
+    return words
 
 
-_open_lmdbs: dict[str, tuple[tuple[int, int], Any]] = {}
-_opening_lmdb = threading.Lock()
+def _first_words(contents: np.ndarray) -> np.ndarray:
+    return contents.view("<u8")[:, 0].astype(np.uint64)
 
 
-def _cache_file(cache: Path | None, uri: str, listing: list[Entry]) -> Path:
-    folder = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mcf" / "manifests"
-    where = uri if uri.startswith("s3://") else str(Path(uri).resolve())
-    return folder / f"{_digest([where, *(f'{e.name} {e.size} {e.version}' for e in listing)])}.json"
-
-
-def _write_aside(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
-
-
-def _digest(lines: "list[str] | Iterator[str]") -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _by_content_where_equal(rows: np.ndarray, words: np.ndarray, contents: np.ndarray) -> np.ndarray:
+    """Rows in order of words, put in order of contents where words are equal and contents are not."""
+    equal = np.flatnonzero(words[rows[1:]] == words[rows[:-1]])
+    unlike = equal[(contents[rows[equal]] != contents[rows[equal + 1]]).any(axis=1)]
+    for word in np.unique(words[rows[unlike]]):
+        places = np.flatnonzero(words[rows] == word)
+        rows[places] = sorted(rows[places], key=lambda row: (contents[row].tobytes(), row))
+    return rows

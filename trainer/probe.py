@@ -17,12 +17,12 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from trainer.annotations import Annotations, parse
-from trainer.data import Encoded, decode, normalise
-from trainer.manifest import DataError, Manifest, open_images, read_manifest
+from trainer.data import decode, normalise
+from trainer.manifest import DataError, Images, open_images, read_manifest
 from trainer.records import Metric
 from trainer.resolve import read_object
 from trainer.ridge import out_of_fold
-from trainer.spec import RunSpec
+from trainer.spec import Data, RunSpec
 from trainer.vit import Encoder
 
 # ViT-B/16 has 0.6 MB of features an image.
@@ -61,10 +61,14 @@ def probe_task(run: RunSpec) -> Task | None:
         return None
     text = read_object(source)
     annotations = parse(text, landmarks=bool(evaluation.landmarks))
-    manifest, images = _images(run)
-    content_of = dict(manifest.images)
-    if missing := sorted(set(annotations.keys) - content_of.keys()):
+    # A folder of its own, or the training data.
+    data = Data(uri=evaluation.images) if evaluation.images else run.data
+    manifest = read_manifest(data)
+    found_at = {key: manifest.find(key) for key in annotations.keys}
+    row_of = {key: row for key, row in found_at.items() if row is not None}
+    if missing := sorted(found_at.keys() - row_of.keys()):
         raise DataError(f"{source} names {len(missing)} images that are not there: {', '.join(missing[:10])}")
+    content_of = {key: manifest.content(row) for key, row in row_of.items()}
     found = hashlib.sha256(f"{manifest.digest} {hashlib.sha256(text).hexdigest()}".encode()).hexdigest()
     if evaluation.sha256 not in (None, found):
         raise DataError(f"probe images or {source} have changed: digest {found}, the spec says {evaluation.sha256}")
@@ -72,7 +76,7 @@ def probe_task(run: RunSpec) -> Task | None:
     keys = sorted(annotations.keys, key=lambda key: (place_of[content_of[key]], key))[:MAX_IMAGES]
     if len(keys) < 2 * evaluation.folds:
         raise DataError(f"{source} leaves {len(keys)} usable images; {evaluation.folds} folds need twice as many")
-    image_NCHW, sizes = _decoded(images, keys, run.input_size)
+    image_NCHW, sizes = _decoded(open_images(data, manifest), [row_of[key] for key in keys], run.input_size)
     left_out = annotations.num_left_out + len(annotations.keys) - len(keys)
     return Task(
         image_NCHW=image_NCHW,
@@ -97,29 +101,22 @@ def encoder_features(encoder: Encoder, image_NCHW: Tensor, device: torch.device)
     return torch.cat([encoder.features(image_BCHW).flatten(1) for image_BCHW in parts])
 
 
-def _images(run: RunSpec) -> tuple[Manifest, Encoded]:
-    """Probe images: a folder of their own, or the training data."""
-    if run.evaluation.images:
-        return read_manifest(run.evaluation.images), open_images(run.evaluation.images)
-    return read_manifest(run.data.uri, run.data.format, run.data.keys), open_images(run.data.uri, run.data.format)
-
-
 def _shuffled(contents: set[str]) -> dict[str, int]:
     """Place of each content in an order no name has a say in; copies of an image share one, and so their fold."""
     order = sorted(contents, key=lambda content: hashlib.sha256(f"probe {content}".encode()).hexdigest())
     return {content: place for place, content in enumerate(order)}
 
 
-def _decoded(images: Encoded, keys: Sequence[str], input_size: int) -> tuple[Tensor, list[tuple[int, int]]]:
+def _decoded(images: Images, rows: Sequence[int], input_size: int) -> tuple[Tensor, list[tuple[int, int]]]:
     """Pixels [N, 3, H, W] at the input size, and each image's own upright (width, height)."""
 
-    def read(key: str) -> tuple[np.ndarray, tuple[int, int]]:
-        data = images.get(key)
-        pixels = decode(data, key, input_size)
+    def read(row: int) -> tuple[np.ndarray, tuple[int, int]]:
+        data = images.get(row)
+        pixels = decode(data, images.key(row), input_size)
         with Image.open(io.BytesIO(data)) as opened:
             sideways = opened.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
             return pixels, opened.size[::-1] if sideways else opened.size
 
     with ThreadPoolExecutor(8) as pool:
-        pixels, sizes = zip(*pool.map(read, keys), strict=True)
+        pixels, sizes = zip(*pool.map(read, rows), strict=True)
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), list(sizes)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from trainer.ablation import Arm, across_arms, expand, parse_experiment
 from trainer.manifest import DataError, Manifest, read_manifest
-from trainer.spec import ExperimentSpec, Placement, Problem, RunSpec, SpecError
+from trainer.spec import Data, ExperimentSpec, Placement, Problem, RunSpec, SpecError
 from trainer.storage import StorageError, open_store, split_uri
 
 Answer = TypeVar("Answer")
@@ -87,16 +87,19 @@ class _Look:
         if data.keys and not _absolute(data.keys):
             report("data.keys", data.keys, "an absolute path")
             return None
-        return self._images("data.uri", data.uri, data.format, data.keys, report)
+        if data.index and not _absolute(data.index):
+            report("data.index", data.index, "an absolute path or s3://bucket/key")
+            return None
+        return self._images("data.uri", data, report)
 
-    def _images(self, field: str, uri: str, format: str, keys: str | None, report: Report) -> Manifest | None:
-        if not _absolute(uri):
-            report(field, uri, "an absolute path or s3://bucket/prefix")
+    def _images(self, field: str, data: Data, report: Report) -> Manifest | None:
+        if not _absolute(data.uri):
+            report(field, data.uri, "an absolute path or s3://bucket/prefix")
             return None
         return self._once(
-            ("images", uri, format, keys),
-            lambda: read_manifest(uri, format, keys),
-            lambda error: report(field, uri, f"an address that can be read: {error}"),
+            ("images", data.uri, data.format, data.keys, data.index),
+            lambda: read_manifest(data),
+            lambda error: report(field, data.uri, f"an address that can be read: {error}"),
         )
 
     def _teacher(self, run: RunSpec, report: Report) -> str | None:
@@ -125,7 +128,7 @@ class _Look:
             return None
         images = evaluation.images or run.data.uri
         if evaluation.images:
-            manifest = self._images("evaluation.images", images, "folder", None, report)
+            manifest = self._images("evaluation.images", Data(uri=images), report)
         else:
             manifest = self._manifest(run, report) if run.data.uri else None
         annotated = self._once(
@@ -135,8 +138,7 @@ class _Look:
         )
         if not (manifest and annotated):
             return None
-        held = {key for key, _ in manifest.images}
-        if unknown := [key for key in annotated[0] if key not in held]:
+        if unknown := [key for key in annotated[0] if manifest.find(key) is None]:
             report(field, f"{len(unknown)} images that {images} lacks, such as {unknown[0]}", "images of that folder")
             return None
         if len(annotated[0]) < 2 * evaluation.folds:
@@ -188,7 +190,7 @@ def _check_cells(run: RunSpec, placement: Placement, report: Report) -> None:
 
 def _check_subset(run: RunSpec, manifest: Manifest, report: Report) -> int:
     """Images the run trains on; 0 when there are not enough."""
-    total, held_out = len(manifest.images), run.evaluation.held_out
+    total, held_out = len(manifest), run.evaluation.held_out
     largest = total - held_out
     if largest < 1:
         report("evaluation.held_out", str(held_out), f"2 to {total - 1} of the {total} images")

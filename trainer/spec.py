@@ -51,10 +51,12 @@ class SpecError(ValueError):
 
 class Data(Frozen):
     uri: str = ""
-    """Folder of images, or an LMDB in the published layout; a local path or s3://bucket/prefix."""
-    format: Literal["folder", "lmdb"] = "folder"
+    """Folder of images, LMDB in the published layout, or folder of tar shards; a local path or s3://bucket/prefix."""
+    format: Literal["folder", "lmdb", "shards"] = "folder"
     keys: str | None = None
     """LMDB only: text file with one image key a line; without it every key of the database."""
+    index: str | None = None
+    """File of `mcf data index`, path or s3:// address; None = the data is listed, and digested once (docs/data.md)."""
     subset_size: int | None = Field(None, ge=1)
     """Images to train on; None = all that are not held out. Subsets of one seed are nested."""
     subset_seed: int = Field(0, ge=0)
@@ -286,7 +288,10 @@ def _misfits(run: RunSpec) -> Iterator[Problem]:
     if not run.data.uri:
         yield Problem(field="data.uri", asked="nothing", possible="a folder of images, an LMDB, or s3://bucket/prefix")
     if run.data.keys and run.data.format != "lmdb":
-        yield Problem(field="data.keys", asked="a key list for a folder", possible="a key list with format lmdb only")
+        yield Problem(
+            field="data.keys", asked=f"a key list for format {run.data.format}",
+            possible="a key list with format lmdb only",
+        )  # fmt: skip
 
     if run.input_size % run.encoder.patch:
         multiple = max(1, round(run.input_size / run.encoder.patch)) * run.encoder.patch

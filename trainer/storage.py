@@ -54,6 +54,13 @@ class Store(Protocol):
     def put_file(self, name: str, path: Path) -> None: ...
     def get(self, name: str) -> bytes: ...
     def get_file(self, name: str, path: Path) -> None: ...
+    def get_range(self, name: str, start: int, length: int) -> tuple[bytes, str]:
+        """A part of an object, and the object's version."""
+
+    def stat(self, name: str) -> Entry: ...
+    def scan(self) -> Iterator[Entry]:
+        """Every object, in no order; memory does not grow with them."""
+
     def list(self, prefix: str = "") -> list[Entry]: ...
     def delete(self, names: Iterable[str]) -> None: ...
     def discard_unfinished(self, prefix: str = "") -> None:
@@ -96,6 +103,17 @@ class DirectoryStore:
         with _file_errors(self.uri, name):
             shutil.copyfile(self._path(name), path)
 
+    def get_range(self, name: str, start: int, length: int) -> tuple[bytes, str]:
+        with _file_errors(self.uri, name), self._path(name).open("rb") as file:
+            return os.pread(file.fileno(), length, start), f"{os.fstat(file.fileno()).st_mtime_ns}"
+
+    def stat(self, name: str) -> Entry:
+        with _file_errors(self.uri, name):
+            return _entry(name, self._path(name).stat())
+
+    def scan(self) -> Iterator[Entry]:
+        return self._walk("")
+
     def list(self, prefix: str = "") -> list[Entry]:
         return sorted(self._walk(prefix), key=lambda entry: entry.name)
 
@@ -119,14 +137,9 @@ class DirectoryStore:
 
     def _walk(self, prefix: str) -> Iterator[Entry]:
         # Start at the deepest folder the prefix names: a store of many runs is not walked to list one.
-        start = self.root / prefix.rpartition("/")[0]
-        for folder, _, files in os.walk(start):
-            for file in files:
-                path = Path(folder, file)
-                name = path.relative_to(self.root).as_posix()
-                if name.startswith(prefix) and not file.startswith(ASIDE):
-                    stat = path.stat()
-                    yield Entry(name, stat.st_size, f"{stat.st_mtime_ns}")
+        start = prefix.rpartition("/")[0]
+        with _file_errors(self.uri, start):
+            yield from (entry for entry in _files(self.root / start, start) if entry.name.startswith(prefix))
 
     @contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
@@ -168,15 +181,22 @@ class S3Store:
         with self._errors(name):
             _s3().download_file(self.bucket, self.prefix + name, str(path), Config=TRANSFER)
 
+    def get_range(self, name: str, start: int, length: int) -> tuple[bytes, str]:
+        with self._errors(name):
+            wanted = f"bytes={start}-{start + length - 1}"
+            answer = _s3().get_object(Bucket=self.bucket, Key=self.prefix + name, Range=wanted)
+            return answer["Body"].read(), answer["ETag"].strip('"')
+
+    def stat(self, name: str) -> Entry:
+        with self._errors(name):
+            answer = _s3().head_object(Bucket=self.bucket, Key=self.prefix + name)
+            return Entry(name, answer["ContentLength"], answer["ETag"].strip('"'))
+
+    def scan(self) -> Iterator[Entry]:
+        return self._pages("")
+
     def list(self, prefix: str = "") -> list[Entry]:
-        pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-        with self._errors(prefix):
-            found = [
-                Entry(item["Key"][len(self.prefix) :], item["Size"], item["ETag"].strip('"'))
-                for page in pages
-                for item in page.get("Contents", [])
-            ]
-        return sorted(found, key=lambda entry: entry.name)
+        return sorted(self._pages(prefix), key=lambda entry: entry.name)
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
@@ -190,6 +210,13 @@ class S3Store:
             pages = lister.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
             for upload in (upload for page in pages for upload in page.get("Uploads", [])):
                 _s3().abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+    def _pages(self, prefix: str) -> Iterator[Entry]:
+        pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+        with self._errors(prefix):
+            for page in pages:
+                for item in page.get("Contents", []):
+                    yield Entry(item["Key"][len(self.prefix) :], item["Size"], item["ETag"].strip('"'))
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
@@ -223,6 +250,29 @@ def _s3() -> Any:
 
 # A client's connections are not to be shared with forks, such as the workers that decode images.
 os.register_at_fork(after_in_child=_s3.cache_clear)
+
+
+def _files(folder: Path, prefix: str) -> Iterator[Entry]:
+    try:
+        found = os.scandir(folder)
+    except FileNotFoundError:
+        return
+    with found:
+        for item in found:
+            name = f"{prefix}/{item.name}" if prefix else item.name
+            if item.is_dir():
+                if not item.is_symlink():
+                    yield from _files(Path(item.path), name)
+            elif not item.name.startswith(ASIDE):
+                try:
+                    yield _entry(name, item.stat())
+                except FileNotFoundError:
+                    if item.is_symlink():  # to nowhere; any other was deleted since it was listed
+                        raise
+
+
+def _entry(name: str, stat: os.stat_result) -> Entry:
+    return Entry(name, stat.st_size, f"{stat.st_mtime_ns}")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from service.cli.home import Home, Up
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError, ServiceAway
 from trainer.manifest import DataError, read_manifest
+from trainer.spec import Data
 
 SPEC = Path(__file__).parents[2] / "examples" / "ablation.yaml"
 NUM_FACES = 100
@@ -89,7 +90,7 @@ def _spec(folder: Path, data: Path | None) -> dict[str, Any]:
         raise McfError(f"--data {data}: there is no such folder. Give a folder of images, such as JPEG or PNG files.")
     base["data"]["uri"] = str(data.resolve())
     try:
-        images = len(read_manifest(str(data.resolve())).images)
+        images = len(read_manifest(Data(uri=str(data.resolve()))))
     except DataError as error:
         raise McfError(f"--data {data}: {error}") from error
     # The preset holds 20 images out; of a small folder that would leave none to train on.

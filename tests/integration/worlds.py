@@ -45,7 +45,7 @@ def train(run: RunSpec, folder: str, last_step: int) -> None:
         restore(parts, checkpoints, world)
         plan = step_plan(run.batch, world.rank, world.size)
         steps = range(parts.step, run.total_steps(parts.num_images))
-        batches = slices(run, open_images(run.data.uri), [key for key, _ in split.train], plan, steps, world.device)
+        batches = slices(run, open_images(run.data, split.manifest), split.train, plan, steps, world.device)
         fit(run, parts, plan, batches, world, checkpoints, StopAfter(world, last_step))
 
 

@@ -24,13 +24,13 @@ def png(image: Image.Image, **options: object) -> bytes:
 
 def all_slices(run: RunSpec, rank: int, size: int, steps: range) -> list[Slice]:
     split = split_of(run)
-    images = open_images(run.data.uri, run.data.format)
-    return list(slices(run, images, [key for key, _ in split.train], step_plan(run.batch, rank, size), steps, CPU))
+    images = open_images(run.data, split.manifest)
+    return list(slices(run, images, split.train, step_plan(run.batch, rank, size), steps, CPU))
 
 
 def test_a_slice_is_what_the_draws_say_at_its_positions(tiny_run: RunSpec) -> None:
     split = split_of(tiny_run)
-    decoded = load_images(open_images(tiny_run.data.uri), [key for key, _ in split.train], 64)
+    decoded = load_images(open_images(tiny_run.data, split.manifest), split.train, 64)
     first = all_slices(tiny_run, 0, 1, range(3, 4))[2]
     for row in range(16):
         epoch, index = image_at(0, 3 * 64 + 2 * 16 + row, len(split.train))
@@ -59,7 +59,7 @@ def test_a_subset_too_large_for_memory_is_decoded_by_workers_to_the_same_bytes(
 def test_held_out_images_are_never_trained_on(tiny_run: RunSpec) -> None:
     split = split_of(tiny_run)
     assert len(split.held_out) == 8
-    assert not {key for key, _ in split.train} & {key for key, _ in split.held_out}
+    assert not set(split.train) & set(split.held_out)
 
 
 def test_images_are_upright_rgb_squares_from_the_centre(tmp_path: Path) -> None:
@@ -73,7 +73,9 @@ def test_images_are_upright_rgb_squares_from_the_centre(tmp_path: Path) -> None:
                "alpha": png(Image.new("RGBA", (20, 20), (9, 8, 7, 0)))}  # fmt: skip
     for name, content in sources.items():
         (tmp_path / f"{name}.png").write_bytes(content)
-    images = load_images(open_images(str(tmp_path)), ["wide.png", "turned.png", "grey.png", "alpha.png"], 20)
+    manifest = read_manifest(Data(uri=str(tmp_path)))
+    rows = [manifest.find(f"{name}.png") for name in ("wide", "turned", "grey", "alpha")]
+    images = load_images(open_images(Data(uri=str(tmp_path)), manifest), rows, 20)
     assert images.shape == (4, 3, 20, 20)
     assert images.dtype == torch.uint8
     assert images[0, :, 10, 10].tolist() == [0, 0, 255]
@@ -86,8 +88,9 @@ def test_images_are_upright_rgb_squares_from_the_centre(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    data = Data(uri=str(tmp_path))
     with pytest.raises(DataError, match=r"broken\.jpg"):
-        load_images(open_images(str(tmp_path)), ["broken.jpg"], 16)
+        load_images(open_images(data, read_manifest(data)), [0], 16)
 
 
 def test_normalised_white_and_black_are_imagenets() -> None:
@@ -111,8 +114,8 @@ def test_an_lmdb_in_the_published_layout_gives_the_same_images_also_to_workers(
         txn.put(b"length", b"48")
         for path in folder.iterdir():
             txn.put(path.name.encode(), path.read_bytes())
-    manifest = read_manifest(str(tmp_path / "faces"), "lmdb")
-    assert manifest.digest == read_manifest(str(folder)).digest
+    manifest = read_manifest(Data(uri=str(tmp_path / "faces"), format="lmdb"))
+    assert manifest.digest == read_manifest(Data(uri=str(folder))).digest
     expected = all_slices(tiny_run, 0, 1, range(1))
     run = tiny_run.model_copy(update={"data": Data(uri=str(tmp_path / "faces"), format="lmdb")})
     for limit in data.MAX_BYTES_IN_MEMORY, 0:

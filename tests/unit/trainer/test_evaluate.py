@@ -36,7 +36,7 @@ def run(tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
 @pytest.fixture(scope="module")
 def images(run: RunSpec) -> torch.Tensor:
     split = split_of(run)
-    return normalise(load_images(open_images(run.data.uri), [key for key, _ in split.held_out], run.input_size))
+    return normalise(load_images(open_images(run.data, split.manifest), split.held_out, run.input_size))
 
 
 class Oracle(Mcf):
@@ -88,7 +88,7 @@ def test_a_panel_shows_image_masked_image_and_reconstruction(run: RunSpec, image
 
 def test_the_evaluation_has_every_number_of_the_result(run: RunSpec) -> None:
     split = split_of(run)
-    found = evaluate.evaluate(run, build(run), split, open_images(run.data.uri), CPU)
+    found = evaluate.evaluate(run, build(run), split, open_images(run.data, split.manifest), CPU)
     assert found.probe is not None
     assert found.floors is not None
     # This model has not been trained, so it is its own floor: both are probed in the same way.
@@ -98,7 +98,7 @@ def test_the_evaluation_has_every_number_of_the_result(run: RunSpec) -> None:
         "probe/accuracy", "floor/pixels", "floor/random_encoder", "sanity/psnr", "sanity/retrieval_top1",
     }  # fmt: skip
     bare = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"labels": None})})
-    without = evaluate.evaluate(bare, build(run), split, open_images(run.data.uri), CPU)
+    without = evaluate.evaluate(bare, build(run), split, open_images(run.data, split.manifest), CPU)
     assert (without.probe, without.floors) == (None, None)
 
 
@@ -107,10 +107,10 @@ def test_the_export_is_a_plain_timm_vit(
 ) -> None:
     model, store = build(run), DirectoryStore(str(tmp_path))
     split = split_of(run)
-    found = evaluate.evaluate(run, model, split, open_images(run.data.uri), CPU)
+    found = evaluate.evaluate(run, model, split, open_images(run.data, split.manifest), CPU)
     result = Result(
-        steps=60, images_seen=3840, subset_size=36, subset_digest=split.train_digest,
-        held_out_digest=split.held_out_digest, losses={"loss/total": 1.0}, export=export.export_address(store),
+        steps=60, images_seen=3840, subset_size=36, subset_digest=split.train.digest,
+        held_out_digest=split.held_out.digest, losses={"loss/total": 1.0}, export=export.export_address(store),
         **found._asdict(),
     )  # fmt: skip
     artifacts = export.export(run, model, result, store)

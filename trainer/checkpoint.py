@@ -47,47 +47,38 @@ class CheckpointStore:
         """Complete checkpoints, oldest first, whether their state is sound or not. Raises StorageError."""
         return rundir.list_checkpoints(self.store)
 
-    def save(self, step: int, state: dict[str, Any], world_size: int) -> Checkpoint:
-        """Write the state after `step` steps and drop all but the newest `keep`.
+    def upload(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Add a state that `write_state` has written to `path`, and drop all but the newest `keep`.
 
-        A step this process has saved or restored is not written again: training is deterministic, so it
-        would be the same state, and a sound checkpoint is never taken apart to be replaced.
+        A step this process has saved or restored is not written again: training is deterministic, so it would be the
+        same state, and a sound checkpoint is never taken apart to be replaced.
 
         Raises StorageError when the state could not be written; checkpoints from before are then still there.
         """
+        step = checkpoint.step
         if step in self._known_good:
-            return self._known_good[step]
+            return
         folder = records.checkpoint_name(step)
         # A damaged checkpoint of this step stops being one before its state is replaced.
         self.store.delete([folder + records.COMMITTED])
-        with _scratch() as path:
-            _write(state, path)
-            checkpoint = Checkpoint(
-                step=step, sha256=_sha256(path), bytes=path.stat().st_size, spec_digest=self.spec_digest,
-                world_size=world_size, saved_at=datetime.now(UTC),
-            )  # fmt: skip
-            self.store.put_file(folder + records.STATE, path)
+        self.store.put_file(folder + records.STATE, path)
         self.store.put(folder + records.COMMITTED, checkpoint.model_dump_json(indent=1).encode())
         self._known_damaged.discard(step)
         self._known_good[step] = checkpoint
         self._prune()
-        return checkpoint
 
-    def try_save(self, step: int, state: dict[str, Any], world_size: int) -> Checkpoint | None:
-        """`save`, but a store or disk that fails costs a warning and not the training; None when it did."""
-        try:
-            return self.save(step, state, world_size)
-        except StorageError as error:
-            logger.warning("no checkpoint at step %d, training goes on: %s", step, error)
-            return None
+    def restore_latest(
+        self, map_location: Any = "cpu", newer_than: int = -1
+    ) -> tuple[Checkpoint, dict[str, Any]] | None:
+        """The newest checkpoint whose state is what its marker says, and that state.
 
-    def restore_latest(self, map_location: Any = "cpu") -> tuple[Checkpoint, dict[str, Any]] | None:
-        """The newest checkpoint whose state is what its marker says, and that state; None when there is none.
-
-        Raises OtherRun when a checkpoint belongs to another spec, StorageError when the store cannot be read.
+        None when there is none of a step after `newer_than`. Raises OtherRun when a checkpoint belongs to another
+        spec, StorageError when the store cannot be read.
         """
         with _scratch() as path:
             for checkpoint in reversed(self.list()):
+                if checkpoint.step <= newer_than:
+                    return None
                 if checkpoint.spec_digest != self.spec_digest:
                     raise OtherRun(
                         f"{self.store.uri} holds a checkpoint of spec {checkpoint.spec_digest[:12]}, this run is "
@@ -100,8 +91,7 @@ class CheckpointStore:
                     )
                     continue
                 self._known_good[checkpoint.step] = checkpoint
-                state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-                return checkpoint, state
+                return checkpoint, read_state(path, map_location)
         return None
 
     def _fetch(self, checkpoint: Checkpoint, path: Path) -> str:
@@ -160,11 +150,31 @@ def _locked(folder: str | Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
+def write_state(
+    state: dict[str, Any], path: Path, *, step: int, spec_digest: str, world_size: int
+) -> Checkpoint:  # fmt: skip
+    """Write a state to a local file; returns what its marker will say. Raises StorageError when the disk is full."""
+    # The digest below does what torch's own checksum would do, and that one holds the interpreter for seconds.
+    torch.serialization.set_crc32_options(False)
     try:
         torch.save(state, path)
     except RuntimeError as error:  # torch's word for a full disk
         raise StorageError(f"the state could not be written to {path}: {error}") from error
+    return Checkpoint(
+        step=step, sha256=_sha256(path), bytes=path.stat().st_size, spec_digest=spec_digest, world_size=world_size,
+        saved_at=datetime.now(UTC),
+    )  # fmt: skip
+
+
+def is_sound(checkpoint: Checkpoint, path: Path) -> bool:
+    """Whether a local file is what its marker says."""
+    return path.is_file() and _sha256(path) == checkpoint.sha256
+
+
+def read_state(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The state in a local file, mapped and not read where it stays on the CPU; no code in it is run."""
+    state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True, mmap=map_location == "cpu")
+    return state
 
 
 def _sha256(path: Path) -> str:

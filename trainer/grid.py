@@ -17,10 +17,14 @@ class TooManyWorkers(ValueError):
 
 @dataclass(frozen=True)
 class GroupShare:
-    """What one rank computes of one contrastive group: its index in the step, and slices by their index in it."""
+    """What one rank computes of one contrastive group, and what its team mates do."""
 
     index: int
+    """Of the group in the step."""
     slices: tuple[int, ...]
+    """This rank's, by their index in the group, rising."""
+    by_rank: tuple[tuple[int, ...], ...]
+    """The slices of every rank of the team, in the team's order."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,11 @@ def step_plan(batch: Batch, rank: int, world_size: int) -> StepPlan:
     for turn, group in enumerate(range(number, batch.num_groups, len(everyone))):
         # Dealt out through all groups of the team, so that ranks differ by one cell a step at most.
         dealt = range(turn * batch.slices_per_group, (turn + 1) * batch.slices_per_group)
-        mine = (cell % batch.slices_per_group for cell in dealt if team[cell % len(team)] == rank)
-        shares.append(GroupShare(index=group, slices=tuple(mine)))
+        by_rank = tuple(
+            tuple(cell % batch.slices_per_group for cell in dealt if cell % len(team) == place)
+            for place in range(len(team))
+        )
+        shares.append(GroupShare(index=group, slices=by_rank[team.index(rank)], by_rank=by_rank))
     return StepPlan(groups=tuple(shares), team=team, num_cells=batch.num_cells)
 
 

@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from trainer.checkpoint import CheckpointStore
 from trainer.data import Slice, normalise
 from trainer.distributed import World
 from trainer.grid import GroupShare, StepPlan, first_position
+from trainer.keeper import Keeper
 from trainer.mcf import Losses, Mcf, Target
-from trainer.optim import gradient_norm, learning_rate, set_learning_rate
+from trainer.optim import clip_gradient, ema_momentum, gradient_norm, learning_rate, set_learning_rate
 from trainer.report import Report
 from trainer.spec import RunSpec
 from trainer.stop import stop_requests
@@ -63,12 +63,11 @@ class Parts:
 
 
 def fit(
-    run: RunSpec, parts: Parts, plan: StepPlan, batches: Iterator[Slice], world: World,
-    checkpoints: CheckpointStore, report: Report,
+    run: RunSpec, parts: Parts, plan: StepPlan, batches: Iterator[Slice], world: World, keeper: Keeper, report: Report
 ) -> bool:  # fmt: skip
     """Train from parts.step to the run's last step. False when stopped on request before that; both are saved.
 
-    Raises NonFiniteLoss, and StorageError when the final state cannot be saved.
+    Raises NonFiniteLoss, and StorageError when the last state cannot be saved.
     """
     model = world.synchronised(parts.model)
     total_steps = run.total_steps(parts.num_images)
@@ -76,33 +75,36 @@ def fit(
         while parts.step < total_steps:
             rate = learning_rate(run, parts.step, parts.num_images)
             set_learning_rate(parts.optimizer, rate)
+            if parts.target:
+                parts.target.momentum = ema_momentum(run, parts.step, parts.num_images)
             losses = LossSum(run, parts.step, plan)
             for group in plan.groups:
                 cells = list(islice(batches, len(group.slices)))
                 train_group(run, parts, model, plan, group, cells, world, losses)
 
             grad_norm = gradient_norm(parts.model)
-            if not losses.are_finite(world, grad_norm):
+            agreed = losses.agree(world, grad_norm, stop=stop.requested, keep=keeper.due(parts.step + 1))
+            if not agreed.finite:
                 # Every rank sees the same verdict, so all stop here and none hangs in a collective.
                 raise NonFiniteLoss(losses.what_is_wrong(world, grad_norm))
             if parts.target:
                 parts.target.finish_step(parts.model)
+            if run.optimizer.clip_norm:
+                clip_gradient(parts.model, grad_norm, run.optimizer.clip_norm)
             parts.optimizer.step()
             parts.optimizer.zero_grad(set_to_none=True)
             parts.step += 1
 
             report.step(parts.step, losses.means(), lr=rate, grad_norm=grad_norm.item())
-            stopping = world.any(stop.requested)
-            due = stopping or parts.step % run.cadence.checkpoint_steps == 0
-            if world.is_first and due and parts.step < total_steps:
-                checkpoints.try_save(parts.step, state_of(parts, report), world.size)
-            if stopping and parts.step < total_steps:
-                if world.is_first:
-                    logger.warning("stopped on request after step %d", parts.step)
-                return False
-    if world.is_first:
-        checkpoints.save(total_steps, state_of(parts, report), world.size)
-    return True
+            if parts.step == total_steps or agreed.stop:
+                break
+            if agreed.keep:
+                keeper.keep(parts.step, state_of(parts, report, world))
+        if world.is_first:
+            keeper.finish(parts.step, state_of(parts, report))
+            if parts.step < total_steps:
+                logger.warning("stopped on request after step %d", parts.step)
+    return parts.step == total_steps
 
 
 def train_group(
@@ -117,11 +119,10 @@ def train_group(
         # group's index and not of who computes it.
         parts.target.advance_to_group(group.index, parts.model)
         with autocast(run, world.device):
-            mine = {
-                index: parts.target.keys(image_BCHW, cell.target_BL)
-                for index, cell, image_BCHW in zip(group.slices, cells, images, strict=True)
-            }
-        keys_GE = world.gather_keys(mine, run.batch.slices_per_group, plan.team)
+            mine = [
+                parts.target.keys(image_BCHW, cell.target_BL) for cell, image_BCHW in zip(cells, images, strict=True)
+            ]
+        keys_GE = world.gather_keys(mine, group, plan.team)
     for index, cell, image_BCHW in zip(group.slices, cells, images, strict=True):
         with nullcontext() if plan.is_last(group, index) else model.no_sync():
             with autocast(run, world.device):
@@ -129,6 +130,17 @@ def train_group(
             # A cell counts 1 / num_cells; DDP divides the sum over ranks by the world size.
             (cell_losses.total * (world.size / plan.num_cells)).backward()
         losses.add(group, index, cell_losses)
+
+
+class Agreed(NamedTuple):
+    """What all ranks have agreed on after a step's gradients."""
+
+    finite: bool
+    """The step may be taken."""
+    stop: bool
+    """Somebody was asked to stop: this step is the last."""
+    keep: bool
+    """The state after this step is to be kept."""
 
 
 class LossSum:
@@ -142,19 +154,18 @@ class LossSum:
     def add(self, group: GroupShare, index: int, losses: Losses) -> None:
         self._cells[group.index, index] = torch.stack([loss.detach() for loss in losses]).double()
 
-    def are_finite(self, world: World, grad_norm: Tensor) -> bool:
-        """Whether the step may be taken: the same answer on every rank."""
+    def agree(self, world: World, grad_norm: Tensor, *, stop: bool, keep: bool) -> "Agreed":
+        """What all ranks do after this step: the same answer everywhere, by one small all-reduce."""
         mine = torch.stack(list(self._cells.values())).sum(dim=0) / self.plan.num_cells
+        wishes = mine.new_tensor([stop, keep])
         # The norm is equal on all ranks, and travels along so that one look at the device answers everything.
-        *self._means, summed_norms = world.sum(torch.cat([mine, grad_norm.double().view(1)])).tolist()
-        return all(map(math.isfinite, [*self._means, summed_norms]))
+        *self._means, norms, stops, keeps = world.sum(torch.cat([mine, grad_norm.double().view(1), wishes])).tolist()
+        return Agreed(all(map(math.isfinite, [*self._means, norms])), stop=stops > 0, keep=keeps > 0)
 
     def means(self) -> dict[str, float]:
-        """Means over all cells of the step, by name; after `are_finite`."""
-        image, contrastive, total = self._means
-        name = "pixel" if self.run.teacher.source == "none" else "perceptual"
-        means = {"total": total, name: image}
-        return means if self.run.contrastive.weight == 0 else {**means, "contrastive": contrastive}
+        """Means over all cells of the step, by name; after `agree`."""
+        means = dict(zip(Losses._fields, self._means, strict=True))
+        return {name: means[name] for name in ("total", *self.run.loss_weights)}
 
     def what_is_wrong(self, world: World, grad_norm: Tensor) -> str:
         """Message for people, with the images that were in it."""
@@ -171,9 +182,12 @@ class LossSum:
         )
 
 
-def state_of(parts: Parts, report: Report) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    return {**parts.state_dict(), "report": report.state_dict()}
+def state_of(parts: Parts, report: Report, world: World | None = None) -> dict[str, Any]:
+    """What a checkpoint holds. With `world` every rank has rank 0's report in it: any node's copy may be the last."""
+    reported = report.state_dict()
+    if world and not world.is_one_node:
+        reported = world.share(reported)
+    return {**parts.state_dict(), "report": reported}
 
 
 def weights_dtype(run: RunSpec) -> torch.dtype:

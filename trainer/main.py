@@ -23,7 +23,9 @@ from trainer.conclude import conclude, painter
 from trainer.data import slices, split_of
 from trainer.distributed import World, joined_world
 from trainer.grid import TooManyWorkers, step_plan, teams
+from trainer.hostcopy import HostCopy
 from trainer.journal import Journal
+from trainer.keeper import Keeper
 from trainer.log import RunLog
 from trainer.loop import NonFiniteLoss, Parts, fit
 from trainer.manifest import DataError, open_images
@@ -93,15 +95,18 @@ def train(run: RunSpec, store: Store) -> int:
         plan = step_plan(run.batch, world.rank, world.size)
         world.form_teams(teams(run.batch, world.size))
         checkpoints = CheckpointStore(store, spec_digest=run.digest, keep=run.cadence.keep_checkpoints)
+        host = HostCopy(store.uri, run.digest)
         parts = build_parts(run, world, num_images=len(split.train))
-        reported = restore(parts, checkpoints, world)
+        reported = restore(parts, host, checkpoints, world)
         steps = range(parts.step, run.total_steps(parts.num_images))
         batches = slices(run, images, split.train, plan, steps, world.device)
         report: Report = Silent()
         if world.is_first:
             draw = painter(run, parts.model, images, split, world.device)
             report = start_report(run, store, world, steps, draw, reported)
-        completed = fit(run, parts, plan, batches, world, checkpoints, report)
+        keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
+        completed = fit(run, parts, plan, batches, world, keeper, report)
+        keeper.close()
     if isinstance(report, RankZero):
         if completed:
             conclude(run, store, parts, images, split, report, world.device)
@@ -119,19 +124,26 @@ def build_parts(run: RunSpec, world: World, num_images: int) -> Parts:
     )  # fmt: skip
 
 
-def restore(parts: Parts, checkpoints: CheckpointStore, world: World) -> Mapping[str, Any] | None:
-    """Rank 0 reads the newest checkpoint and the others get it from there, so all go on from the same one.
+def restore(parts: Parts, host: HostCopy, checkpoints: CheckpointStore, world: World) -> Mapping[str, Any] | None:
+    """Go on from the newest state there is, the same on every rank.
 
-    Returns the report's part of it, None when there is no checkpoint.
+    That is the copy that a node's surviving agent still has in memory, or, where it is newer or nobody has one, the
+    last checkpoint. Whoever has it sends it to the others. Returns the report's part of it, None at the beginning.
     """
-    state = None
-    if world.is_first and (found := checkpoints.restore_latest(world.device)):
-        checkpoint, state = found
-        logger.info("resumed from step %d, saved by %d workers", checkpoint.step, checkpoint.world_size)
-    state = world.broadcast_state(state)
+    copy = host.newest() if world.is_first_of_node else None
+    steps = world.collect(copy[0].step if copy else -1)
+    source, where = steps.index(max(steps)), "a copy in memory"
+    found = checkpoints.restore_latest(world.device, newer_than=max(steps)) if world.is_first else None
+    if world.collect(found is not None)[0]:
+        source, where = 0, "a checkpoint"
+    else:
+        found = copy
+    state = world.broadcast_state(found[1] if found and world.rank == source else None, source)
     if state is None:
         return None
     parts.load_state_dict(state)
+    if world.is_first:
+        logger.info("resumed from step %d, from %s of rank %d", parts.step, where, source)
     return state["report"]
 
 

@@ -1,6 +1,6 @@
 """Train one spec on several world sizes with real gloo processes: python -m tests.integration.worlds JOB.json
 
-A job lists runs; a run is a list of [world size, step to stop after] and leaves its last checkpoint in a
+A job lists runs; a run is a list of [world size, step to stop after (2 at least)] and leaves its last checkpoint in a
 directory. Ranks are forks of one process that has imported torch, because importing it ten times takes longer.
 """
 
@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401  DDP and AdamW import it anyway: three seconds, paid here once and not in every rank
@@ -17,6 +18,8 @@ from trainer.checkpoint import CheckpointStore
 from trainer.data import slices, split_of
 from trainer.distributed import World, joined_world
 from trainer.grid import step_plan, teams
+from trainer.hostcopy import HostCopy
+from trainer.keeper import Keeper
 from trainer.loop import fit
 from trainer.main import build_parts, restore
 from trainer.manifest import open_images
@@ -26,27 +29,35 @@ from trainer.storage import DirectoryStore
 
 
 class StopAfter(Silent):
-    """Asks for a stop after one step, as a cluster would, on the last rank alone."""
+    """Writes down the losses on rank 0. Asks for a stop during one step, as a cluster would, on the last rank alone."""
 
-    def __init__(self, world: World, last_step: int) -> None:
-        self.world, self.last_step = world, last_step
+    def __init__(self, world: World, folder: Path, last_step: int) -> None:
+        self.world, self.folder, self.last_step = world, folder, last_step
 
-    def step(self, step: int, losses: object, **more: float) -> None:
-        if step == self.last_step and self.world.rank == self.world.size - 1:
+    def step(self, step: int, losses: Mapping[str, float], **more: float) -> None:
+        if self.world.is_first:
+            with (self.folder / "losses").open("a") as file:
+                file.write(json.dumps(dict(losses)) + "\n")
+        if step == self.last_step - 1 and self.world.rank == self.world.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def train(run: RunSpec, folder: str, last_step: int) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
     with joined_world() as world:
         split = split_of(run)
         world.form_teams(teams(run.batch, world.size))
-        checkpoints = CheckpointStore(DirectoryStore(folder), spec_digest=run.digest, keep=9)
+        store = DirectoryStore(folder)
+        checkpoints = CheckpointStore(store, spec_digest=run.digest, keep=9)
+        host = HostCopy(folder, run.digest)
         parts = build_parts(run, world, num_images=len(split.train))
-        restore(parts, checkpoints, world)
+        restore(parts, host, checkpoints, world)
         plan = step_plan(run.batch, world.rank, world.size)
         steps = range(parts.step, run.total_steps(parts.num_images))
         batches = slices(run, open_images(run.data, split.manifest), split.train, plan, steps, world.device)
-        fit(run, parts, plan, batches, world, checkpoints, StopAfter(world, last_step))
+        keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
+        fit(run, parts, plan, batches, world, keeper, StopAfter(world, Path(folder), last_step))
+        keeper.close()
 
 
 def fork_world(run: RunSpec, folder: str, size: int, last_step: int) -> None:

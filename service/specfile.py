@@ -10,8 +10,8 @@ import yaml
 
 # Dotted fields of a RunSpec that name a file or a folder.
 PATHS = (
-    "data.uri", "data.keys", "data.index", "teacher.source", "evaluation.images", "evaluation.landmarks",
-    "evaluation.labels",
+    "data.uri", "data.keys", "data.index", "initial.source", "teacher.source", "evaluation.images",
+    "evaluation.landmarks", "evaluation.labels",
 )  # fmt: skip
 NOT_PATHS = ("", "none", "random")
 
@@ -68,7 +68,7 @@ def _resolved(value: Any, field: str, folder: Path) -> Any:
     if isinstance(value, Mapping):
         return {key: _resolved(inner, f"{field}.{key}".lstrip("."), folder) for key, inner in value.items()}
     if isinstance(value, str) and (field in PATHS or field == "teacher"):
-        if value in NOT_PATHS or ":/" in value:
+        if value in NOT_PATHS or ":/" in value or value.startswith("run:"):
             return value
         # Without `..`: a run is named by what its spec says, and the same folder should be said the same way.
         return os.path.normpath(folder / Path(value).expanduser())

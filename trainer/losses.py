@@ -1,4 +1,4 @@
-"""The losses of one slice: teacher features or masked pixels, and the contrastive loss. Equations: method 1.2."""
+"""The losses of one slice: teacher features, pixels, and the contrastive loss. Equations: method 1.2."""
 
 from typing import Literal
 
@@ -31,14 +31,19 @@ def info_nce(query_BE: Tensor, key_GE: Tensor, first_label: int, temperature: fl
     return 2 * temperature * cross_entropy(query @ key.T / temperature, label)
 
 
-def pixel_loss(predicted_BLK: Tensor, patch_BLK: Tensor, hidden_BL: Tensor) -> Tensor:
-    """Mean squared error over the hidden patches alone, in ImageNet-normalised pixels.
+def pixel_loss(predicted_BLK: Tensor, patch_BLK: Tensor, counted_BL: Tensor, normalise: str = "image") -> Tensor:
+    """Mean squared error over the counted patches, in ImageNet-normalised pixels or in units of each patch (MAE)."""
+    wanted_BLK = _wide(patch_BLK)
+    if normalise == "patch":
+        mean, deviation = patch_statistics(wanted_BLK)
+        wanted_BLK = (wanted_BLK - mean) / deviation
+    error_BL = (_wide(predicted_BLK) - wanted_BLK).square().mean(dim=2)
+    return (error_BL * counted_BL).sum() / counted_BL.sum()
 
-    Not MAE's per-patch-normalised pixels: so the predictions of all arms live in one space, and their
-    reconstructions can be shown, and measured by PSNR, beside each other.
-    """
-    error_BL = (_wide(predicted_BLK) - patch_BLK).square().mean(dim=2)
-    return (error_BL * hidden_BL).sum() / hidden_BL.sum()
+
+def patch_statistics(patch_BLK: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [B, L, 1] of every patch, as MAE takes them: unbiased variance, 1e-6 on it."""
+    return patch_BLK.mean(dim=2, keepdim=True), (patch_BLK.var(dim=2, keepdim=True) + 1e-6).sqrt()
 
 
 def _wide(x: Tensor) -> Tensor:

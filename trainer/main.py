@@ -24,12 +24,12 @@ from trainer.data import slices, split_of
 from trainer.distributed import World, joined_world
 from trainer.grid import TooManyWorkers, step_plan, teams
 from trainer.hostcopy import HostCopy
+from trainer.initial import start
 from trainer.journal import Journal
 from trainer.keeper import Keeper
 from trainer.log import RunLog
 from trainer.loop import NonFiniteLoss, Parts, fit
 from trainer.manifest import DataError, open_images
-from trainer.mcf import Target, build
 from trainer.optim import adamw
 from trainer.records import Outcome, Verdict
 from trainer.report import RankZero, Report, Silent
@@ -39,11 +39,12 @@ from trainer.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_age
 from trainer.storage import Store, open_store, split_uri
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
+from trainer.weights import WeightsError
 
 logger = logging.getLogger("trainer")
 
 # The run's own errors: every other attempt would meet them again.
-OWN_ERRORS = (NonFiniteLoss, DataError, TeacherError, torch.OutOfMemoryError, MemoryError)
+OWN_ERRORS = (NonFiniteLoss, DataError, TeacherError, WeightsError, torch.OutOfMemoryError, MemoryError)
 # Wrong about where or how it was started; the run itself is none the worse.
 START_ERRORS = (TooManyWorkers, OtherRun)
 
@@ -116,8 +117,9 @@ def train(run: RunSpec, store: Store) -> int:
 
 def build_parts(run: RunSpec, world: World, num_images: int) -> Parts:
     """Everything as it is before the first step, the same on every rank."""
-    model = build(run).to(world.device)
-    target = Target(run, model).to(world.device) if run.contrastive.weight > 0 else None
+    model, target = start(run)
+    model = model.to(world.device)
+    target = target and target.to(world.device)
     return Parts(
         model=model, target=target, teacher=build_teacher(run, world.device), optimizer=adamw(model, run),
         num_images=num_images,
@@ -170,7 +172,9 @@ def log_settings(run: RunSpec, world: World) -> None:
     if run.precision == "bf16" and world.device.type == "cpu":
         logger.warning("precision bf16 is not applied: it needs a GPU, this run computes in float32")
     if run.teacher.source == "none" and run.teacher.weight != type(run.teacher)().weight:
-        logger.warning("teacher.weight is not applied: without a teacher the pixel loss counts once")
+        logger.warning("teacher.weight is not applied: without a teacher pixels.weight counts")
+    if "pixel" not in run.loss_weights and run.pixels != type(run.pixels)():
+        logger.warning("pixels is not applied: beside a teacher it takes a pixels.weight")
 
 
 if __name__ == "__main__":

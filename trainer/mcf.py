@@ -11,19 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from trainer.draws import weights_generator
-from trainer.losses import feature_loss, info_nce, pixel_loss
+from trainer.losses import feature_loss, info_nce, patch_statistics, pixel_loss
 from trainer.spec import Contrastive, RunSpec
 from trainer.teachers import Teacher
 from trainer.vit import LAYER_NORM_EPS, Block, Encoder, fixed, initialise, position_code, visible_first
 
 
 class Losses(NamedTuple):
-    """Means over one slice, unweighted but for `total`."""
+    """Means over one slice, unweighted but for `total`; zero for what the run does not have."""
 
-    image: Tensor
-    """Perceptual loss P, or the masked pixels' error where the run has no teacher."""
+    perceptual: Tensor
+    pixel: Tensor
     contrastive: Tensor
-    """C; zero where the branch is switched off."""
     total: Tensor
 
 
@@ -59,33 +58,55 @@ class Mcf(nn.Module):
         """Losses of one slice of normalised images.
 
         `keys_GE`: keys of the whole contrastive group in slice order, None where contrastive.weight is 0;
-        `first_label`: row of this slice's first image in it; `teacher`: None trains on masked pixels.
+        `first_label`: row of this slice's first image in it; `teacher`: None where the spec says `none`.
         """
-        num_visible = self.run.visible_patches()
-        token_BND = self.encoder(image_BCHW, noise_BL, num_visible)
+        token_BND = self.encoder(image_BCHW, noise_BL, self.run.visible_patches())
         patch_BLK = self.decoder(token_BND, noise_BL)
-        if teacher is None:
-            hidden_BL = visible_first(noise_BL).argsort(dim=1) >= num_visible
-            image_loss = pixel_loss(patch_BLK, patchify(image_BCHW, self.run.encoder.patch), hidden_BL)
-            weighted = image_loss
-        else:
-            # The teacher embeds the whole predicted image, visible patches included, none replaced.
-            predicted = teacher(unpatchify(patch_BLK, self.run.encoder.patch))
-            with torch.no_grad():
-                wanted = teacher(image_BCHW)
-            image_loss = feature_loss(predicted, wanted, self.run.teacher.normalise)
-            weighted = self.run.teacher.weight * image_loss
-        if keys_GE is None or self.projector is None or self.predictor is None:
-            return Losses(image_loss, torch.zeros_like(image_loss), weighted)
-        query_BE = self.predictor(self.projector(token_BND[:, 0]))
-        contrastive = info_nce(query_BE, keys_GE, first_label, self.run.contrastive.temperature)
-        return Losses(image_loss, contrastive, weighted + self.run.contrastive.weight * contrastive)
+        losses: dict[str, Tensor] = {}
+        if teacher is not None:
+            losses["perceptual"] = self._perceptual(patch_BLK, image_BCHW, noise_BL, teacher)
+        if "pixel" in self.run.loss_weights:
+            losses["pixel"] = self._pixel(patch_BLK, image_BCHW, noise_BL)
+        if keys_GE is not None:
+            losses["contrastive"] = self._contrastive(token_BND[:, 0], keys_GE, first_label)
+        total = torch.stack([self.run.loss_weights[name] * loss for name, loss in losses.items()]).sum()
+        absent = torch.zeros_like(total)
+        perceptual, pixel, contrastive = (losses.get(n, absent) for n in ("perceptual", "pixel", "contrastive"))
+        return Losses(perceptual, pixel, contrastive, total)
 
     def reconstruct(self, image_BCHW: Tensor, noise_BL: Tensor, num_visible: int) -> Tensor:
-        """The predicted image [B, 3, H, W], ImageNet-normalised, with teacher and without (losses.pixel_loss)."""
-        return unpatchify(
-            self.decoder(self.encoder(image_BCHW, noise_BL, num_visible), noise_BL), self.run.encoder.patch
-        )
+        """The predicted image [B, 3, H, W], ImageNet-normalised, whatever the run trains on."""
+        patch_BLK = self.decoder(self.encoder(image_BCHW, noise_BL, num_visible), noise_BL)
+        if "pixel" in self.run.loss_weights and self.run.pixels.normalise == "patch":
+            mean, deviation = patch_statistics(patchify(image_BCHW, self.run.encoder.patch))
+            patch_BLK = patch_BLK * deviation + mean
+        return unpatchify(patch_BLK, self.run.encoder.patch)
+
+    def _perceptual(self, patch_BLK: Tensor, image_BCHW: Tensor, noise_BL: Tensor, teacher: Teacher) -> Tensor:
+        # Published: the teacher embeds the whole predicted image, visible patches included, none replaced.
+        if self.run.teacher.visible == "image":
+            own_BLK = patchify(image_BCHW, self.run.encoder.patch).to(patch_BLK.dtype)
+            patch_BLK = torch.where(self._hidden(noise_BL).unsqueeze(-1), patch_BLK, own_BLK)
+        predicted = teacher(unpatchify(patch_BLK, self.run.encoder.patch))
+        with torch.no_grad():
+            wanted = teacher(image_BCHW)
+        return feature_loss(predicted, wanted, self.run.teacher.normalise)
+
+    def _pixel(self, patch_BLK: Tensor, image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
+        hidden_BL = self._hidden(noise_BL)
+        counted_BL = hidden_BL if self.run.pixels.patches == "hidden" else torch.ones_like(hidden_BL)
+        own_BLK = patchify(image_BCHW, self.run.encoder.patch)
+        return pixel_loss(patch_BLK, own_BLK, counted_BL, self.run.pixels.normalise)
+
+    def _contrastive(self, cls_BD: Tensor, keys_GE: Tensor, first_label: int) -> Tensor:
+        assert self.projector, "keys for a run without contrastive branch"
+        assert self.predictor
+        query_BE = self.predictor(self.projector(cls_BD))
+        return info_nce(query_BE, keys_GE, first_label, self.run.contrastive.temperature)
+
+    def _hidden(self, noise_BL: Tensor) -> Tensor:
+        """Which patches [B, L] the encoder does not see."""
+        return visible_first(noise_BL).argsort(dim=1) >= self.run.visible_patches()
 
 
 class Decoder(nn.Module):
@@ -129,6 +150,8 @@ class Target(nn.Module):
         self.encoder = copy.deepcopy(online.encoder).requires_grad_(False)
         self.projector = copy.deepcopy(online.projector).requires_grad_(False)
         self._moves = 0
+        self.momentum = run.ema.momentum
+        """Of one move; the loop sets it where the spec has it change with the step."""
 
     def advance_to_group(self, index: int, online: Mcf) -> None:
         """Move to where the target stands for the keys of group `index`; groups come in rising order."""
@@ -147,7 +170,7 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def _move(self, moves: int, online: Mcf) -> None:
-        weight = 1 - self.run.ema.momentum ** (moves - self._moves)
+        weight = 1 - self.momentum ** (moves - self._moves)
         online_weights = dict(online.named_parameters())
         mine = dict(self.named_parameters())
         torch._foreach_lerp_(list(mine.values()), [online_weights[name] for name in mine], weight)

@@ -1,4 +1,4 @@
-"""AdamW with the published groups, and the learning rate as a function of the step (method 1.5)."""
+"""AdamW with the published groups (method 1.5); learning rate and target's momentum as functions of the step."""
 
 import math
 
@@ -24,11 +24,24 @@ def adamw(model: nn.Module, run: RunSpec) -> AdamW:
 def learning_rate(run: RunSpec, step: int, num_images: int) -> float:
     """Rate of one step: linear from exactly 0, then half a cosine down to min_lr over the schedule's length."""
     schedule = run.schedule
-    now = step if schedule.unit == "steps" else step * run.batch.global_batch / num_images
+    now = _now(run, step, num_images)
     if now < schedule.warmup:
         return run.learning_rate * now / schedule.warmup
     share = min(1.0, (now - schedule.warmup) / max(schedule.length - schedule.warmup, 1e-12))
     return schedule.min_lr + (run.learning_rate - schedule.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def ema_momentum(run: RunSpec, step: int, num_images: int) -> float:
+    """m of every move of the target in one step: constant, or by half a cosine from ema.momentum to 1."""
+    if run.ema.ramp == "constant":
+        return run.ema.momentum
+    share = min(1.0, _now(run, step, num_images) / run.schedule.length)
+    return 1 - (1 - run.ema.momentum) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _now(run: RunSpec, step: int, num_images: int) -> float:
+    """How far the run is before a step, in the schedule's unit."""
+    return step if run.schedule.unit == "steps" else step * run.batch.global_batch / num_images
 
 
 def set_learning_rate(optimizer: AdamW, rate: float) -> None:
@@ -37,5 +50,10 @@ def set_learning_rate(optimizer: AdamW, rate: float) -> None:
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """L2 norm of the whole gradient, a scalar on the device; measured, never clipped."""
+    """L2 norm of the whole gradient, a scalar on the device."""
     return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def clip_gradient(model: nn.Module, norm: Tensor, longest: float) -> None:
+    """Scale the gradient, whose norm is `norm`, down to length `longest` where it is longer."""
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), longest, norm)

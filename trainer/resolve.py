@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer import sources
 from trainer.ablation import Arm, across_arms, expand, parse_experiment
 from trainer.manifest import DataError, Manifest, read_manifest
-from trainer.spec import Data, ExperimentSpec, Placement, Problem, RunSpec, SpecError
+from trainer.sources import UnknownWeights
+from trainer.spec import Data, ExperimentSpec, Placement, Problem, RunSpec, SpecError, Teacher
 from trainer.storage import StorageError, open_store, split_uri
 
 Answer = TypeVar("Answer")
@@ -32,8 +34,8 @@ class Resolved:
     """Run digest -> images of its subset."""
 
 
-def check_and_resolve(payload: Mapping[str, Any]) -> Resolved:
-    """Expand a request and check all of it.
+def check_and_resolve(payload: Mapping[str, Any], library: sources.Library = sources.FILES_ONLY) -> Resolved:
+    """Expand a request and check all of it. `library` knows what `run:` and `mlflow:` mean.
 
     Raises SpecError with every problem at once; then nothing has happened.
     """
@@ -42,7 +44,7 @@ def check_and_resolve(payload: Mapping[str, Any]) -> Resolved:
         raise SpecError(problems)
     arms, more = expand(spec)
     problems += more
-    look = _Look()
+    look = _Look(library)
     found: list[tuple[str, Problem]] = []
     resolved, num_images = [], {}
     for arm in arms:
@@ -63,7 +65,8 @@ Report = Callable[[str, str, str], None]
 class _Look:
     """Checks runs against the world, reading every file once however many runs name it."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: sources.Library) -> None:
+        self._library = library
         self._seen: dict[tuple[object, ...], object] = {}
 
     def resolve(self, run: RunSpec, placement: Placement, report: Report) -> tuple[RunSpec, int]:
@@ -76,8 +79,10 @@ class _Look:
             if run.data.sha256 not in (None, manifest.digest):
                 report("data.sha256", str(run.data.sha256), f"{manifest.digest}, the digest of {run.data.uri} today")
             updates["data"] = run.data.model_copy(update={"sha256": manifest.digest})
-        if run.teacher.is_file and (digest := self._teacher(run, report)):
-            updates["teacher"] = run.teacher.model_copy(update={"sha256": digest})
+        if run.teacher.is_file and (teacher := self._teacher(run, report)):
+            updates["teacher"] = teacher
+        if run.initial.is_file and (digest := self._initial(run, report)):
+            updates["initial"] = run.initial.model_copy(update={"sha256": digest})
         if digest := self._annotations(run, report):
             updates["evaluation"] = run.evaluation.model_copy(update={"sha256": digest})
         return run.model_copy(update=updates), size
@@ -102,18 +107,47 @@ class _Look:
             lambda error: report(field, data.uri, f"an address that can be read: {error}"),
         )
 
-    def _teacher(self, run: RunSpec, report: Report) -> str | None:
-        teacher = run.teacher
-        if not _absolute(teacher.source):
-            report("teacher.source", teacher.source, "none, random, an absolute path or s3://bucket/key")
+    def _teacher(self, run: RunSpec, report: Report) -> Teacher | None:
+        """The teacher as a file that every worker can read, with its digest."""
+        if not (run.teacher.is_name or _absolute(run.teacher.source)):
+            report(
+                "teacher.source", run.teacher.source,
+                "none, random, run:ID, mlflow:..., an absolute path or s3://bucket/key",
+            )  # fmt: skip
             return None
-        digest = self._once(
-            ("teacher", teacher.source),
-            lambda: hashlib.sha256(read_object(teacher.source)).hexdigest(),
-            lambda error: report("teacher.source", teacher.source, f"a weights file that can be read: {error}"),
+
+        def fail(error: Exception) -> None:
+            if isinstance(error, UnknownWeights):
+                report(f"teacher.{error.field}", error.asked, error.possible)
+            else:
+                report("teacher.source", run.teacher.source, f"a weights file that can be read: {error}")
+
+        teacher: Teacher | None = self._once(
+            ("teacher", run.teacher), lambda: sources.settled(run.teacher, self._library), fail
         )
+        if teacher is None:
+            return None
+        depth = teacher.num_blocks(run.encoder)
+        if depth and teacher.taps[-1] >= depth:
+            report("teacher.taps", str(list(teacher.taps)), f"blocks 0 to {depth - 1} of {teacher.arch}")
+        source = teacher.source
+        digest = self._once(("weights", source), lambda: sources.digest_of(source, self._library), fail)
         if digest and teacher.sha256 not in (None, digest):
-            report("teacher.sha256", str(teacher.sha256), f"{digest}, the digest of {teacher.source}")
+            report("teacher.sha256", str(teacher.sha256), f"{digest}, the digest of {source}")
+        return teacher.model_copy(update={"sha256": digest})
+
+    def _initial(self, run: RunSpec, report: Report) -> str | None:
+        source = run.initial.source
+        if not _absolute(source):
+            report("initial.source", source, "none, an absolute path or s3://bucket/key")
+            return None
+        digest: str | None = self._once(
+            ("weights", source),
+            lambda: sources.digest_of(source, sources.FILES_ONLY),
+            lambda error: report("initial.source", source, f"a weights file that can be read: {error}"),
+        )
+        if digest and run.initial.sha256 not in (None, digest):
+            report("initial.sha256", str(run.initial.sha256), f"{digest}, the digest of {source}")
         return digest
 
     def _annotations(self, run: RunSpec, report: Report) -> str | None:
@@ -152,7 +186,7 @@ class _Look:
         if key not in self._seen:
             try:
                 self._seen[key] = read()
-            except (DataError, StorageError, ValueError, OSError) as error:
+            except (DataError, UnknownWeights, StorageError, ValueError, OSError) as error:
                 self._seen[key] = error
         answer = self._seen[key]
         if isinstance(answer, Exception):

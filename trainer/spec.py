@@ -60,8 +60,12 @@ class Data(Frozen):
     subset_size: int | None = Field(None, ge=1)
     """Images to train on; None = all that are not held out. Subsets of one seed are nested."""
     subset_seed: int = Field(0, ge=0)
+    fit: Literal["crop", "squash"] = "crop"
+    """How an image becomes square: short side resized and the centre cut out, or both sides resized."""
     flip: bool = True
     """Mirror every image with probability one half."""
+    max_undecodable: float = Field(0.001, ge=0, le=1)
+    """Share of the subset that may be undecodable; in place of such an image the next one of the subset is shown."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of the manifest (keys and contents). Filled in on submission, checked where given."""
 
@@ -83,29 +87,89 @@ class Decoder(Frozen):
     heads: int = Field(16, ge=1)
 
 
+# An exported encoder as an architecture: vit-768x12x12-p16.
+EXPORTED_ARCH = r"vit-(?P<width>\d+)x(?P<depth>\d+)x(?P<heads>\d+)-p(?P<patch>\d+)"
+
+
+class Initial(Frozen):
+    """What the weights are before the first step."""
+
+    source: str = "none"
+    """Path or s3:// address of weights to start from: a released MCF checkpoint, the `state.pt` or the exported encoder
+    of an earlier run, a ViT under timm's names. `none` = all are drawn from the seed (published)."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Digest of the file. Filled in on submission, checked where given."""
+    parts: Literal["all", "encoder"] = "all"
+    """`all`: everything that is trained, and the target; `encoder`: the online encoder alone, everything else is drawn
+    and the target starts as its copy."""
+
+    @property
+    def is_file(self) -> bool:
+        return self.source != "none"
+
+
 class Teacher(Frozen):
+    """The frozen half M1 of the decoder: its features of the prediction are compared with those of the image."""
+
     source: str = ""
-    """Path or s3:// address of the weights, or `none` (masked pixels instead, as MAE) or `random` (control arm)."""
+    """Weights: a path, `s3://...`, `mlflow:models:/NAME/VERSION` (or `/@ALIAS`), `mlflow:runs:/ID/PATH`, or `run:ID`,
+    the encoder of an earlier run. Or `random` (control arm), or `none` (masked pixels instead, as MAE)."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of the weights file. Filled in on submission, checked where given."""
     arch: str = "mocov3-vit-b16"
-    """A timm ViT by name, `mocov3-vit-b16`, `face-api` (small convolutional face network), or `as-encoder`."""
+    """A timm ViT by name, `mocov3-vit-b16`, `face-api` (small convolutional face network), `as-encoder`, or
+    `vit-WIDTHxDEPTHxHEADS-pPATCH`. An earlier run's encoder brings its own."""
     taps: tuple[int, ...] = (2, 5, 8, 11)
     """Blocks whose outputs are compared, counted from 0."""
+    tokens: Literal["all", "patches"] = "all"
+    """Tokens that are compared: `all` with cls and registers (published), or `patches` alone."""
     input_size: int | None = Field(None, ge=1)
-    """Pixels the teacher sees; None = the run's own input size."""
+    """Pixels the teacher sees; None = the run's own input size, or what an earlier run's encoder was trained at."""
+    resize: Literal["nearest", "bilinear"] = "nearest"
+    """How images come to `input_size` (published: nearest). With a teacher that sees fewer pixels than the run, take
+    `bilinear`, antialiased there: nearest picks one pixel of several and leaves the rest of the prediction without
+    a gradient."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    """Input statistics the teacher was trained with. An earlier run's encoder and `face-api` bring their own."""
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        IMAGENET_STD
+    )
     normalise: Literal["tokens", "channels"] = "tokens"
     """Axis along which features are scaled to length 1 before they are compared (published: tokens)."""
-    weight: float = Field(1000.0, gt=0)
-    """Weight of the perceptual loss (published: 1000)."""
+    visible: Literal["predicted", "image"] = "predicted"
+    """Visible patches of the prediction it sees: as `predicted` (published), or replaced by the `image`'s own, so that
+    the decoder answers for the hidden ones alone."""
+    weight: float = Field(1000.0, ge=0)
+    """Weight of the perceptual loss (published: 1000). 0 measures it and trains nothing by it."""
     seed: int = Field(0, ge=0)
     """Draw of the weights, for `random` only: the control network is the same for every seed of the run."""
 
     @property
     def is_file(self) -> bool:
         return self.source not in ("", "none", "random")
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the source is a name that is looked up (trainer.sources), and may bring its own architecture."""
+        return self.source.startswith(("run:", "mlflow:"))
+
+    def num_blocks(self, encoder: Encoder) -> int | None:
+        """Blocks there are to tap; None where only timm knows."""
+        if match := re.fullmatch(EXPORTED_ARCH, self.arch):
+            return int(match["depth"])
+        return {"mocov3-vit-b16": 12, "face-api": 4, "as-encoder": encoder.depth}.get(self.arch)
+
+
+class Pixels(Frozen):
+    """The pixel loss: mean squared error of predicted patches, as MAE. The published method has none."""
+
+    weight: float | None = Field(None, ge=0)
+    """None = 1 without a teacher, 0 beside one; a number beside a teacher trains on both."""
+    normalise: Literal["image", "patch"] = "image"
+    """`image`: ImageNet statistics; `patch`: every patch by its own mean and deviation (MAE's --norm_pix_loss). The
+    prediction is then no image: pictures and PSNR put the true patch's statistics back."""
+    patches: Literal["hidden", "all"] = "hidden"
+    """Patches the error is taken over (MAE: hidden)."""
 
 
 class Batch(Frozen):
@@ -142,7 +206,12 @@ class Contrastive(Frozen):
 
 
 class Ema(Frozen):
+    """The target's moving average: target <- m * target + (1 - m) * online."""
+
     momentum: float = Field(0.99, ge=0, le=1)
+    """m, in the first step (published: 0.99 throughout)."""
+    ramp: Literal["constant", "cosine"] = "constant"
+    """`cosine` takes m to 1 over the run, step by step. The released code defines that and never calls it."""
     per: Literal["group", "step"] = "group"
     """How often the target moves; published: once per contrastive group."""
 
@@ -154,6 +223,8 @@ class Optimizer(Frozen):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    """Longest gradient, as the L2 norm of all of it together; longer ones are scaled down (published: None, never)."""
 
 
 class Schedule(Frozen):
@@ -227,7 +298,7 @@ class RunSpec(Frozen):
 
     data: Data = Data()
     input_size: int = Field(224, ge=1)
-    """Side of the square input in pixels: short side resized, then centre crop."""
+    """Side of the square input in pixels."""
     mask_ratio: float = 0.75
     """Share of patches hidden from the encoders; the number kept is floor(L * (1 - ratio))."""
     encoder: Annotated[Encoder, _shorthand(names=ENCODERS)] = Encoder(**ENCODERS["vit-b16"])
@@ -235,6 +306,8 @@ class RunSpec(Frozen):
         Decoder, _shorthand(pattern=r"(?P<width>\d+)x(?P<depth>\d+)(x(?P<heads>\d+))?", example="512x8, 256x2x16")
     ] = Decoder(width=512, depth=8)
     teacher: Annotated[Teacher, _shorthand(field="source")] = Teacher()
+    pixels: Pixels = Pixels()
+    initial: Initial = Initial()
     batch: Batch = Batch()
     contrastive: Contrastive = Contrastive()
     ema: Ema = Ema()
@@ -259,6 +332,19 @@ class RunSpec(Frozen):
     @property
     def learning_rate(self) -> float:
         return self.optimizer.base_lr * self.batch.global_batch / 256
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The losses the run computes, by name, and what each counts in the total."""
+        taught, weights = self.teacher.source != "none", {}
+        if taught:
+            weights["perceptual"] = self.teacher.weight
+        # Without a teacher it is computed whatever it weighs: it is then all there is to say of the decoder.
+        if self.pixels.weight or not taught:
+            weights["pixel"] = 1.0 if self.pixels.weight is None else self.pixels.weight
+        if self.contrastive.weight:
+            weights["contrastive"] = self.contrastive.weight
+        return weights
 
     def total_steps(self, num_images: int) -> int:
         """Optimizer steps of the run; a partial global batch at an epoch's end is carried into the next epoch."""
@@ -329,7 +415,7 @@ def _misfits(run: RunSpec) -> Iterator[Problem]:
     if not teacher.source:
         yield Problem(
             field="teacher.source", asked="nothing",
-            possible="a weights file, s3://..., none (masked pixels instead), or random (control arm)",
+            possible="a weights file, s3://..., mlflow:..., run:ID, none (masked pixels instead), random (control arm)",
         )  # fmt: skip
     if teacher.sha256 and not teacher.is_file:
         yield Problem(
@@ -338,11 +424,25 @@ def _misfits(run: RunSpec) -> Iterator[Problem]:
         )  # fmt: skip
     if list(teacher.taps) != sorted(set(teacher.taps)) or not teacher.taps or min(teacher.taps, default=0) < 0:
         yield Problem(field="teacher.taps", asked=str(list(teacher.taps)), possible="rising block numbers from 0")
-    elif teacher.arch == "as-encoder" and teacher.taps[-1] >= run.encoder.depth:
+    elif not teacher.is_name and (depth := teacher.num_blocks(run.encoder)) and teacher.taps[-1] >= depth:
         yield Problem(
-            field="teacher.taps", asked=str(list(teacher.taps)),
-            possible=f"blocks 0 to {run.encoder.depth - 1} of a teacher built as the encoder",
+            field="teacher.taps", asked=str(list(teacher.taps)), possible=f"blocks 0 to {depth - 1} of {teacher.arch}"
+        )
+    if run.initial.sha256 and not run.initial.is_file:
+        yield Problem(
+            field="initial.sha256", asked="a digest for source none", possible="a digest with a weights file only"
+        )
+    if {"pixel", "perceptual"} <= run.loss_weights.keys() and run.pixels.normalise == "patch":
+        yield Problem(
+            field="pixels.normalise", asked="patch beside a teacher, which has to see an image",
+            possible="image, or patch with teacher none",
         )  # fmt: skip
+    if not any(run.loss_weights.values()):
+        yield Problem(
+            field="contrastive.weight",
+            asked="0 for every loss",
+            possible="more than 0 for one: teacher, pixels or this",
+        )
     if run.schedule.warmup > run.schedule.length:
         yield Problem(
             field="schedule.warmup", asked=f"{run.schedule.warmup} {run.schedule.unit}",

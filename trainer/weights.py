@@ -1,9 +1,7 @@
-"""Weights files: fetched from where they are, held to their digest, and read without running code from them."""
+"""Reading files of weights, without running code from them."""
 
 import argparse
-import hashlib
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,28 +10,9 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
-from trainer.storage import StorageError, open_store, split_uri
-
 
 class WeightsError(Exception):
     """A weights file that is missing, cannot be read, or is not what the spec says."""
-
-
-def fetch_weights(source: str, sha256: str | None = None) -> dict[str, Any]:
-    """What the file at a path or s3:// address holds, on the CPU.
-
-    Raises WeightsError when it is missing, has another digest than `sha256`, or is no weights file.
-    """
-    if not source.startswith("s3://"):
-        return _checked(Path(source), source, sha256)
-    folder, name = split_uri(source)
-    with tempfile.TemporaryDirectory(prefix="mcf-weights-") as scratch:
-        path = Path(scratch, name)
-        try:
-            open_store(folder).get_file(name, path)
-        except StorageError as error:
-            raise WeightsError(f"the weights cannot be fetched: {error}") from error
-        return _checked(path, source, sha256)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -65,14 +44,3 @@ def state_dict_in(file: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise WeightsError(f"the file's `model` is a {type(state).__name__}; possible: a state dict")
     return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def _checked(path: Path, source: str, sha256: str | None) -> dict[str, Any]:
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file {source}")
-    if sha256:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise WeightsError(f"{source} has sha256 {found}, the spec says {sha256}")
-    return read_weights(path)

@@ -84,8 +84,8 @@ class Ours:
                 first = index * self.run.batch.slice
                 losses = self.model(cell.image, cell.online_noise, keys, first, self.teacher)
                 (losses.total / self.run.batch.num_cells).backward()
-                for name, loss in zip(("perceptual", "contrastive", "total"), losses, strict=True):
-                    sums[name] += loss.item() / self.run.batch.num_cells
+                for name in sums:
+                    sums[name] += getattr(losses, name).item() / self.run.batch.num_cells
         return sums
 
     def gradients(self) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ def test_total_is_the_weighted_sum_of_both_losses(tiny_run: RunSpec, batch: tupl
     model, teacher = mcf.build(run), build_teacher(run, CPU)
     keys = Target(run, model).keys(image, noise)
     losses = model(image, noise, keys, 0, teacher)
-    assert losses.total.item() == pytest.approx(1000 * losses.image.item() + 0.5 * losses.contrastive.item(), rel=1e-6)
+    assert losses.total.item() == pytest.approx(1000 * losses.perceptual.item() + 0.5 * losses.contrastive.item(), rel=1e-6)
     query = model.predictor(model.projector(model.encoder(image, noise, run.visible_patches())[:, 0]))
     assert losses.contrastive.item() == pytest.approx(info_nce(query, keys, 0, 0.2).item(), rel=1e-6)
 
@@ -76,7 +76,7 @@ def test_without_teacher_the_hidden_pixels_are_what_is_learnt(
     hidden = noise.argsort(1).argsort(1) >= run.visible_patches()
     expected = (patchify(guess, 8) - patchify(image, 8))[hidden].square().mean()
     losses = model(image, noise, None, 0, None)
-    assert losses.total.item() == losses.image.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses.total.item() == losses.pixel.item() == pytest.approx(expected.item(), rel=1e-5)
     losses.total.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 

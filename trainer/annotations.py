@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trainer.decode import Fit, corner, fitted_size
 from trainer.manifest import DataError
 from trainer.records import Metric
 
@@ -29,8 +30,8 @@ class Annotations(Protocol):
     num_left_out: int
     note: str
 
-    def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int) -> Tensor:
-        """What is to be predicted for these images [N, T], float64; sizes: their (width, height) before the crop."""
+    def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int, fit: Fit) -> Tensor:
+        """What is to be predicted for these images [N, T], float64; sizes: their upright (width, height)."""
 
     def score(self, guess_NT: Tensor, target_NT: Tensor) -> Metric:
         """How good predictions are."""
@@ -61,14 +62,15 @@ class Landmarks:
         self.keys: Sequence[str] = list(self._points)
         self.num_left_out = len(faces) - len(self.keys)
 
-    def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int) -> Tensor:
-        """Points in coordinates of the input, 0..1 from edge to edge (data.decode: short side, centre crop)."""
+    def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int, fit: Fit) -> Tensor:
+        """Points in coordinates of the input, 0..1 from edge to edge."""
         rows = []
         for key, size in zip(keys, sizes, strict=True):
-            side = torch.tensor(size, dtype=torch.float64)
-            resized = (side * input_size / side.min()).round().clamp(min=input_size)
-            corner = (resized - input_size).div(2).floor()
-            rows.append(((self._points[key] * resized / side - corner) / input_size).flatten())
+            fitted = fitted_size(*size, input_size, fit)
+            side, resized, cut = (
+                torch.tensor(pair, dtype=torch.float64) for pair in (size, fitted, corner(*fitted, input_size))
+            )
+            rows.append(((self._points[key] * resized / side - cut) / input_size).flatten())
         return torch.stack(rows)
 
     def score(self, guess_NT: Tensor, target_NT: Tensor) -> Metric:
@@ -93,7 +95,7 @@ class Labels:
         commonest = max(list(self._labels.values()).count(label) for label in self.classes) / len(self.keys)
         self.note = f"{len(self.classes)} labels, always the commonest one would reach {100 * commonest:.1f} %"
 
-    def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int) -> Tensor:
+    def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int, fit: Fit) -> Tensor:
         """One column a class: 1 for the image's own, 0 elsewhere."""
         return torch.tensor([[float(self._labels[key] == name) for name in self.classes] for key in keys]).double()
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from trainer.data import load_images, normalise
+from trainer.data import normalise
+from trainer.decoded import load_images
 from trainer.evaluate import evaluate, final_metrics
 from trainer.export import export, export_address
 from trainer.loop import Parts
@@ -40,6 +41,7 @@ def conclude(
         subset_digest=split.train.digest, held_out_digest=split.held_out.digest, probe=evaluated.probe,
         floors=evaluated.floors, probe_note=evaluated.probe_note, sanity=evaluated.sanity,
         losses=report.mean_losses(), export=export_address(store),
+        undecodable=tuple(sorted(parts.undecodable.values())),
     )  # fmt: skip
     for name, data in export(run, parts.model, result, store).items():
         report.log.artifact(name, data)
@@ -57,7 +59,7 @@ def painter(run: RunSpec, model: Mcf, images: Images, split: Split, device: torc
     if not rows:
         return None
     dtype = next(model.parameters()).dtype
-    image_BCHW = normalise(load_images(images, rows, run.input_size).to(device), dtype)
+    image_BCHW = normalise(load_images(images, rows, run.input_size, run.data.fit).to(device), dtype)
     noise_BL = held_out_noise(run, len(rows)).to(device)
     visible = run.visible_patches(run.evaluation.mask_ratio)
 

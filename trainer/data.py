@@ -1,39 +1,41 @@
 """Images of a run, slice by slice, in the order that draws.py decides.
 
-A subset that fits is decoded once and kept as bytes; a larger one is decoded by worker processes.
+A subset that fits is decoded once and kept as bytes; a larger one is decoded by worker processes. What is left to
+do with a whole batch, mirroring and normalising, happens on the device.
 """
 
-import io
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.draws import View, flipped, image_at, mask_noise
+from trainer.decoded import Decoded, InMemory, OnDemand
+from trainer.draws import View, flips, images_at, mask_noise
 from trainer.grid import StepPlan, first_position
 from trainer.manifest import DataError, Images, Rows, Split, read_manifest
 from trainer.spec import IMAGENET_MEAN, IMAGENET_STD, RunSpec
+from trainer.storage import StorageError
 
 # Decoded subsets up to this size are held in memory by every rank.
 MAX_BYTES_IN_MEMORY = 512 << 20
+MAX_WORKERS = 16
 
 
 class Slice(NamedTuple):
-    """One cell's images, flipped where drawn, with both branches' mask noise."""
+    """One cell's images, with both branches' mask noise."""
 
     image_BCHW: Tensor
-    """uint8"""
+    """uint8, mirrored where drawn."""
     online_BL: Tensor
     target_BL: Tensor
-
-    def to(self, device: torch.device) -> "Slice":
-        return Slice(*(part.to(device, non_blocking=True) for part in self))
+    index_B: Tensor
+    """Which image of the subset each is."""
+    flipped_B: Tensor
+    undecodable: Mapping[int, str]
+    """Images that others stand in for: index in the subset -> key and reason."""
 
 
 def split_of(run: RunSpec) -> Split:
@@ -49,90 +51,70 @@ def split_of(run: RunSpec) -> Split:
     )
 
 
-def load_images(images: Images, rows: Sequence[int] | Rows, input_size: int) -> Tensor:
-    """Decoded images, uint8 [N, 3, input_size, input_size]. Raises DataError naming an image that is none."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pixels = list(pool.map(lambda row: decode(images.get(row), images.key(row), input_size), rows))
-    stacked = np.stack(pixels) if pixels else np.zeros((0, input_size, input_size, 3), np.uint8)
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
-
-
-def decode(data: bytes, key: str, input_size: int) -> np.ndarray:
-    """RGB uint8 [H, W, 3]: upright, short side resized (bilinear, antialiased), centre crop."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {key!r} cannot be decoded: {error}") from error
-    scale = input_size / min(image.size)
-    width, height = (max(input_size, round(side * scale)) for side in image.size)
-    left, top = (width - input_size) // 2, (height - input_size) // 2
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized.crop((left, top, left + input_size, top + input_size)))
-
-
 def normalise(image_BCHW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 -> ImageNet-normalised [N, 3, H, W]."""
+    """uint8 -> ImageNet-normalised [N, 3, H, W], contiguous however the bytes lay."""
     mean, std = (
         torch.tensor(x, dtype=dtype, device=image_BCHW.device).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)
     )
-    return (image_BCHW.to(dtype) / 255 - mean) / std
+    return (image_BCHW.to(dtype, memory_format=torch.contiguous_format) / 255 - mean) / std
 
 
 def slices(
     run: RunSpec, images: Images, rows: Rows, plan: StepPlan, steps: range, device: torch.device
 ) -> Iterator[Slice]:
-    """This rank's cells of these steps, in the plan's order, on the device."""
+    """This rank's cells of these steps, in the plan's order, on the device.
+
+    The worker processes are started by this call. Raises DataError when an image has changed or too many cannot be
+    decoded, StorageError when one cannot be read.
+    """
     cells = [(group.index, index) for group in plan.groups for index in group.slices]
     in_memory = len(rows) * 3 * run.input_size**2 <= MAX_BYTES_IN_MEMORY
-    source = _InMemory(images, rows, run.input_size) if in_memory else _OnDemand(images, rows, run.input_size)
+    kind = InMemory if in_memory else OnDemand
     loader = DataLoader(
-        _Cells(run, source, len(rows)),
+        _Cells(run, kind(images, rows, run.input_size, run.data.fit, max_undecodable(run, len(rows))), len(rows)),
         batch_size=None,
         sampler=(first_position(run.batch, step, *cell) for step in steps for cell in cells),
         num_workers=0 if in_memory else _num_workers(),
         pin_memory=device.type == "cuda",
     )
-    return (cell.to(device) for cell in loader)
+    return (_on_device(cell, device) for cell in iter(loader))
 
 
-class _InMemory:
-    def __init__(self, images: Images, rows: Rows, input_size: int) -> None:
-        self.image_NCHW = load_images(images, rows, input_size)
-
-    def get(self, indices: Sequence[int]) -> Tensor:
-        return self.image_NCHW[list(indices)]
+def max_undecodable(run: RunSpec, num_images: int) -> int:
+    """Images of the subset that may be undecodable."""
+    return int(run.data.max_undecodable * num_images)
 
 
-class _OnDemand:
-    def __init__(self, images: Images, rows: Rows, input_size: int) -> None:
-        self.images, self.rows, self.input_size = images, rows, input_size
+class _Cells(Dataset):
+    """Cell, not yet mirrored, by the position of its first image. An error is an item, to be raised where it is seen:
+    out of a worker process its text would be a traceback."""
 
-    def get(self, indices: Sequence[int]) -> Tensor:
-        rows = [self.rows[index] for index in indices]
-        pixels = [decode(self.images.get(row), self.images.key(row), self.input_size) for row in rows]
-        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    def __init__(self, run: RunSpec, decoded: Decoded, num_images: int) -> None:
+        self.run, self.decoded, self.num_images = run, decoded, num_images
 
-
-class _Cells(Dataset[Slice]):
-    """Cell by the position of its first image."""
-
-    def __init__(self, run: RunSpec, source: _InMemory | _OnDemand, num_images: int) -> None:
-        self.run, self.source, self.num_images = run, source, num_images
-
-    def __getitem__(self, first: int) -> Slice:
+    def __getitem__(self, first: int) -> Slice | DataError | StorageError:
         run = self.run
-        drawn = [image_at(run.seed, first + i, self.num_images) for i in range(run.batch.slice)]
-        image_BCHW = self.source.get([index for _, index in drawn])
-        if run.data.flip:
-            mirrored = torch.tensor([flipped(run.seed, *which) for which in drawn])
-            image_BCHW = torch.where(mirrored.view(-1, 1, 1, 1), image_BCHW.flip(3), image_BCHW)
-        online_BL, target_BL = (
-            torch.stack([mask_noise(run.seed, *which, view, run.num_patches) for which in drawn]) for view in View
-        )
-        return Slice(image_BCHW, online_BL, target_BL)
+        drawn = images_at(run.seed, first, run.batch.slice, self.num_images)
+        try:
+            shown = self.decoded.get(drawn.index_B.tolist())
+        except (DataError, StorageError) as error:
+            return error
+        mirrored = flips(run.seed, drawn) if run.data.flip else torch.zeros(run.batch.slice, dtype=torch.bool)
+        online_BL, target_BL = (torch.from_numpy(mask_noise(run.seed, drawn, view, run.num_patches)) for view in View)
+        return Slice(
+            shown.image_BCHW, online_BL, target_BL, torch.from_numpy(shown.index_B), torch.as_tensor(mirrored),
+            shown.undecodable,
+        )  # fmt: skip
+
+
+def _on_device(cell: Slice | DataError | StorageError, device: torch.device) -> Slice:
+    if isinstance(cell, Exception):
+        raise cell
+    image_BCHW, online_BL, target_BL, index_B, flipped_B = (part.to(device, non_blocking=True) for part in cell[:5])
+    image_BCHW = torch.where(flipped_B.view(-1, 1, 1, 1), image_BCHW.flip(3), image_BCHW)
+    return Slice(image_BCHW, online_BL, target_BL, index_B, flipped_B, cell.undecodable)
 
 
 def _num_workers() -> int:
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(16, (os.cpu_count() or 1) // ranks_here - 1))
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // ranks_here - 1))

@@ -59,9 +59,10 @@ def decode(data: bytes, size: int, fit: Fit = "crop") -> Tensor:
     image_CHW = None
     if frame is not None and frame.num_colours in (1, 3) and min(frame.width, frame.height) < 2 * size:
         image_CHW = _by_torchvision(data)
-    if image_CHW is None:
-        image_CHW = _by_pillow(data, size)
-    return _fitted(image_CHW, size, fit)
+    if image_CHW is not None:
+        return _fitted(image_CHW, (image_CHW.shape[2], image_CHW.shape[1]), size, fit)
+    image_CHW, whole = _by_pillow(data, size)
+    return _fitted(image_CHW, whole, size, fit)
 
 
 def fitted_size(width: int, height: int, size: int, fit: Fit) -> tuple[int, int]:
@@ -80,8 +81,7 @@ def corner(width: int, height: int, size: int) -> tuple[int, int]:
 def upright_size(data: bytes) -> tuple[int, int]:
     """(width, height) of the whole image after turning it upright. Raises Undecodable."""
     with _pillow_errors(), _open(data) as opened:
-        sideways = opened.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-        return opened.size[::-1] if sideways else opened.size
+        return _upright(opened)
 
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
@@ -110,12 +110,21 @@ def _by_torchvision(data: bytes) -> Tensor | None:
         return None
 
 
-def _by_pillow(data: bytes, size: int) -> Tensor:
-    """Upright RGB [3, H, W] of anything else; a JPEG by DCT scaling, still with at least `size` pixels a side."""
+def _by_pillow(data: bytes, size: int) -> tuple[Tensor, tuple[int, int]]:
+    """Upright RGB [3, H, W] of anything else, and the (width, height) it has when whole.
+
+    A JPEG comes scaled, still with at least `size` pixels a side.
+    """
     with _pillow_errors(), _open(data) as opened:
+        whole = _upright(opened)
         opened.draft(None, (size, size))  # which nothing but a JPEG obeys
         pixels = np.array(_rgb(ImageOps.exif_transpose(opened)))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(pixels).permute(2, 0, 1), whole
+
+
+def _upright(image: Image.Image) -> tuple[int, int]:
+    sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+    return image.size[::-1] if sideways else image.size
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -128,11 +137,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fitted(image_CHW: Tensor, size: int, fit: Fit) -> Tensor:
-    _, height, width = image_CHW.shape
-    if height == width == size:
+def _fitted(image_CHW: Tensor, whole: tuple[int, int], size: int, fit: Fit) -> Tensor:
+    if image_CHW.shape[1] == image_CHW.shape[2] == size:
         return image_CHW
-    width, height = fitted_size(width, height, size, fit)
+    # Decided by the whole image, so that landmarks need not know how it was decoded.
+    width, height = fitted_size(*whole, size, fit)
     # A batch axis in front of [H, W, C] is what torch takes for its fast layout; behind [C, H, W] it is not.
     batch = image_CHW.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
     if batch.shape[2:] != (height, width):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from trainer.data import load_images, normalise
+from trainer.data import normalise
+from trainer.decoded import load_images
 from trainer.manifest import Images, Split
 from trainer.mcf import Mcf, build
 from trainer.probe import encoder_features, pixel_features, probe_task
@@ -30,7 +31,7 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
 
     Raises DataError when the probe's images are not what the spec says.
     """
-    held_out = load_images(images, split.held_out, run.input_size)
+    held_out = load_images(images, split.held_out, run.input_size, run.data.fit)
     sanity = sanity_metrics(run, model, normalise(held_out.to(device), model.encoder.cls_token.dtype))
     task = probe_task(run)
     if task is None:

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from trainer.data import Slice, normalise
+from trainer.data import Slice, max_undecodable, normalise
+from trainer.decoded import too_many
 from trainer.distributed import World
 from trainer.grid import GroupShare, StepPlan, first_position
 from trainer.keeper import Keeper
@@ -48,18 +49,20 @@ class Parts:
     num_images: int
     step: int = 0
     """Optimizer steps done."""
+    undecodable: dict[int, str] = field(default_factory=dict)
+    """Images of the subset met so far that others stand in for: index -> key and reason."""
 
     def state_dict(self) -> dict[str, Any]:
         target = self.target.state_dict() if self.target else {}
         state = {"model": self.model.state_dict(), "target": target, "optimizer": self.optimizer.state_dict()}
-        return {**state, "step": self.step}
+        return {**state, "step": self.step, "undecodable": self.undecodable}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         if self.target:
             self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.undecodable = state["step"], state["undecodable"]
 
 
 def fit(
@@ -67,7 +70,8 @@ def fit(
 ) -> bool:  # fmt: skip
     """Train from parts.step to the run's last step. False when stopped on request before that; both are saved.
 
-    Raises NonFiniteLoss, and StorageError when the last state cannot be saved.
+    Raises NonFiniteLoss, DataError when more images cannot be decoded than the spec allows, and StorageError when the
+    last state cannot be saved.
     """
     model = world.synchronised(parts.model)
     total_steps = run.total_steps(parts.num_images)
@@ -78,12 +82,18 @@ def fit(
             if parts.target:
                 parts.target.momentum = ema_momentum(run, parts.step, parts.num_images)
             losses = LossSum(run, parts.step, plan)
+            undecodable: dict[int, str] = {}
             for group in plan.groups:
                 cells = list(islice(batches, len(group.slices)))
+                for cell in cells:
+                    undecodable.update(cell.undecodable.items() - parts.undecodable.items())
                 train_group(run, parts, model, plan, group, cells, world, losses)
 
             grad_norm = gradient_norm(parts.model)
-            agreed = losses.agree(world, grad_norm, stop=stop.requested, keep=keeper.due(parts.step + 1))
+            wishes = Wishes(stop.requested, keeper.due(parts.step + 1), bool(undecodable))
+            agreed = losses.agree(world, grad_norm, wishes)
+            if agreed.tell:
+                note_undecodable(run, parts, undecodable, world)
             if not agreed.finite:
                 # Every rank sees the same verdict, so all stop here and none hangs in a collective.
                 raise NonFiniteLoss(losses.what_is_wrong(world, grad_norm))
@@ -132,15 +142,36 @@ def train_group(
         losses.add(group, index, cell_losses)
 
 
+def note_undecodable(run: RunSpec, parts: Parts, mine: dict[int, str], world: World) -> None:
+    """Every rank learns what the others could not decode, so that all stop at the same step where it is too much."""
+    found = {index: what for theirs in world.collect(mine) for index, what in theirs.items()}
+    parts.undecodable |= found
+    if world.is_first:
+        for what in found.values():
+            logger.warning("another image stands in for one that cannot be decoded: %s", what)
+    if len(parts.undecodable) > max_undecodable(run, parts.num_images):
+        raise too_many(list(parts.undecodable.values()), parts.num_images)
+
+
+class Wishes(NamedTuple):
+    """What a rank wants of all of them after a step's gradients, and what any of them wants."""
+
+    stop: bool
+    """This step is the last: somebody was asked to stop."""
+    keep: bool
+    """The state after this step is to be kept."""
+    tell: bool
+    """There are images that could not be decoded, which nobody knows of yet."""
+
+
 class Agreed(NamedTuple):
-    """What all ranks have agreed on after a step's gradients."""
+    """What all ranks do after a step's gradients."""
 
     finite: bool
     """The step may be taken."""
     stop: bool
-    """Somebody was asked to stop: this step is the last."""
     keep: bool
-    """The state after this step is to be kept."""
+    tell: bool
 
 
 class LossSum:
@@ -154,13 +185,14 @@ class LossSum:
     def add(self, group: GroupShare, index: int, losses: Losses) -> None:
         self._cells[group.index, index] = torch.stack([loss.detach() for loss in losses]).double()
 
-    def agree(self, world: World, grad_norm: Tensor, *, stop: bool, keep: bool) -> "Agreed":
+    def agree(self, world: World, grad_norm: Tensor, wishes: Wishes) -> Agreed:
         """What all ranks do after this step: the same answer everywhere, by one small all-reduce."""
         mine = torch.stack(list(self._cells.values())).sum(dim=0) / self.plan.num_cells
-        wishes = mine.new_tensor([stop, keep])
         # The norm is equal on all ranks, and travels along so that one look at the device answers everything.
-        *self._means, norms, stops, keeps = world.sum(torch.cat([mine, grad_norm.double().view(1), wishes])).tolist()
-        return Agreed(all(map(math.isfinite, [*self._means, norms])), stop=stops > 0, keep=keeps > 0)
+        everything = torch.cat([mine, grad_norm.double().view(1), mine.new_tensor(wishes)])
+        *numbers, stop, keep, tell = world.sum(everything).tolist()
+        self._means = numbers[:-1]
+        return Agreed(all(map(math.isfinite, numbers)), stop > 0, keep > 0, tell > 0)
 
     def means(self) -> dict[str, float]:
         """Means over all cells of the step, by name; after `agree`."""

@@ -6,18 +6,16 @@ Letters: N images, F features, T targets, L patches, D width.
 """
 
 import hashlib
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import ExifTags, Image
 from torch import Tensor
 
 from trainer.annotations import Annotations, parse
-from trainer.data import decode, normalise
+from trainer.data import normalise
+from trainer.decode import Fit, Undecodable, decode, upright_size
 from trainer.manifest import DataError, Images, open_images, read_manifest
 from trainer.records import Metric
 from trainer.resolve import read_object
@@ -28,7 +26,6 @@ from trainer.vit import Encoder
 # ViT-B/16 has 0.6 MB of features an image.
 MAX_IMAGES = 4000
 BATCH = 64
-SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,13 @@ def probe_task(run: RunSpec) -> Task | None:
     keys = sorted(annotations.keys, key=lambda key: (place_of[content_of[key]], key))[:MAX_IMAGES]
     if len(keys) < 2 * evaluation.folds:
         raise DataError(f"{source} leaves {len(keys)} usable images; {evaluation.folds} folds need twice as many")
-    image_NCHW, sizes = _decoded(open_images(data, manifest), [row_of[key] for key in keys], run.input_size)
+    rows = [row_of[key] for key in keys]
+    image_NCHW, sizes = _decoded(open_images(data, manifest), rows, run.input_size, run.data.fit)
     left_out = annotations.num_left_out + len(annotations.keys) - len(keys)
     return Task(
         image_NCHW=image_NCHW,
         contents=tuple(content_of[key] for key in keys),
-        target_NT=annotations.targets(keys, sizes, run.input_size),
+        target_NT=annotations.targets(keys, sizes, run.input_size, run.data.fit),
         fold_N=torch.tensor([place_of[content_of[key]] % evaluation.folds for key in keys]),
         annotations=annotations,
         note=f"{len(keys)} images in {evaluation.folds} folds, {left_out} annotated ones left out; {annotations.note}",
@@ -107,16 +105,17 @@ def _shuffled(contents: set[str]) -> dict[str, int]:
     return {content: place for place, content in enumerate(order)}
 
 
-def _decoded(images: Images, rows: Sequence[int], input_size: int) -> tuple[Tensor, list[tuple[int, int]]]:
+def _decoded(images: Images, rows: Sequence[int], input_size: int, fit: Fit) -> tuple[Tensor, list[tuple[int, int]]]:
     """Pixels [N, 3, H, W] at the input size, and each image's own upright (width, height)."""
 
-    def read(row: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def read(row: int) -> tuple[Tensor, tuple[int, int]]:
         data = images.get(row)
-        pixels = decode(data, images.key(row), input_size)
-        with Image.open(io.BytesIO(data)) as opened:
-            sideways = opened.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-            return pixels, opened.size[::-1] if sideways else opened.size
+        try:
+            return decode(data, input_size, fit), upright_size(data)
+        except Undecodable as error:
+            # Nothing stands in for an image with an annotation of its own.
+            raise DataError(f"annotated image {images.key(row)!r} cannot be decoded: {error}") from error
 
     with ThreadPoolExecutor(8) as pool:
         pixels, sizes = zip(*pool.map(read, rows), strict=True)
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), list(sizes)
+    return torch.stack(pixels), list(sizes)

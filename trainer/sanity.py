@@ -11,11 +11,12 @@ after 300 steps 64 % (random teacher) and 82 % (pixels); the projector's output 
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainer.draws import View, mask_noise
+from trainer.draws import Drawn, View, mask_noise
 from trainer.mcf import Mcf
 from trainer.pictures import denormalise, hidden_pixels
 from trainer.records import Metric
@@ -38,7 +39,8 @@ def sanity_metrics(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> list[Metric]
 
 def held_out_noise(run: RunSpec, count: int, view: View = View.ONLINE) -> Tensor:
     """Mask noise [N, L] of the held-out images, in their order; view says which of two masks."""
-    return torch.stack([mask_noise(NOISE_SEED, 0, index, view, run.num_patches) for index in range(count)])
+    each_once = Drawn(np.zeros(count, np.int64), np.arange(count))
+    return torch.from_numpy(mask_noise(NOISE_SEED, each_once, view, run.num_patches))
 
 
 def psnr(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> float:

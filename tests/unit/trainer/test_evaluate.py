@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from trainer import evaluate, export, pictures, sanity
-from trainer.data import load_images, normalise, split_of
+from trainer.data import normalise, split_of
+from trainer.decoded import load_images
 from trainer.manifest import open_images
 from trainer.mcf import Mcf, build
 from trainer.presets import TINY
@@ -36,7 +37,7 @@ def run(tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
 @pytest.fixture(scope="module")
 def images(run: RunSpec) -> torch.Tensor:
     split = split_of(run)
-    return normalise(load_images(open_images(run.data, split.manifest), split.held_out, run.input_size))
+    return normalise(load_images(open_images(run.data, split.manifest), split.held_out, run.input_size, "crop"))
 
 
 class Oracle(Mcf):

@@ -93,7 +93,7 @@ def test_missing_images_changed_files_and_too_few_faces_are_data_errors(
 
 def test_landmarks_follow_the_resize_and_the_centre_crop() -> None:
     faces = {"wide": {"points68": [[100.0, 50.0]] * 67 + [[150.0, 100.0]]}}
-    found = Landmarks(faces).targets(["wide"], [(200, 100)], 64).view(68, 2)
+    found = Landmarks(faces).targets(["wide"], [(200, 100)], 64, "crop").view(68, 2)
     # 200 x 100 becomes 128 x 64, of which 32 columns go on either side.
     torch.testing.assert_close(found[0], torch.tensor([0.5, 0.5]).double())
     torch.testing.assert_close(found[67], torch.tensor([1.0, 1.0]).double())

@@ -7,19 +7,18 @@ one seed are nested (method 2.3).
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from trainer.images.cache import FileCache
+from trainer.images.cache import open_index
 from trainer.images.database import LmdbImages, check_lmdb, lmdb_index
 from trainer.images.folder import FolderImages, check_folder, folder_index
 from trainer.images.index import DataError, Index, raw, text
+from trainer.images.shards import ShardImages, check_shards, index_beside, shard_index
 from trainer.spec import Data
-from trainer.storage import open_store, split_uri
 
-__all__ = ["DataError", "Images", "Manifest", "Rows", "Split", "open_images", "read_manifest"]
+__all__ = ["DataError", "Images", "Manifest", "Rows", "Split", "make_index", "open_images", "read_manifest"]
 
 # Rows whose contents are copied at a time.
 CHUNK = 1 << 20
@@ -81,12 +80,13 @@ class Manifest:
         """The first rows in the label's order: by `order_words`, then by content, then by key."""
         contents = self.index.contents
         words = order_words(contents, label)
-        rows = np.arange(len(words))
+        # Stable sorts: copies of an image stay in key order.
         if count < len(words):
             last = max(count, 1) - 1
             rows = np.flatnonzero(words <= np.partition(words, last)[last])
-        # Stable: copies of an image stay in key order.
-        rows = rows[np.argsort(words[rows], kind="stable")]
+            rows = rows[np.argsort(words[rows], kind="stable")]
+        else:
+            rows = np.argsort(words, kind="stable")
         return _by_content_where_equal(rows, words, contents)[:count]
 
 
@@ -142,7 +142,7 @@ class Split(NamedTuple):
 
 
 def read_manifest(data: Data, tick: Callable[[int], object] = lambda images: None) -> Manifest:
-    """What a data set holds: by the index the spec names, else by listing it and digesting every image.
+    """What a data set holds: by the index the spec names or shards have beside them, else by digesting every image.
 
     Images are digested once: what was found is kept under ~/.cache/mcf and used again as long as the listing
     (names, sizes, versions) is the same. `tick` is called with the number of images digested since.
@@ -151,31 +151,39 @@ def read_manifest(data: Data, tick: Callable[[int], object] = lambda images: Non
     address cannot be read.
     """
     if data.index is None:
-        if data.format == "lmdb":
-            return Manifest(lmdb_index(data.uri, data.keys, tick))
-        return Manifest(folder_index(data.uri, tick))
+        index = index_beside(data.uri) if data.format == "shards" else None
+        return Manifest(index or make_index(data, tick))
     index = open_index(data.index)
     if index.about.kind != data.format:
         raise DataError(
             f"{data.index} is the index of a data set of format {index.about.kind}; the spec says {data.format}"
         )
-    check_lmdb(data.uri, index) if data.format == "lmdb" else check_folder(data.uri, index)
+    CHECKS[data.format](data.uri, index)
     return Manifest(index)
 
 
-def open_index(address: str) -> Index:
-    """The index at a path or s3:// address. Raises DataError, StorageError."""
-    if not address.startswith("s3://"):
-        return Index(Path(address))
-    folder, name = split_uri(address)
-    store = open_store(folder)
-    return Index(Path(address), FileCache().open(store, store.stat(name)))
+def make_index(data: Data, tick: Callable[[int], object]) -> Index:
+    """What the data itself says, whatever index there is of it. Raises DataError, StorageError."""
+    match data.format:
+        case "folder":
+            return folder_index(data.uri, tick)
+        case "lmdb":
+            return lmdb_index(data.uri, data.keys, tick)
+        case "shards":
+            return shard_index(data.uri, tick)
 
 
 def open_images(data: Data, manifest: Manifest) -> Images:
     """Where the encoded images of a manifest come from."""
-    kind = LmdbImages if data.format == "lmdb" else FolderImages
-    return kind(data.uri, manifest.index)
+    return IMAGES[data.format](data.uri, manifest.index)
+
+
+CHECKS: dict[str, Callable[[str, Index], object]] = {
+    "folder": check_folder, "lmdb": check_lmdb, "shards": check_shards,
+}  # fmt: skip
+IMAGES: dict[str, Callable[[str, Index], Images]] = {
+    "folder": FolderImages, "lmdb": LmdbImages, "shards": ShardImages,
+}  # fmt: skip
 
 
 def order_words(contents: np.ndarray, label: str) -> np.ndarray:
@@ -186,7 +194,8 @@ def order_words(contents: np.ndarray, label: str) -> np.ndarray:
     2014, with Stafford's constants 13). It maps no two numbers to one, so words are equal where the first
     eight bytes of the contents are. These words decide which images a subset holds and must never change.
     """
-    words = _first_words(contents) ^ np.frombuffer(hashlib.sha256(label.encode()).digest()[:8], "<u8")
+    words = _first_words(contents)
+    words ^= np.frombuffer(hashlib.sha256(label.encode()).digest()[:8], "<u8")
     for shift, factor in (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB):
         words ^= words >> np.uint64(shift)
         words *= np.uint64(factor)
@@ -200,9 +209,10 @@ def _first_words(contents: np.ndarray) -> np.ndarray:
 
 def _by_content_where_equal(rows: np.ndarray, words: np.ndarray, contents: np.ndarray) -> np.ndarray:
     """Rows in order of words, put in order of contents where words are equal and contents are not."""
-    equal = np.flatnonzero(words[rows[1:]] == words[rows[:-1]])
+    ordered = words[rows]
+    equal = np.flatnonzero(ordered[1:] == ordered[:-1])
     unlike = equal[(contents[rows[equal]] != contents[rows[equal + 1]]).any(axis=1)]
-    for word in np.unique(words[rows[unlike]]):
-        places = np.flatnonzero(words[rows] == word)
+    for word in np.unique(ordered[unlike]):
+        places = np.flatnonzero(ordered == word)
         rows[places] = sorted(rows[places], key=lambda row: (contents[row].tobytes(), row))
     return rows

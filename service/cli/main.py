@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.cli import home, show
+from service.cli import data, home, show
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
 
@@ -29,6 +29,7 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(name="mcf", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(data.app, name="data")
 
 
 class Format(StrEnum):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.images.index import DataError, Index
-from trainer.storage import Entry, Store
+from trainer.storage import Entry, Store, open_store, split_uri
 
 DEFAULT_GIB = 20.0
 
@@ -44,6 +44,15 @@ def kept_index(identity: str, write: Callable[[Path], object]) -> Index:
             if not path.exists():
                 write(path)
     return Index(path)
+
+
+def open_index(address: str) -> Index:
+    """The index at a path or s3:// address. Raises DataError, StorageError."""
+    if not address.startswith("s3://"):
+        return Index(Path(address))
+    folder, name = split_uri(address)
+    store = open_store(folder)
+    return Index(Path(address), FileCache().open(store, store.stat(name)))
 
 
 class FileCache:

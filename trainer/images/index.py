@@ -82,6 +82,7 @@ class Index:
         self.path = path
         try:
             with file or path.open("rb") as file:
+                self._local = Path(file.name)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             header, start = self._header()
             self.digest: str = header["digest"]
@@ -93,13 +94,16 @@ class Index:
             }
         except FileNotFoundError as error:
             raise DataError(f"there is no index {path}; `mcf data index` makes one") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
             raise DataError(f"{path} is no complete index of version {VERSION}: {error}; make it anew") from error
         self._keys_start = start + header["columns"]["keys"][0]
         self.offsets = columns["offsets"]
         self.contents = columns["contents"].reshape(-1, 32)
         self.sizes = columns["sizes"]
         self.shards, self.starts = columns.get("shards"), columns.get("starts")
+
+    def __reduce__(self) -> tuple[type["Index"], tuple[Path]]:
+        return Index, (self._local,)  # another process maps the file for itself
 
     def __len__(self) -> int:
         return len(self.sizes)

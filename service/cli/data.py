@@ -1,0 +1,80 @@
+"""`mcf data`: what a data set holds, and making it fit for training. Needs no service."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Data sets: index, shard, verify, show.", no_args_is_help=True)
+
+
+class Format(StrEnum):
+    FOLDER = "folder"
+    LMDB = "lmdb"
+    SHARDS = "shards"
+
+
+Uri = Annotated[str, typer.Argument(help="Folder of images, LMDB, or folder of tar shards; a path or s3:// address.")]
+AskedFormat = Annotated[Format | None, typer.Option("--format", help="What it is; else what it looks like.")]
+Keys = Annotated[str | None, typer.Option(help="LMDB only: text file with one image key a line.")]
+IndexFile = Annotated[str | None, typer.Option("--index", help="An index made before; else the data is listed.")]
+SubsetSize = Annotated[int | None, typer.Option(min=1, help="Only so many images, chosen as a run chooses them.")]
+SubsetSeed = Annotated[int, typer.Option(min=0, help="Which subset.")]
+HeldOut = Annotated[int | None, typer.Option(min=0, help="Images held out from it, as `evaluation.held_out` says.")]
+
+
+@app.command()
+def index(
+    uri: Uri,
+    format: AskedFormat = None,
+    keys: Keys = None,
+    output: Annotated[str | None, typer.Option(help="Where to; else URI.index, or index.mcf beside shards.")] = None,
+) -> None:
+    """Read every image once, and write down what there is in one file."""
+    from service.cli import datasets
+
+    datasets.index(datasets.described(uri, format, keys), output)
+
+
+@app.command()
+def shard(
+    uri: Uri,
+    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards and their index.")],
+    format: AskedFormat = None,
+    keys: Keys = None,
+    index: IndexFile = None,
+    size_mib: Annotated[float, typer.Option(min=0.01, help="Size of a shard in MiB.")] = 256,
+    subset_size: SubsetSize = None,
+    subset_seed: SubsetSeed = 0,
+    held_out: HeldOut = None,
+) -> None:
+    """Write images as tar shards in a shuffled order, with an index. Run it again after an interruption."""
+    from service.cli import datasets
+
+    data = datasets.described(uri, format, keys, index)
+    datasets.shard(data, out, int(size_mib * 2**20), datasets.Subset(subset_size, subset_seed, held_out))
+
+
+@app.command()
+def verify(uri: Uri, format: AskedFormat = None, keys: Keys = None, index: IndexFile = None) -> None:
+    """Read every image again and decode it; name each that is missing, changed, extra or undecodable."""
+    from service.cli import datasets
+
+    raise typer.Exit(1 if datasets.verify(datasets.described(uri, format, keys, index)) else 0)
+
+
+@app.command()
+def show(
+    uri: Uri,
+    format: AskedFormat = None,
+    keys: Keys = None,
+    index: IndexFile = None,
+    subset_size: SubsetSize = None,
+    subset_seed: SubsetSeed = 0,
+    held_out: HeldOut = None,
+) -> None:
+    """Counts, sizes and digests. Reads no image of a data set that was indexed before."""
+    from service.cli import datasets
+
+    data = datasets.described(uri, format, keys, index)
+    datasets.show(data, datasets.Subset(subset_size, subset_seed, held_out))

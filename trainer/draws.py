@@ -78,7 +78,7 @@ def _one(epoch: int, index: int) -> Drawn:
 def _words(stream: _Stream, seed: int, drawn: Drawn, view: int, *, count: int) -> np.ndarray:
     """uint64 [B, count]: for each image the first words of its own counter."""
     generator = np.random.Philox(key=[seed, stream])
-    state: dict[str, Any] = generator.state
+    state: Any = generator.state
     # The first word of a counter is the one that runs while drawing.
     counters = np.zeros((len(drawn.index_B), 4), np.uint64)
     counters[:, 1], counters[:, 2], counters[:, 3] = view, drawn.index_B, drawn.epoch_B

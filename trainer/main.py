@@ -48,10 +48,14 @@ OWN_ERRORS = (NonFiniteLoss, DataError, TeacherError, WeightsError, torch.OutOfM
 # Wrong about where or how it was started; the run itself is none the worse.
 START_ERRORS = (TooManyWorkers, OtherRun)
 
+# With the pauses between them more than a minute: an object store is away that long when it fails over.
+STORE_ATTEMPTS = "12"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent()
     exit_on_request()
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", STORE_ATTEMPTS)
     rank = os.environ.get("RANK", "0")
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s")
     logging.getLogger("botocore").setLevel(logging.WARNING)  # tells at length where it found its credentials

@@ -3,7 +3,8 @@
     StorageError          what went wrong and with which address
     └── ObjectMissing     there is no such object
 
-S3 endpoint and credentials come from the usual AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+S3 endpoint, credentials and patience come from the usual AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+AWS_MAX_ATTEMPTS, ...).
 """
 
 import os
@@ -238,7 +239,7 @@ def _s3() -> Any:
         region_name=os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")),
         # Checksums only where the protocol asks for them: several S3 servers reject the newer default.
         config=Config(
-            retries={"mode": "standard", "max_attempts": 5},
+            retries={"mode": "standard", "max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "5"))},
             connect_timeout=5,
             read_timeout=60,
             request_checksum_calculation="when_required",

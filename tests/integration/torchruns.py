@@ -1,0 +1,91 @@
+"""Small runs under real torchrun agents, for the tests of what may happen to them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.presets import TINY
+from trainer.rundir import list_checkpoints
+from trainer.spec import RunSpec
+from trainer.storage import DirectoryStore
+
+ROOT = Path(__file__).resolve().parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MCF_COLLECTIVE_TIMEOUT_SECONDS": "60"}
+STEPS = 20
+
+
+def small(faces: Path, **changes: Any) -> RunSpec:
+    """The tiny preset with an input and an encoder that make a step a matter of milliseconds."""
+    return RunSpec.model_validate({
+        **TINY, "data": {"uri": str(faces)}, "input_size": 32,
+        "encoder": {"width": 48, "depth": 2, "heads": 3, "patch": 8},
+        "teacher": {"source": "random", "arch": "as-encoder", "taps": [0, 1]},
+        "schedule": {"unit": "steps", "length": STEPS, "warmup": 4}, "evaluation": {"held_out": 8},
+        "cadence": {"checkpoint_steps": 3, "keep_checkpoints": 9, "log_steps": 2, "picture_steps": 10}, **changes,
+    })  # fmt: skip
+
+
+def tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights, target and optimizer moments of a checkpoint, by name."""
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from tensors(value, f"{name}/{key}")
+
+
+def final_state(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return state_in(folder / f"checkpoints/{step:09d}/state.pt")
+
+
+def state_in(file: Path) -> dict[str, torch.Tensor]:
+    found = dict(tensors(torch.load(file, weights_only=True)))
+    assert len(found) > 100
+    return found
+
+
+@contextmanager
+def torchrun(
+    run: RunSpec, folder: Path, *, workers: int = 2, nodes: str = "1", endpoint: str = "127.0.0.1:0", **env: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A torchrun agent training `run` in `folder`, with its output in folder/log; killed if it is still there."""
+    folder.mkdir(exist_ok=True)
+    spec = folder / "given.json"
+    spec.write_text(run.model_dump_json())
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", str(workers),
+        "--max-restarts", "9", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", folder.name,
+        "--rdzv-conf", "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=1",
+        "-m", "trainer.main", "--spec", str(spec),
+    ]  # fmt: skip
+    # torch 2.15 tells a node that joins a later round no address when the agents' store is shared with the workers:
+    # it waits a minute, and then the whole attempt fails.
+    env = {**ENV, "MCF_RUN_URI": str(folder), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **env}
+    with (folder / "log").open("ab") as log:
+        agent = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield agent
+    finally:
+        agent.kill()  # workers die with their agent
+        agent.wait()
+
+
+def wait_for_checkpoint(folder: Path, step: int, agent: "subprocess.Popen[bytes]", log: Path | None = None) -> None:
+    """Until there is a checkpoint of this step or a later one."""
+    store = DirectoryStore(str(folder))
+    wait_until(lambda: any(kept.step >= step for kept in list_checkpoints(store)), agent, log or folder / "log")
+
+
+def wait_until(holds: Callable[[], bool], agent: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not holds():
+        assert agent.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -14,11 +14,13 @@ import numpy as np
 from trainer.images.cache import open_index
 from trainer.images.database import LmdbImages, check_lmdb, lmdb_index
 from trainer.images.folder import FolderImages, check_folder, folder_index
-from trainer.images.index import DataError, Index, raw, text
+from trainer.images.index import DataError, Index, Kind, raw, text
 from trainer.images.shards import ShardImages, check_shards, index_beside, shard_index
 from trainer.spec import Data
 
-__all__ = ["DataError", "Images", "Manifest", "Rows", "Split", "make_index", "open_images", "read_manifest"]
+__all__ = [
+    "DataError", "Images", "Manifest", "Rows", "Split", "make_index", "named_manifest", "open_images", "read_manifest",
+]  # fmt: skip
 
 # Rows whose contents are copied at a time.
 CHUNK = 1 << 20
@@ -79,7 +81,10 @@ class Manifest:
     def _first(self, label: str, count: int) -> np.ndarray:
         """The first rows in the label's order: by `order_words`, then by content, then by key."""
         contents = self.index.contents
-        words = order_words(contents, label)
+        words = np.empty(len(contents), np.uint64)
+        for start in range(0, len(words), CHUNK):
+            words[start : start + CHUNK] = order_words(contents[start : start + CHUNK], label)
+            self.index.let_go()
         # Stable sorts: copies of an image stay in key order.
         if count < len(words):
             last = max(count, 1) - 1
@@ -153,12 +158,16 @@ def read_manifest(data: Data, tick: Callable[[int], object] = lambda images: Non
     if data.index is None:
         index = index_beside(data.uri) if data.format == "shards" else None
         return Manifest(index or make_index(data, tick))
-    index = open_index(data.index)
-    if index.about.kind != data.format:
-        raise DataError(
-            f"{data.index} is the index of a data set of format {index.about.kind}; the spec says {data.format}"
-        )
-    CHECKS[data.format](data.uri, index)
+    manifest = named_manifest(data.index, data.format)
+    CHECKS[data.format](data.uri, manifest.index)
+    return manifest
+
+
+def named_manifest(address: str, format: Kind) -> Manifest:
+    """What an index says, whether or not the data is like that. Raises DataError, StorageError."""
+    index = open_index(address)
+    if index.about.kind != format:
+        raise DataError(f"{address} is the index of a data set of format {index.about.kind}; the spec says {format}")
     return Manifest(index)
 
 

@@ -19,7 +19,7 @@ from trainer.images.folder import list_images
 from trainer.images.index import text
 from trainer.images.shards import ShardImages, members, open_shard
 from trainer.images.sorting import read_ahead
-from trainer.manifest import DataError, Images, Manifest, open_images, read_manifest
+from trainer.manifest import DataError, Images, Manifest, named_manifest, open_images, read_manifest
 from trainer.spec import Data
 from trainer.storage import StorageError
 
@@ -32,7 +32,8 @@ Problem = tuple[str, str]
 
 def main(data: Data) -> None:
     torch.set_num_threads(1)  # the images are what is parallel here
-    manifest = read_manifest(data)
+    # Not read_manifest: it would refuse what is to be told image by image.
+    manifest = named_manifest(data.index, data.format) if data.index else read_manifest(data)
     images = open_images(data, manifest)
     say(total=len(manifest))
     look = partial(examine, manifest, images)

@@ -57,7 +57,10 @@ def shard(
 
 @app.command()
 def verify(uri: Uri, format: AskedFormat = None, keys: Keys = None, index: IndexFile = None) -> None:
-    """Read every image again and decode it; name each that is missing, changed, extra or undecodable."""
+    """Read every image again and decode it; name each that is missing, changed, extra or undecodable.
+
+    Compared with the index: the named one, URI.index, or that beside shards. Exit code 1 when there is a problem.
+    """
     from service.cli import datasets
 
     raise typer.Exit(1 if datasets.verify(datasets.described(uri, format, keys, index)) else 0)

@@ -21,7 +21,7 @@ from trainer.images.sharding import write_shards
 from trainer.images.shards import BESIDE, SUFFIX
 from trainer.manifest import DataError, Manifest, Rows, Split, make_index, open_images, read_manifest
 from trainer.spec import Data, Evaluation
-from trainer.storage import StorageError, open_store, split_uri
+from trainer.storage import ObjectMissing, StorageError, open_store, split_uri
 
 # Names that are looked at to tell what a data set is.
 GLANCE = 1000
@@ -86,6 +86,8 @@ def verify(data: Data) -> int:
     """Print every image with which something is wrong; returns how many. Decodes in a process that may load torch."""
     if importlib.util.find_spec("torch") is None:
         raise McfError("Decoding needs the trainer's packages: pip install 'mcf[trainer]'")
+    if data.index is None and data.format != "shards":
+        data = data.model_copy(update={"index": _made_before(f"{data.uri}.index")})
     command = [sys.executable, "-m", "trainer.verify", data.model_dump_json()]
     bad = total = done = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, _progress("verifying") as tick:
@@ -96,7 +98,7 @@ def verify(data: Data) -> int:
                 raise McfError(said["error"])
             if "problem" in said:
                 bad += 1
-                print(f"{said['problem']}: {said['key']}: {said['reason']}")
+                print(_printable(f"{said['problem']}: {said['key']}: {said['reason']}"))
             if "done" in said:
                 tick(said["done"] - done)
                 done = said["done"]
@@ -104,6 +106,8 @@ def verify(data: Data) -> int:
     if process.returncode:
         raise McfError(f"The images were not read to the end; trainer.verify ended with {process.returncode}")
     print(f"{total} images: " + (f"{bad} problems" if bad else "all as indexed, and all can be decoded"))
+    if data.index is None and data.format != "shards":
+        print("(as they are now: no index says how they were; `mcf data index` writes one)")
     return bad
 
 
@@ -118,7 +122,7 @@ def show(data: Data, subset: Subset) -> None:
     print(f"{data.uri} ({data.format}): {len(manifest)} images, {_bytes(index.num_bytes)}")
     print(f"sizes: {smallest} to {largest} bytes, median {median}")
     print(f"digest: {manifest.digest}")
-    print("first keys: " + ", ".join(manifest.key(row) for row in range(min(FIRST_KEYS, len(manifest)))))
+    print(_printable("first keys: " + ", ".join(manifest.key(row) for row in range(min(FIRST_KEYS, len(manifest))))))
     if index.about.shards:
         print(f"shards: {len(index.about.shards)}, {_bytes(sum(shard.size for shard in index.about.shards))}")
     if split:
@@ -129,6 +133,16 @@ def show(data: Data, subset: Subset) -> None:
 def absolute(address: str) -> str:
     """A path as the service would need it; an s3:// address as it is."""
     return address if "://" in address else os.path.abspath(Path(address).expanduser())
+
+
+def _made_before(address: str) -> str | None:
+    """The address of an index that `mcf data index` wrote where it does when it is not told."""
+    with _for_people():
+        try:
+            open_store(split_uri(address)[0]).stat(split_uri(address)[1])
+        except ObjectMissing:
+            return None
+    return address
 
 
 def _looks_like(uri: str) -> Kind:
@@ -153,6 +167,11 @@ def _progress(what: str, total: int | None = None) -> Iterator[Callable[[int], N
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total, visible=False)
         yield lambda images: progress.update(task, advance=images, visible=True)
+
+
+def _printable(text: str) -> str:
+    """Names of files need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _bytes(number: float) -> str:

@@ -7,8 +7,9 @@ MCF_CACHE_GIB   how much of what lies in S3; the least recently opened goes firs
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ from trainer.images.index import DataError, Index
 from trainer.storage import Entry, Store, open_store, split_uri
 
 DEFAULT_GIB = 20.0
+WAIT_SECONDS = 0.1
 
 
 def cache_folder() -> Path:
@@ -71,44 +73,60 @@ class FileCache:
         while True:
             with suppress(FileNotFoundError):
                 file = path.open("rb")
-                os.utime(file.fileno())
+                os.utime(file.fileno(), ns=(time.time_ns(),) * 2)  # the kernel's own clock for files ticks rarely
                 return file
             with locked(path.with_suffix(".lock")):
                 if not path.exists():
                     self._fetch(store, entry, path)
 
     def _fetch(self, store: Store, entry: Entry, path: Path) -> None:
-        part = path.with_suffix(".part")
-        with locked(self.folder / "room.lock"):
-            self._make_room(store, entry)
-            # Holds the place: it counts with all its bytes from now on, and takes up none of them on disk.
-            with part.open("wb") as file:
-                file.truncate(entry.size)
-        try:
-            store.get_file(entry.name, part)
-            if part.stat().st_size != entry.size or store.stat(entry.name) != entry:
-                raise DataError(f"{store.uri}/{entry.name} changed while it was read; index it again")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-    def _make_room(self, store: Store, entry: Entry) -> None:
         if entry.size > self.limit:
             raise DataError(
                 f"{store.uri}/{entry.name} has {entry.size} bytes and the cache holds {self.limit}: raise MCF_CACHE_GIB"
             )
-        for part in self.folder.glob("*.part*"):
-            # Who fetches holds the lock, so a part whose lock is free was left by a process that was killed.
-            with suppress(BlockingIOError), locked(part.with_suffix(".lock"), wait=False):
-                part.unlink(missing_ok=True)
-        files = sorted((path for path in self.folder.iterdir() if path.suffix in ("", ".part")), key=_opened_at)
-        free = self.limit - sum(path.stat().st_size for path in files)
-        for path in files:
-            if free >= entry.size:
-                break
-            if not path.suffix:
+        part = path.with_suffix(".part")
+        while not self._hold_place(part, entry.size):
+            time.sleep(WAIT_SECONDS)  # what others are fetching can go once it is here
+        try:
+            store.get_file(entry.name, part)
+            if part.stat().st_size != entry.size or store.stat(entry.name) != entry:
+                raise DataError(f"{store.uri}/{entry.name} changed while it was read; index it again")
+            with self._alone():
+                part.replace(path)
+        finally:
+            with self._alone():
+                self._discard(part)
+
+    def _hold_place(self, part: Path, size: int) -> bool:
+        """Make room for a part that counts with all its bytes from now on; False while others' parts are in the way."""
+        with self._alone():
+            self._discard(part)
+            for other in self._kept(".part"):
+                # Who fetches holds the lock, so a part whose lock is free was left by a process that was killed.
+                with suppress(BlockingIOError), locked(other.with_suffix(".lock"), wait=False):
+                    self._discard(other)
+            free = self.limit - sum(path.stat().st_size for path in self._kept("", ".part"))
+            for path in sorted(self._kept(""), key=_opened_at):
+                if free >= size:
+                    break
                 free += path.stat().st_size
                 path.unlink()
+            if free >= size:
+                with part.open("wb") as file:
+                    file.truncate(size)  # which takes up no disk yet
+            return free >= size
+
+    def _discard(self, part: Path) -> None:
+        # boto3 writes to a name of its own, which begins with that of the part.
+        for left in self.folder.glob(f"{part.name}*"):
+            left.unlink(missing_ok=True)
+
+    def _kept(self, *suffixes: str) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.suffix in suffixes]
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Nobody else adds a file, makes room, or counts."""
+        return locked(self.folder / "room.lock")
 
 
 @contextmanager

@@ -113,9 +113,17 @@ class Index:
         """Bytes of all encoded images."""
         return int(self.sizes.sum())
 
+    @property
+    def file_bytes(self) -> int:
+        return len(self._map)
+
     def key(self, row: int) -> bytes:
         start = self._keys_start
         return self._map[start + int(self.offsets[row]) : start + int(self.offsets[row + 1])]
+
+    def let_go(self) -> None:
+        """Count no longer as this process's memory what was read so far; what is looked at again comes back."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def find(self, key: bytes) -> int | None:
         """The row of a key; None where there is none."""

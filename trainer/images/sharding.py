@@ -1,6 +1,7 @@
 """Writing tar shards: which image goes where follows from the images alone, so an interrupted writer goes on."""
 
 import hashlib
+import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -103,6 +104,7 @@ def _put(store: Store, name: str, write: Callable[[IO[bytes]], None]) -> None:
             write(file)
             file.flush()
             if here:
+                os.fsync(file.fileno())
                 aside.chmod(0o644)
                 aside.replace(here / name)
             else:

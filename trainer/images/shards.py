@@ -43,7 +43,8 @@ class ShardImages:
         self.num_whole = len(self.shards)
         if self._remote:
             sizes = np.cumsum([shard.size for shard in self.shards])
-            self.num_whole = int(np.searchsorted(sizes, cache_bytes(), side="right"))
+            # The index is in the cache as well, where it lies beside the shards.
+            self.num_whole = int(np.searchsorted(sizes, cache_bytes() - index.file_bytes, side="right"))
         # The file closes when the last thread that reads it lets go of it.
         self._file = lru_cache(OPEN_FILES)(self._open)
 

@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Rows whose contents are copied at a time.
-CHUNK = 1 << 20
+CHUNK = 1 << 16
 
 
 class Images(Protocol):

@@ -41,9 +41,10 @@ class Member(NamedTuple):
 def write_shards(
     images: Images, rows: Rows, out: str, shard_bytes: int, tick: Callable[[int], object] = lambda images: None
 ) -> Index:
-    """Write images, in the order of the rows, as tar files of about `shard_bytes` below `out`, and their index last.
+    """Write images, in the order of the rows, as tar files of at most `shard_bytes` below `out`, and their index last.
 
-    Shards that an earlier, interrupted call has finished are left as they are. `out` is a folder or s3:// prefix.
+    An image larger than that has a shard of its own. Shards that an earlier, interrupted call has finished are left
+    as they are. `out` is a folder or s3:// prefix.
     Raises DataError when it holds other shards or an image has changed, StorageError when it cannot be written.
     """
     store = open_store(out)
@@ -77,7 +78,7 @@ def _plan(images: Images, rows: Rows, shard_bytes: int) -> Iterator[list[Member]
     for row in rows:
         key, size = _name(images, row), int(index.sizes[row])
         header = _header(key, size)
-        if members and _end(members[-1]) + len(header) + size > shard_bytes:
+        if members and _whole_blocks(_end(members[-1]) + len(header) + size) + len(END) > shard_bytes:
             yield members
             members, number = [], number + 1
         start = (_end(members[-1]) if members else 0) + len(header)
@@ -134,4 +135,8 @@ def _name(images: Images, row: int) -> str:
 
 def _end(member: Member) -> int:
     """First byte after the image and its padding."""
-    return -(-(member.row_in_index.start + member.row_in_index.size) // BLOCK) * BLOCK
+    return _whole_blocks(member.row_in_index.start + member.row_in_index.size)
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK

@@ -61,7 +61,8 @@ class ShardImages:
         assert index.starts is not None
         number, start, size = int(index.shards[row]), int(index.starts[row]), int(index.sizes[row])
         if number < self.num_whole:
-            return index.checked(row, os.pread(self._file(number).fileno(), size, start))
+            file = self._file(number)  # held here, or another thread could close it before it is read
+            return index.checked(row, os.pread(file.fileno(), size, start))
         shard = self.shards[number]
         data, version = self.store.get_range(shard.name, start, size)
         if version != shard.version:

@@ -3,6 +3,7 @@
 import hashlib
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from trainer.images.index import Index
 from trainer.images.sharding import write_shards
-from trainer.images.shards import ShardImages
+from trainer.images.shards import OPEN_FILES, ShardImages
 from trainer.manifest import DataError, Images, Manifest, Rows, make_index, open_images, read_manifest
 from trainer.spec import Data
 from trainer.storage import open_store
@@ -147,6 +148,18 @@ def test_an_image_that_changed_since_it_was_indexed_is_not_written(folder: Folde
     with pytest.raises(DataError, match="has changed since it was indexed"):
         folder.shard(str(tmp_path), Changed())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_many_threads_read_more_shards_than_are_open(folder: Folder, tmp_path: Path) -> None:
+    data = shards(str(tmp_path))
+    written = folder.shard(data.uri, shard_bytes=1)
+    assert len(written.about.shards) == 48 > OPEN_FILES
+    manifest = read_manifest(data)
+    images = open_images(data, manifest)
+    rows = [number * 31 % 48 for number in range(48 * 100)]
+    with ThreadPoolExecutor(16) as pool:
+        for row, image in zip(rows, pool.map(images.get, rows), strict=True):
+            assert hashlib.sha256(image).hexdigest() == manifest.content(row)
 
 
 def cut(path: Path, length: int) -> None:

@@ -35,6 +35,7 @@ from trainer.storage import DirectoryStore
 
 # Two groups of four slices: eight cells, so eight workers are two teams, and three share unequally.
 GRID = {"slice": 8, "contrastive_group": 32, "global_batch": 64}
+KEY_LENGTH = 64
 WORLDS = [[(size, 99)] for size in (1, 2, 3, 4, 8)]
 CHANGING = [(3, 7), (1, 12), (4, 99)]
 # One step leaves a tenth of the gradient in the optimizer's first moment. AdamW amplifies rounding from there on.
@@ -54,6 +55,8 @@ class Trained(NamedTuple):
 
     state: dict[str, torch.Tensor]
     losses: list[dict[str, float]]
+    collectives: list[list[tuple[str, int]]]
+    """Of every rank of the last world: what it sent in the last step, and how many numbers."""
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +75,20 @@ def on_worlds(tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     subprocess.run(command, env=ENV, cwd=ROOT, check=True, timeout=290)
     return {
         (kind, length): [
-            Trained(final_state(where, length), [json.loads(line) for line in (where / "losses").open()])
-            for where in (folder / f"{kind} {length}" / str(number) for number in range(len(KINDS[kind][2])))
+            what_came_of(folder / f"{kind} {length}/{number}", length, stretches[-1][0])
+            for number, stretches in enumerate(KINDS[kind][2])
         ]
         for kind, length in CASES
     }
+
+
+def what_came_of(folder: Path, length: int, last_world: int) -> Trained:
+    sent = [folder / f"collectives-{last_world}-{rank}.json" for rank in range(last_world)]
+    return Trained(
+        state=final_state(folder, length),
+        losses=[json.loads(line) for line in (folder / "losses").open()],
+        collectives=[[tuple(each) for each in json.loads(path.read_text())] for path in sent if path.exists()],
+    )
 
 
 @pytest.mark.parametrize(("kind", "length"), CASES)
@@ -93,6 +105,23 @@ def test_one_to_eight_workers_take_the_same_steps_also_when_their_number_changes
             assert torch.allclose(value, other.state[name], rtol=tolerance, atol=tolerance), name
         for line, expected in zip(other.losses, alone.losses, strict=True):
             assert line == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize(("size", "shares"), [(1, []), (2, [2, 2]), (3, [2, 2]), (4, [1, 1]), (8, [1])])
+def test_a_step_sends_its_gradient_once_its_keys_inside_the_team_and_a_handful_of_numbers(
+    on_worlds: dict[tuple[str, int], list[Trained]], size: int, shares: list[int]
+) -> None:
+    trained = on_worlds["target moves per group", 20][[size for [(size, _)] in WORLDS].index(size)]
+    gradient = sum(value.numel() for name, value in trained.state.items() if name.endswith("/exp_avg"))
+    assert len(trained.collectives) == size
+    for sent in trained.collectives:
+        reduced = [numbers for name, numbers in sent if name == "all_reduce"]
+        # Losses, gradient norm and what ranks want of each other.
+        assert min(reduced) <= 8
+        assert sum(reduced) - min(reduced) == gradient
+        # One gather a group this rank's team has, of the slices that any of the team has most of.
+        keys = GRID["slice"] * KEY_LENGTH
+        assert [numbers for name, numbers in sent if name == "all_gather"] == [share * keys for share in shares]
 
 
 def test_a_branch_that_is_switched_off_leaves_no_weights(

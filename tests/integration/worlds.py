@@ -1,10 +1,12 @@
 """Train one spec on several world sizes with real gloo processes: python -m tests.integration.worlds JOB.json
 
 A job lists runs; a run is a list of [world size, step to stop after (2 at least)] and leaves its last checkpoint in a
-directory. Ranks are forks of one process that has imported torch, because importing it ten times takes longer.
+directory, the losses of every step, and what every rank sent in the last one. Ranks are forks of one process that has
+imported torch, because importing it ten times takes longer.
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -12,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401  DDP and AdamW import it anyway: three seconds, paid here once and not in every rank
+from torch.profiler import ProfilerActivity, profile
 
 from tests.conftest import free_port
 from trainer.checkpoint import CheckpointStore
@@ -33,13 +36,24 @@ class StopAfter(Silent):
 
     def __init__(self, world: World, folder: Path, last_step: int) -> None:
         self.world, self.folder, self.last_step = world, folder, last_step
+        self.profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
 
     def step(self, step: int, losses: Mapping[str, float], **more: float) -> None:
         if self.world.is_first:
             with (self.folder / "losses").open("a") as file:
                 file.write(json.dumps(dict(losses)) + "\n")
-        if step == self.last_step - 1 and self.world.rank == self.world.size - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if step == self.last_step - 1:
+            if self.world.rank == self.world.size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            self.profiler.start()
+        elif step == self.last_step > 1:
+            self.profiler.stop()
+            sent = [
+                (event.key.removeprefix("gloo:"), math.prod(event.input_shapes[0]))
+                for event in self.profiler.events() or []
+                if event.key.startswith("gloo:")
+            ]
+            (self.folder / f"collectives-{self.world.size}-{self.world.rank}.json").write_text(json.dumps(sent))
 
 
 def train(run: RunSpec, folder: str, last_step: int) -> None:
@@ -56,7 +70,7 @@ def train(run: RunSpec, folder: str, last_step: int) -> None:
         steps = range(parts.step, run.total_steps(parts.num_images))
         batches = slices(run, open_images(run.data, split.manifest), split.train, plan, steps, world.device)
         keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
-        fit(run, parts, plan, batches, world, keeper, StopAfter(world, Path(folder), last_step))
+        fit(run, parts, plan, batches, world, keeper, StopAfter(world, Path(folder), min(last_step, steps.stop)))
         keeper.close()
 
 

@@ -162,9 +162,10 @@ def _for_people() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A counter of images on standard error, seen from the first image on and gone at the end."""
+    """A counter of images on a terminal, seen from the first image on and gone at the end."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total, visible=False)
         yield lambda images: progress.update(task, advance=images, visible=True)
 

@@ -124,7 +124,9 @@ def test_an_interrupted_writer_goes_on_where_it_stopped(folder: Folder, tmp_path
     assert 0 < len(before) < len(tars(whole))
     assert [path.name for path in out.iterdir() if path not in tars(out)] == []
 
+    (out / ".aside-killed").write_bytes(b"half a shard")
     folder.shard(str(out))
+    assert not (out / ".aside-killed").exists()
     assert {path.name: path.stat().st_ino for path in tars(out)}.items() >= before.items()
     assert {path.name: path.read_bytes() for path in tars(out)} == {
         path.name: path.read_bytes() for path in tars(whole)

@@ -86,6 +86,10 @@ def _environment(request: LaunchRequest) -> dict[str, str]:
         # With the rendezvous' store shared, a node that joins any round but the first is told no address (torch 2.15).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
+    if request.placement.teacher_cache_gib:
+        environment["MCF_TEACHER_CACHE_GIB"] = f"{request.placement.teacher_cache_gib:g}"
+    if request.placement.compile:
+        environment["MCF_COMPILE"] = "1"
     if request.tracking_uri and request.tracking_run_id:
         environment["MLFLOW_TRACKING_URI"] = request.tracking_uri
         environment["MLFLOW_RUN_ID"] = request.tracking_run_id

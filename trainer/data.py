@@ -32,7 +32,7 @@ class Slice(NamedTuple):
     online_BL: Tensor
     target_BL: Tensor
     index_B: Tensor
-    """Which image of the subset each is."""
+    """Which image of the subset each is; on the CPU, as flipped_B."""
     flipped_B: Tensor
     undecodable: Mapping[int, str]
     """Images that others stand in for: index in the subset -> key and reason."""
@@ -110,9 +110,10 @@ class _Cells(Dataset):
 def _on_device(cell: Slice | DataError | StorageError, device: torch.device) -> Slice:
     if isinstance(cell, Exception):
         raise cell
-    image_BCHW, online_BL, target_BL, index_B, flipped_B = (part.to(device, non_blocking=True) for part in cell[:5])
-    image_BCHW = torch.where(flipped_B.view(-1, 1, 1, 1), image_BCHW.flip(3), image_BCHW)
-    return Slice(image_BCHW, online_BL, target_BL, index_B, flipped_B, cell.undecodable)
+    parts = cell.image_BCHW, cell.online_BL, cell.target_BL, cell.flipped_B
+    image_BCHW, online_BL, target_BL, mirror_B = (part.to(device, non_blocking=True) for part in parts)
+    image_BCHW = torch.where(mirror_B.view(-1, 1, 1, 1), image_BCHW.flip(3), image_BCHW)
+    return cell._replace(image_BCHW=image_BCHW, online_BL=online_BL, target_BL=target_BL)
 
 
 def _num_workers() -> int:

@@ -27,6 +27,7 @@ from trainer.optim import clip_gradient, ema_momentum, gradient_norm, learning_r
 from trainer.report import Report
 from trainer.spec import RunSpec
 from trainer.stop import stop_requests
+from trainer.tapcache import TapCache
 from trainer.teachers import Teacher
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class NonFiniteLoss(Exception):
 
 @dataclass
 class Parts:
-    """Everything a run trains with. All of it but the teacher is in the checkpoint."""
+    """Everything a run trains with. All of it but the teacher and what it has seen is in the checkpoint."""
 
     model: Mcf
     target: Target | None
@@ -47,6 +48,8 @@ class Parts:
     """None where the run trains on masked pixels."""
     optimizer: AdamW
     num_images: int
+    taps: TapCache | None = None
+    """None where the teacher looks at every image every time."""
     step: int = 0
     """Optimizer steps done."""
     undecodable: dict[int, str] = field(default_factory=dict)
@@ -136,7 +139,8 @@ def train_group(
     for index, cell, image_BCHW in zip(group.slices, cells, images, strict=True):
         with nullcontext() if plan.is_last(group, index) else model.no_sync():
             with autocast(run, world.device):
-                cell_losses = model(image_BCHW, cell.online_BL, keys_GE, index * run.batch.slice, parts.teacher)
+                wanted = parts.taps.wanted(cell, image_BCHW) if parts.taps else None
+                cell_losses = model(image_BCHW, cell.online_BL, keys_GE, index * run.batch.slice, parts.teacher, wanted)
             # A cell counts 1 / num_cells; DDP divides the sum over ranks by the world size.
             (cell_losses.total * (world.size / plan.num_cells)).backward()
         losses.add(group, index, cell_losses)

@@ -3,6 +3,8 @@
     MCF_RUN_URI     where the run leaves its records; ./runs/<first 12 of the spec's digest> by default
     MCF_ATTEMPT     number of this attempt, 1 by default
     MLFLOW_RUN_ID   log there (MLFLOW_TRACKING_URI says where that is); without it nothing is logged to MLflow
+    MCF_COMPILE     1 = torch.compile the networks
+    MCF_TEACHER_CACHE_GIB   keep the teacher's features of the training images (trainer/tapcache.py)
 
 Exit code: 0 succeeded, 1 failed (outcome.json says so when trying again is no use), 143 interrupted.
 """
@@ -29,7 +31,7 @@ from trainer.journal import Journal
 from trainer.keeper import Keeper
 from trainer.log import RunLog
 from trainer.loop import NonFiniteLoss, Parts, fit
-from trainer.manifest import DataError, open_images
+from trainer.manifest import DataError, Rows, open_images
 from trainer.optim import adamw
 from trainer.records import Outcome, Verdict
 from trainer.report import RankZero, Report, Silent
@@ -37,6 +39,7 @@ from trainer.rundir import list_checkpoints, read_outcome
 from trainer.spec import RunSpec
 from trainer.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.storage import Store, open_store, split_uri
+from trainer.tapcache import TapCache, cache_bytes
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
 from trainer.weights import WeightsError
@@ -76,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ended_at=datetime.now(UTC),
         )  # fmt: skip
         store.put(records.OUTCOME, outcome.model_dump_json(indent=1).encode())
+        HostCopy(store.uri, run.digest).remove()
     except START_ERRORS as error:
         logger.error("%s: %s", type(error).__name__, error)
     stop_agent()
@@ -101,7 +105,7 @@ def train(run: RunSpec, store: Store) -> int:
         world.form_teams(teams(run.batch, world.size))
         checkpoints = CheckpointStore(store, spec_digest=run.digest, keep=run.cadence.keep_checkpoints)
         host = HostCopy(store.uri, run.digest)
-        parts = build_parts(run, world, num_images=len(split.train))
+        parts = build_parts(run, world, split.train)
         reported = restore(parts, host, checkpoints, world)
         steps = range(parts.step, run.total_steps(parts.num_images))
         batches = slices(run, images, split.train, plan, steps, world.device)
@@ -119,15 +123,22 @@ def train(run: RunSpec, store: Store) -> int:
     return 0 if completed else INTERRUPTED
 
 
-def build_parts(run: RunSpec, world: World, num_images: int) -> Parts:
+def build_parts(run: RunSpec, world: World, train: Rows) -> Parts:
     """Everything as it is before the first step, the same on every rank."""
     model, target = start(run)
     model = model.to(world.device)
     target = target and target.to(world.device)
+    teacher = build_teacher(run, world.device)
+    if os.environ.get("MCF_COMPILE") == "1":
+        for part in model.encoder, model.decoder, target and target.encoder, teacher:
+            if part:
+                part.compile()
+    taps = None
+    if teacher and (limit := cache_bytes()):
+        taps = TapCache(run, teacher, train.digest, len(train), limit)
     return Parts(
-        model=model, target=target, teacher=build_teacher(run, world.device), optimizer=adamw(model, run),
-        num_images=num_images,
-    )  # fmt: skip
+        model=model, target=target, teacher=teacher, optimizer=adamw(model, run), num_images=len(train), taps=taps
+    )
 
 
 def restore(parts: Parts, host: HostCopy, checkpoints: CheckpointStore, world: World) -> Mapping[str, Any] | None:

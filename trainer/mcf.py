@@ -53,18 +53,20 @@ class Mcf(nn.Module):
         self.predictor = predictor(run.contrastive) if contrasts else None
 
     def forward(
-        self, image_BCHW: Tensor, noise_BL: Tensor, keys_GE: Tensor | None, first_label: int, teacher: Teacher | None
-    ) -> Losses:
+        self, image_BCHW: Tensor, noise_BL: Tensor, keys_GE: Tensor | None, first_label: int, teacher: Teacher | None,
+        wanted: list[Tensor] | None = None,
+    ) -> Losses:  # fmt: skip
         """Losses of one slice of normalised images.
 
         `keys_GE`: keys of the whole contrastive group in slice order, None where contrastive.weight is 0;
-        `first_label`: row of this slice's first image in it; `teacher`: None where the spec says `none`.
+        `first_label`: row of this slice's first image in it; `teacher`: None where the spec says `none`;
+        `wanted`: teacher(image_BCHW) where it is known already.
         """
         token_BND = self.encoder(image_BCHW, noise_BL, self.run.visible_patches())
         patch_BLK = self.decoder(token_BND, noise_BL)
         losses: dict[str, Tensor] = {}
         if teacher is not None:
-            losses["perceptual"] = self._perceptual(patch_BLK, image_BCHW, noise_BL, teacher)
+            losses["perceptual"] = self._perceptual(patch_BLK, image_BCHW, noise_BL, teacher, wanted)
         if "pixel" in self.run.loss_weights:
             losses["pixel"] = self._pixel(patch_BLK, image_BCHW, noise_BL)
         if keys_GE is not None:
@@ -82,14 +84,17 @@ class Mcf(nn.Module):
             patch_BLK = patch_BLK * deviation + mean
         return unpatchify(patch_BLK, self.run.encoder.patch)
 
-    def _perceptual(self, patch_BLK: Tensor, image_BCHW: Tensor, noise_BL: Tensor, teacher: Teacher) -> Tensor:
+    def _perceptual(
+        self, patch_BLK: Tensor, image_BCHW: Tensor, noise_BL: Tensor, teacher: Teacher, wanted: list[Tensor] | None
+    ) -> Tensor:
         # Published: the teacher embeds the whole predicted image, visible patches included, none replaced.
         if self.run.teacher.visible == "image":
             own_BLK = patchify(image_BCHW, self.run.encoder.patch).to(patch_BLK.dtype)
             patch_BLK = torch.where(self._hidden(noise_BL).unsqueeze(-1), patch_BLK, own_BLK)
         predicted = teacher(unpatchify(patch_BLK, self.run.encoder.patch))
-        with torch.no_grad():
-            wanted = teacher(image_BCHW)
+        if wanted is None:
+            with torch.no_grad():
+                wanted = teacher(image_BCHW)
         return feature_loss(predicted, wanted, self.run.teacher.normalise)
 
     def _pixel(self, patch_BLK: Tensor, image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:

@@ -467,6 +467,10 @@ class Placement(Frozen):
     """Worker processes on a node: one a GPU, or CPU processes where there is none."""
     priority: int = 0
     """Higher goes first among queued runs."""
+    teacher_cache_gib: float = Field(0, ge=0)
+    """Disk of a node for the teacher's features of training images, for small subsets seen often; 0 = none kept."""
+    compile: bool = False
+    """torch.compile the networks: minutes more before the first step, then faster; equal up to rounding."""
 
     @property
     def max_world_size(self) -> int:

@@ -64,7 +64,7 @@ def train(run: RunSpec, folder: str, last_step: int) -> None:
         store = DirectoryStore(folder)
         checkpoints = CheckpointStore(store, spec_digest=run.digest, keep=9)
         host = HostCopy(folder, run.digest)
-        parts = build_parts(run, world, num_images=len(split.train))
+        parts = build_parts(run, world, split.train)
         restore(parts, host, checkpoints, world)
         plan = step_plan(run.batch, world.rank, world.size)
         steps = range(parts.step, run.total_steps(parts.num_images))

@@ -60,7 +60,7 @@ def described(uri: str, format: str | None, keys: str | None, index: str | None 
 
 def index(data: Data, output: str | None) -> None:
     """Write the index of a data set to a path or s3:// address."""
-    to = absolute(output) if output else f"{data.uri}/{BESIDE}" if data.format == "shards" else f"{data.uri}.index"
+    to = absolute(output) if output else _index_of(data)
     with _for_people(), _progress("indexing") as tick:
         found = make_index(data, tick)
         folder, name = split_uri(to)
@@ -86,8 +86,8 @@ def verify(data: Data) -> int:
     """Print every image with which something is wrong; returns how many. Decodes in a process that may load torch."""
     if importlib.util.find_spec("torch") is None:
         raise McfError("Decoding needs the trainer's packages: pip install 'mcf[trainer]'")
-    if data.index is None and data.format != "shards":
-        data = data.model_copy(update={"index": _made_before(f"{data.uri}.index")})
+    index = data.index or _made_before(_index_of(data))
+    data = data.model_copy(update={"index": index})
     command = [sys.executable, "-m", "trainer.verify", data.model_dump_json()]
     bad = total = done = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, _progress("verifying") as tick:
@@ -105,9 +105,10 @@ def verify(data: Data) -> int:
             total = said.get("total", total)
     if process.returncode:
         raise McfError(f"The images were not read to the end; trainer.verify ended with {process.returncode}")
-    print(f"{total} images: " + (f"{bad} problems" if bad else "all as indexed, and all can be decoded"))
-    if data.index is None and data.format != "shards":
-        print("(as they are now: no index says how they were; `mcf data index` writes one)")
+    fine = "all as indexed, and all can be decoded" if index else "all can be decoded"
+    print(f"{total} images: " + (f"{bad} problems" if bad else fine))
+    if not index:
+        print("compared with nothing, for no index says how they were: `mcf data index` writes one")
     return bad
 
 
@@ -135,8 +136,13 @@ def absolute(address: str) -> str:
     return address if "://" in address else os.path.abspath(Path(address).expanduser())
 
 
+def _index_of(data: Data) -> str:
+    """Where the index is written unless somebody says where."""
+    return f"{data.uri.rstrip('/')}/{BESIDE}" if data.format == "shards" else f"{data.uri.rstrip('/')}.index"
+
+
 def _made_before(address: str) -> str | None:
-    """The address of an index that `mcf data index` wrote where it does when it is not told."""
+    """The address, if something lies there."""
     with _for_people():
         try:
             open_store(split_uri(address)[0]).stat(split_uri(address)[1])

@@ -51,10 +51,10 @@ def kept_index(identity: str, write: Callable[[Path], object]) -> Index:
 def open_index(address: str) -> Index:
     """The index at a path or s3:// address. Raises DataError, StorageError."""
     if not address.startswith("s3://"):
-        return Index(Path(address))
+        return Index(address)
     folder, name = split_uri(address)
     store = open_store(folder)
-    return Index(Path(address), FileCache().open(store, store.stat(name)))
+    return Index(address, FileCache().open(store, store.stat(name)))
 
 
 class FileCache:

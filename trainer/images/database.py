@@ -63,7 +63,7 @@ def check_lmdb(path: str, index: Index) -> None:
             value = txn.get(index.key(row))
             if value is None or len(value) != index.sizes[row]:
                 what = "does not hold" if value is None else "holds otherwise"
-                raise DataError(f"{index.path} is not the index of {path}, which {what} {text(index.key(row))!r}")
+                raise DataError(f"{index.address} is not the index of {path}, which {what} {text(index.key(row))!r}")
 
 
 def keys_of(path: str) -> Iterator[bytes]:

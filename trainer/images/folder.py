@@ -66,9 +66,11 @@ def check_folder(uri: str, index: Index) -> None:
         try:
             found = store.stat(key).size
         except ObjectMissing as error:
-            raise DataError(f"{index.path} is not the index of {uri}: it names {key!r}, which is not there") from error
+            raise DataError(
+                f"{index.address} is not the index of {uri}: it names {key!r}, which is not there"
+            ) from error
         if found != size:
-            raise DataError(f"{index.path} is not the index of {uri}: {key!r} has {found} bytes, there {size}")
+            raise DataError(f"{index.address} is not the index of {uri}: {key!r} has {found} bytes, there {size}")
 
 
 def _rows(uri: str, listing: Sorter, tick: Callable[[int], object]) -> Iterator[Row]:

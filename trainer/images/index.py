@@ -77,12 +77,12 @@ class About:
 class Index:
     """The columns of an index file, none of which is read before it is looked at."""
 
-    def __init__(self, path: Path, file: IO[bytes] | None = None) -> None:
-        """`file`: the path, already open. Raises DataError when it is missing, cut short, or no index."""
-        self.path = path
+    def __init__(self, address: Path | str, file: IO[bytes] | None = None) -> None:
+        """`file`: what lies there, already open. Raises DataError when it is missing, cut short, or no index."""
+        self.address = str(address)
         try:
-            with file or path.open("rb") as file:
-                self._local = Path(file.name)
+            with file or Path(address).open("rb") as file:
+                self.path = Path(file.name)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             header, start = self._header()
             self.digest: str = header["digest"]
@@ -93,9 +93,9 @@ class Index:
                 name: self._column(name, start + place[0], place[1]) for name, place in header["columns"].items()
             }
         except FileNotFoundError as error:
-            raise DataError(f"there is no index {path}; `mcf data index` makes one") from error
+            raise DataError(f"there is no index {address}; `mcf data index` makes one") from error
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise DataError(f"{path} is no complete index of version {VERSION}: {error}; make it anew") from error
+            raise DataError(f"{address} is no complete index of version {VERSION}: {error}; make it anew") from error
         self._keys_start = start + header["columns"]["keys"][0]
         self.offsets = columns["offsets"]
         self.contents = columns["contents"].reshape(-1, 32)
@@ -103,7 +103,7 @@ class Index:
         self.shards, self.starts = columns.get("shards"), columns.get("starts")
 
     def __reduce__(self) -> tuple[type["Index"], tuple[Path]]:
-        return Index, (self._local,)  # another process maps the file for itself
+        return Index, (self.path,)  # another process maps the file for itself
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -114,7 +114,7 @@ def check_shards(uri: str, index: Index) -> list[Shard]:
     known, found = index.about.shards, {shard.name: shard for shard in list_shards(uri)}
     if unlike := sorted(found.keys() ^ {shard.name for shard in known}):
         where = uri if unlike[0] in found else "the index"
-        raise DataError(f"{index.path} is not the index of {uri}: {unlike[0]} is in {where} alone")
+        raise DataError(f"{index.address} is not the index of {uri}: {unlike[0]} is in {where} alone")
     for shard in known:
         now = found[shard.name]
         if now.size != shard.size:

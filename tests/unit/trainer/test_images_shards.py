@@ -277,6 +277,9 @@ class TestRemote:
         store.put(name, bytes(len(store.get(name))))
         with pytest.raises(DataError, match=f"{name} has changed since it was indexed"):
             read_manifest(data)
+        store.delete([name])
+        with pytest.raises(DataError, match=f"{data.uri}/index.mcf is not the index of {data.uri}: {name} is in the"):
+            read_manifest(data)
 
     def test_what_does_not_fit_the_cache_is_read_image_by_image(
         self, data: Data, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ images it shows follows from the data alone; the index of what is shown and ever
 """
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from trainer.decode import Fit, Undecodable, decode
 from trainer.images.sorting import read_ahead
@@ -79,10 +81,12 @@ class OnDemand:
 
     def get(self, indices: Sequence[int]) -> Shown:
         undecodable: dict[int, str] = {}
-        image_BHWC = torch.empty((len(indices), self.size, self.size, 3), dtype=torch.uint8)
+        image_BHWC = _empty((len(indices), self.size, self.size, 3))
         shown = np.empty(len(indices), np.int64)
-        encoded = read_ahead(self.images.get, (self.rows[index] for index in indices))
-        for place, (index, data) in enumerate(zip(map(int, indices), encoded, strict=True)):
+        # All of them first: threads that read while this one decodes would take the interpreter from it.
+        read = read_ahead if self.images.is_remote else map
+        encoded = list(read(self.images.get, [self.rows[index] for index in indices]))
+        for place, (index, data) in enumerate(zip(indices, encoded, strict=True)):
             shown[place], pixels_CHW = self._first_decodable(index, data, undecodable)
             image_BHWC[place] = pixels_CHW.permute(1, 2, 0)
         return Shown(image_BHWC.permute(0, 3, 1, 2), shown, undecodable)
@@ -97,6 +101,14 @@ class OnDemand:
                 raise too_many(list(self._reasons.values()), len(self.rows))
             index = (index + 1) % len(self.rows)
             data = self.images.get(self.rows[index])
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """uint8; in a worker process in memory it shares with the trainer, so that a slice is not copied on its way."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def load_images(images: Images, rows: Rows | Sequence[int], size: int, fit: Fit) -> Tensor:

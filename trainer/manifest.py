@@ -29,6 +29,10 @@ CHUNK = 1 << 16
 class Images(Protocol):
     """The encoded images of a data set, by row of its manifest. For many threads at once, and across forks."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading an image waits for a server, so that it pays to ask for many at once."""
+
     def get(self, row: int) -> bytes:
         """Raises DataError when the image is gone or has changed, StorageError when it cannot be read."""
 

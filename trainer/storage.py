@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import boto3
@@ -97,8 +97,14 @@ class DirectoryStore:
             shutil.copyfile(path, aside)
 
     def get(self, name: str) -> bytes:
-        with _file_errors(self.uri, name):
-            return self._path(name).read_bytes()
+        # An image is read in 10 us like this, and in 25 with pathlib.
+        try:
+            with open(f"{self.root}/{_checked(self.uri, name)}", "rb", buffering=0) as file:
+                return file.read()
+        except FileNotFoundError as error:
+            raise ObjectMissing(f"{self.uri}/{name} does not exist") from error
+        except OSError as error:
+            raise StorageError(f"{self.uri}/{name}: {error}") from error
 
     def get_file(self, name: str, path: Path) -> None:
         with _file_errors(self.uri, name):
@@ -132,9 +138,7 @@ class DirectoryStore:
                 path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
-        if ".." in PurePosixPath(name).parts or name.startswith("/"):
-            raise StorageError(f"{name!r} is not a name below {self.uri}")
-        return self.root / name
+        return self.root / _checked(self.uri, name)
 
     def _walk(self, prefix: str) -> Iterator[Entry]:
         # Start at the deepest folder the prefix names: a store of many runs is not walked to list one.
@@ -251,6 +255,12 @@ def _s3() -> Any:
 
 # A client's connections are not to be shared with forks, such as the workers that decode images.
 os.register_at_fork(after_in_child=_s3.cache_clear)
+
+
+def _checked(uri: str, name: str) -> str:
+    if name.startswith("/") or ".." in name.split("/"):
+        raise StorageError(f"{name!r} is not a name below {uri}")
+    return name
 
 
 def _files(folder: Path, prefix: str) -> Iterator[Entry]:

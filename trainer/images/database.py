@@ -24,6 +24,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class LmdbImages:
     """Encoded images of a database by row of its index. Every process opens it for itself."""
 
+    is_remote = False
+
     def __init__(self, path: str, index: Index) -> None:
         self.path, self.index = path, index
 

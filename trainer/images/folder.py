@@ -22,6 +22,7 @@ class FolderImages:
 
     def __init__(self, uri: str, index: Index) -> None:
         self.store, self.index = open_store(uri), index
+        self.is_remote = uri.startswith("s3://")
 
     def key(self, row: int) -> str:
         return text(self.index.key(row))

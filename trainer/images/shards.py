@@ -41,7 +41,7 @@ class ShardImages:
         self.uri, self.index, self.store = uri, index, open_store(uri)
         self.shards = check_shards(uri, index)
         self.num_whole = len(self.shards)
-        if self._remote:
+        if self.is_remote:
             sizes = np.cumsum([shard.size for shard in self.shards])
             # The index is in the cache as well, where it lies beside the shards.
             self.num_whole = int(np.searchsorted(sizes, cache_bytes() - index.file_bytes, side="right"))
@@ -70,7 +70,7 @@ class ShardImages:
         return index.checked(row, data)
 
     @property
-    def _remote(self) -> bool:
+    def is_remote(self) -> bool:
         return self.uri.startswith("s3://")
 
     def _open(self, number: int) -> BinaryIO:

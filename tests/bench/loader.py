@@ -1,0 +1,123 @@
+"""Decoding and loading of 224-pixel JPEG faces: python -m tests.bench.loader"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from tests.bench.step import prepared
+from trainer import data
+from trainer.data import Slice, slices, split_of
+from trainer.decoded import OnDemand
+from trainer.distributed import joined_world
+from trainer.grid import step_plan
+from trainer.manifest import open_images, read_manifest
+from trainer.spec import Data, RunSpec
+
+IMAGES, SIZE, SLICE = 512, 224, 64
+TURNS = 7
+
+
+def draw_photographs(folder: Path, count: int = IMAGES) -> None:
+    """Images that compress like photographs: smooth shapes, some texture, some 20 KB each."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
+        pixels = smooth + rng.normal(0, 8, smooth.shape)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=90)
+
+
+def measure() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        draw_photographs(folder)
+        return _alone(folder) | _in_training(folder)
+
+
+def _alone(folder: Path) -> dict[str, float]:
+    """On one core: our whole path from file to a slice, against torchvision's decoder on bytes in memory.
+
+    The decoder writes past the caches, so that whoever first reads its pixels waits for the memory: that they are
+    copied into a batch is part of what is compared, and the bare call, whose pixels nobody reads, is given too.
+    """
+    torch.set_num_threads(1)
+    asked = Data(uri=str(folder))
+    manifest = read_manifest(asked)
+    rows = manifest.split(held_out=0, subset_size=None, subset_seed=0).train
+    ours = OnDemand(open_images(asked, manifest), rows, SIZE, "crop", limit=0)
+    encoded = [torch.frombuffer(bytearray((folder / key).read_bytes()), dtype=torch.uint8) for key in rows.keys()]
+
+    def bare() -> None:
+        for each in encoded:
+            decode_jpeg(each, mode=ImageReadMode.RGB)
+
+    def plain() -> None:
+        for first in range(0, IMAGES, SLICE):
+            batch_BHWC = torch.empty((SLICE, SIZE, SIZE, 3), dtype=torch.uint8)
+            for place, each in enumerate(encoded[first : first + SLICE]):
+                batch_BHWC[place] = decode_jpeg(each, mode=ImageReadMode.RGB).permute(1, 2, 0)
+
+    def loaded() -> None:
+        for first in range(0, IMAGES, SLICE):
+            ours.get(range(first, first + SLICE))
+
+    times = [(_seconds(bare), _seconds(plain), _seconds(loaded)) for _ in range(TURNS + 1)][1:]
+    return {
+        "loader_images_a_second_a_core": IMAGES / statistics.median(ours for _, _, ours in times),
+        "loader_over_plain": statistics.median(plain / ours for _, plain, ours in times),
+        "loader_over_bare_decoding": statistics.median(bare / ours for bare, _, ours in times),
+        "jpeg_bytes": statistics.mean(len(each) for each in encoded),
+    }
+
+
+def _in_training(folder: Path) -> dict[str, float]:
+    """Training on what the loader brings, against training on one slice again and again."""
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    with joined_world() as world:
+        bench = prepared(world, 64 if world.device.type == "cuda" else 8)
+        run = RunSpec.model_validate({
+            **bench.run.model_dump(), "data": {"uri": str(folder)}, "evaluation": {"held_out": 2},
+        })  # fmt: skip
+        split = split_of(run)
+        in_memory, data.MAX_BYTES_IN_MEMORY = data.MAX_BYTES_IN_MEMORY, 0
+        loading = slices(
+            run,
+            open_images(run.data, split.manifest),
+            split.train,
+            step_plan(run.batch, 0, 1),
+            range(1000),
+            world.device,
+        )
+        data.MAX_BYTES_IN_MEMORY = in_memory
+        kept = repeat(next(loading))
+
+        def train(cells: "repeat[Slice] | object") -> Callable[[], None]:
+            def once() -> None:
+                bench.cell = next(cells)  # type: ignore[call-overload]
+                bench.cell_once()
+                if world.device.type == "cuda":
+                    torch.cuda.synchronize()
+
+            return once
+
+        times = [(_seconds(train(kept)), _seconds(train(loading))) for _ in range(TURNS + 1)][1:]
+    return {"loaded_over_kept": statistics.median(kept / loaded for kept, loaded in times)}
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    for name, value in measure().items():
+        print(f"{name:32} {value:.6g}")

@@ -1,0 +1,189 @@
+"""One cell of the published ViT-B/16 step against a plain matrix product in the same process: python -m tests.bench.step
+
+Both take turns, so that whatever else the machine does hits both, and the figure is the median of the ratios.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer.checkpoint import CheckpointStore
+from trainer.data import Slice
+from trainer.distributed import World, joined_world
+from trainer.grid import StepPlan, step_plan, teams
+from trainer.hostcopy import HostCopy
+from trainer.keeper import Keeper
+from trainer.loop import LossSum, Parts, state_of, train_group, weights_dtype
+from trainer.mcf import Target, build
+from trainer.optim import adamw, gradient_norm
+from trainer.report import Silent
+from trainer.spec import RunSpec
+from trainer.storage import DirectoryStore
+from trainer.tapcache import TapCache
+from trainer.teachers import build as build_teacher
+
+TURNS = 5
+# Dense bf16 FLOP/s of one GPU, from its data sheet.
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+PUBLISHED_STEP = 4096
+
+
+@dataclass
+class Bench:
+    """A run of one cell a step, ready to be taken apart."""
+
+    run: RunSpec
+    parts: Parts
+    world: World
+    plan: StepPlan
+    cell: Slice
+
+    def __post_init__(self) -> None:
+        self.model = self.world.synchronised(self.parts.model)
+
+    def cell_once(self) -> None:
+        """Keys, losses and gradient of one slice, by the code that trains."""
+        losses = LossSum(self.run, 0, self.plan)
+        [group] = self.plan.groups
+        train_group(self.run, self.parts, self.model, self.plan, group, [self.cell], self.world, losses)
+
+    def step_once(self) -> None:
+        """What a step does once, whatever it adds up: norm of the gradient, target, optimizer."""
+        gradient_norm(self.parts.model)
+        assert self.parts.target
+        self.parts.target.finish_step(self.parts.model)
+        self.parts.optimizer.step()
+
+
+def prepared(world: World, images: int, **fields: object) -> Bench:
+    """The published recipe on random images, with a step of one slice."""
+    batch = {"slice": images, "contrastive_group": images, "global_batch": images}
+    run = RunSpec.model_validate({"data": {"uri": "/none"}, "teacher": "random", "batch": batch, **fields})
+    model = build(run).to(world.device)
+    target = Target(run, model)
+    parts = Parts(model, target, build_teacher(run, world.device), adamw(model, run), num_images=images)
+    world.form_teams(teams(run.batch, 1))
+    generator = torch.Generator().manual_seed(0)
+    image_BCHW = torch.randint(
+        0, 256, (images, 3, run.input_size, run.input_size), dtype=torch.uint8, generator=generator
+    )
+    noise = [torch.rand(images, run.num_patches, generator=generator).to(world.device) for _ in range(2)]
+    cell = Slice(image_BCHW.to(world.device), *noise, torch.arange(images), torch.zeros(images, dtype=torch.bool), {})
+    return Bench(run, parts, world, step_plan(run.batch, 0, 1), cell)
+
+
+def measure() -> dict[str, float]:
+    """Figures by name; see docs/performance.md for what each means."""
+    with joined_world() as world, tempfile.TemporaryDirectory() as scratch:
+        cuda = world.device.type == "cuda"
+        bench = prepared(world, 64 if cuda else 8)
+        found = _against_matrix_product(bench)
+        found |= _once_a_step(bench, found["seconds_an_image"])
+        found |= _kept(bench, Path(scratch))
+        found |= _with_kept_taps(bench, Path(scratch))
+    return found
+
+
+def _against_matrix_product(bench: Bench) -> dict[str, float]:
+    images, device = bench.run.batch.slice, bench.world.device
+    with FlopCounterMode(display=False) as counter:
+        bench.cell_once()
+    flop = counter.get_total_flops()
+    cuda = device.type == "cuda"
+    side = 8192 if cuda else 2048
+    factor = torch.randn(side, side, device=device, dtype=torch.bfloat16 if cuda else weights_dtype(bench.run))
+    product_flop = 2 * side**3
+
+    def product() -> None:
+        for _ in range(20):
+            torch.mm(factor, factor)
+
+    times = in_turns(bench.world, bench.cell_once, product)
+    rates = [(flop / cell, 20 * product_flop / matrix) for cell, matrix in times]
+    seconds = statistics.median(cell for cell, _ in times)
+    found = {
+        "flop_an_image": flop / images,
+        "step_flop_rate": statistics.median(rate for rate, _ in rates),
+        "product_flop_rate": statistics.median(rate for _, rate in rates),
+        "step_over_product": statistics.median(rate / best for rate, best in rates),
+        "seconds_an_image": seconds / images,
+        "images_per_second": images / seconds,
+    }
+    if cuda:
+        name = torch.cuda.get_device_name(device)
+        found["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        if peak := next((peak for part, peak in PEAKS.items() if part in name), None):
+            found["share_of_bf16_peak"] = found["step_flop_rate"] / peak
+    return found
+
+
+def _once_a_step(bench: Bench, seconds_an_image: float) -> dict[str, float]:
+    times = in_turns(bench.world, bench.step_once)
+    seconds = statistics.median(step for (step,) in times)
+    return {"optimizer_and_ema_seconds": seconds,
+            "optimizer_and_ema_share": seconds / (seconds + PUBLISHED_STEP * seconds_an_image)}  # fmt: skip
+
+
+def _kept(bench: Bench, folder: Path) -> dict[str, float]:
+    """What the loop waits for when the state is kept, and how much slower it is while that is written."""
+    bench.parts.optimizer.zero_grad()
+    checkpoints = CheckpointStore(DirectoryStore(str(folder)), spec_digest=bench.run.digest, keep=1)
+    keeper = Keeper(bench.world, HostCopy(str(folder), bench.run.digest), checkpoints, 1, 0)
+    stalls: list[float] = []
+
+    def kept() -> None:
+        if keeper.due(len(stalls) + 1):
+            keeper.keep(len(stalls) + 1, state_of(bench.parts, Silent()))
+            stalls.append(keeper.stall_seconds)
+        bench.cell_once()
+
+    times = in_turns(bench.world, bench.cell_once, kept)
+    keeper.close()
+    state = sum(p.numel() * p.element_size() for p in bench.parts.model.parameters()) * 4
+    return {
+        "state_gib": state / 2**30,
+        "checkpoint_stall_seconds": statistics.median(stalls[1:]),
+        "slowdown_while_one_is_written": statistics.median(slow / plain for plain, slow in times) - 1,
+    }
+
+
+def _with_kept_taps(bench: Bench, folder: Path) -> dict[str, float]:
+    os.environ["MCF_CACHE_DIR"] = str(folder)
+    assert bench.parts.teacher
+    taps = TapCache(bench.run, bench.parts.teacher, "bench", bench.run.batch.slice, 8 << 30)
+    cached = Bench(bench.run, replace(bench.parts, taps=taps), bench.world, bench.plan, bench.cell)
+    cached.cell_once()
+    times = in_turns(bench.world, bench.cell_once, cached.cell_once)
+    return {"kept_taps_speedup": statistics.median(plain / quick for plain, quick in times)}
+
+
+def in_turns(world: World, *calls: Callable[[], None]) -> list[tuple[float, ...]]:
+    """Seconds of each call, one after the other, several times; a first round is not counted."""
+    found = []
+    for _ in range(TURNS + 1):
+        seconds = []
+        for call in calls:
+            _wait(world)
+            started = time.perf_counter()
+            call()
+            _wait(world)
+            seconds.append(time.perf_counter() - started)
+        found.append(tuple(seconds))
+    return found[1:]
+
+
+def _wait(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    for name, value in measure().items():
+        print(f"{name:32} {value:.6g}")

@@ -14,12 +14,10 @@ from safetensors.torch import save_file
 
 from trainer import records
 from trainer.mcf import Mcf
-from trainer.records import Metric, Result
+from trainer.records import CONFIG, POINTER, WEIGHTS, Metric, Result
 from trainer.spec import IMAGENET_MEAN, IMAGENET_STD, RunSpec
 from trainer.storage import Store
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 CARD = "README.md"
 # The name timm builds from; `model_args` say every size, so it decides nothing.
 ARCHITECTURE = "vit_base_patch16_224"
@@ -45,7 +43,7 @@ def export(run: RunSpec, model: Mcf, result: Result, store: Store) -> dict[str, 
     store.put(records.EXPORT + CONFIG, config)
     store.put(records.EXPORT + CARD, card)
     return {
-        f"{records.EXPORT}export.json": json.dumps(pointer, indent=1).encode(),
+        f"{records.EXPORT}{POINTER}": json.dumps(pointer, indent=1).encode(),
         f"{records.EXPORT}{CARD}": card,
         f"{records.EXPORT}{CONFIG}": config,
     }

@@ -7,7 +7,7 @@ the steps it already has are asked for and skipped: a batch whose answer was los
 now dead had logged beyond the checkpoint, stand there once. Skipping is right because training is
 deterministic: the same step has the same numbers.
 
-The only module of the trainer that knows MLflow. Its import takes seconds, so the thread does it.
+The only module of the trainer that writes to MLflow. Its import takes seconds, so the thread does it.
 """
 
 import logging

@@ -25,6 +25,10 @@ CHECKPOINTS = "checkpoints/"
 STATE = "state.pt"
 COMMITTED = "COMMITTED"
 EXPORT = "export/"
+# In EXPORT: the weights, and timm's configuration of them; MLflow gets a pointer instead of the weights.
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+POINTER = "export.json"
 
 
 def session_name(number: int) -> str:
@@ -109,6 +113,8 @@ class Result(Frozen):
     subset_size: int
     subset_digest: str
     held_out_digest: str
+    undecodable: tuple[str, ...] = ()
+    """Images of the subset that others stood in for, by key, with the reason."""
     probe: Metric | None
     """None where the data has neither landmarks nor labels."""
     floors: Floors | None

@@ -18,6 +18,7 @@ from service.errors import (
 from service.experiments import examples, repository, service, views
 from service.experiments.body import payload
 from service.experiments.schemas import ExperimentDetail, ExperimentList, Plan
+from service.experiments.shelf import Shelf
 from service.tables import Experiment
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
@@ -47,7 +48,7 @@ def submit(
     if idempotency_key and not dry_run and (replay := service.find_replay(state.db, idempotency_key, digest)):
         response.headers["Idempotency-Replayed"] = "true"
         return service.show(state.db, state.settings, replay.id)
-    resolved = service.check(body)
+    resolved = service.check(body, Shelf(state.db, state.settings))
     if dry_run:
         response.status_code = 200
         return service.plan(state.db, resolved, state.settings, state.launcher)

@@ -22,6 +22,7 @@ from service.settings import Settings
 from service.tables import Arm, Experiment, Run, RunState, Trial
 from trainer.records import OUTCOME
 from trainer.resolve import Resolved, check_and_resolve
+from trainer.sources import Library
 from trainer.spec import Problem, RunSpec, SpecError
 from trainer.storage import StorageError, open_store
 
@@ -30,11 +31,11 @@ MAX_RUNS = 10_000
 CONCURRENT_WRITES = 3
 
 
-def check(payload: Mapping[str, Any]) -> Resolved:
+def check(payload: Mapping[str, Any], library: Library) -> Resolved:
     """Raises InvalidSpec with every problem."""
     try:
         _refuse_too_many(payload)
-        return check_and_resolve(payload)
+        return check_and_resolve(payload, library)
     except SpecError as error:
         count = len(error.problems)
         detail = f"{count} problem{'s' if count > 1 else ''}: {'; '.join(map(str, error.problems))}"

@@ -22,6 +22,11 @@ def page(
     return session.scalars(query).all()
 
 
+def beginning_with(session: Session, beginning: str, limit: int) -> Sequence[Run]:
+    query = select(Run).where(Run.id.startswith(beginning.replace("\0", ""), autoescape=True))
+    return session.scalars(query.order_by(Run.id).limit(limit)).all()
+
+
 def attempts(session: Session, run_id: str) -> Sequence[Attempt]:
     return session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.number)).all()
 

@@ -1,6 +1,6 @@
-"""One cell of the published ViT-B/16 step against a plain matrix product in the same process: python -m tests.bench.step
+"""One cell of the published ViT-B/16 step against a plain matrix product: python -m tests.bench.step
 
-Both take turns, so that whatever else the machine does hits both, and the figure is the median of the ratios.
+Both take turns in one process, so that whatever else the machine does hits both; figures are medians of ratios.
 """
 
 import os
@@ -186,4 +186,4 @@ def _wait(world: World) -> None:
 
 if __name__ == "__main__":
     for name, value in measure().items():
-        print(f"{name:32} {value:.6g}")
+        print(f"{name:32} {value:.6g}")  # noqa: T201

@@ -86,11 +86,15 @@ def state_from_npz(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         for conv in range(4):
             there, here = f"dense{stage}.conv{conv}", f"stages.{stage}.convs.{conv}"
             if (stage, conv) == (0, 0):
-                state[f"{here}.weight"] = _tensor(arrays[f"{there}.filters"]).permute(3, 2, 0, 1)
+                state[f"{here}.weight"] = _tensor(arrays[f"{there}.filters"]).permute(3, 2, 0, 1).contiguous()
                 state[f"{here}.bias"] = _tensor(arrays[f"{there}.bias"])
             else:
-                state[f"{here}.0.weight"] = _tensor(arrays[f"{there}.depthwise_filter"]).permute(2, 3, 0, 1)
-                state[f"{here}.1.weight"] = _tensor(arrays[f"{there}.pointwise_filter"]).permute(3, 2, 0, 1)
+                state[f"{here}.0.weight"] = (
+                    _tensor(arrays[f"{there}.depthwise_filter"]).permute(2, 3, 0, 1).contiguous()
+                )
+                state[f"{here}.1.weight"] = (
+                    _tensor(arrays[f"{there}.pointwise_filter"]).permute(3, 2, 0, 1).contiguous()
+                )
                 state[f"{here}.1.bias"] = _tensor(arrays[f"{there}.bias"])
     return state
 

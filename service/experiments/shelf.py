@@ -1,0 +1,32 @@
+"""What stands behind a teacher's name: earlier runs of this service, and MLflow."""
+
+from service.db import Database
+from service.runs import repository
+from service.settings import Settings
+from service.tables import RunState
+from trainer.mlflow_files import MlflowFiles
+from trainer.records import EXPORT
+from trainer.sources import RUN, UnknownWeights
+
+SHOWN = 4
+
+
+class Shelf(MlflowFiles):
+    """The names this service knows (trainer.sources.Library)."""
+
+    def __init__(self, db: Database, settings: Settings) -> None:
+        super().__init__(settings.tracking_uri)
+        self._db, self._settings = db, settings
+
+    def export_of(self, run: str) -> str:
+        with self._db.read() as session:
+            found = {item.id: item.state for item in repository.beginning_with(session, run, SHOWN)} if run else {}
+        if len(found) > 1:
+            some = ", ".join(list(found)[: SHOWN - 1])
+            raise UnknownWeights(f"{RUN}{run}, the beginning of several runs", f"more of the id: {some}, ...")
+        if not found:
+            raise UnknownWeights(f"{RUN}{run}, which is no run here", "the id of a run that has succeeded")
+        [(id, state)] = found.items()
+        if state is not RunState.SUCCEEDED:
+            raise UnknownWeights(f"{RUN}{run}, which is {state.value}", "a run that has succeeded")
+        return f"{self._settings.run_uri(id)}/{EXPORT.rstrip('/')}"

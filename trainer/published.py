@@ -26,7 +26,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.mcf import Mcf, Target, build
 from trainer.records import SPEC
 from trainer.spec import ENCODERS, RunSpec
-from trainer.storage import open_store
+from trainer.storage import ObjectMissing, StorageError, open_store
 from trainer.teachers import Teacher
 from trainer.weights import WeightsError, read_weights, state_dict_in
 
@@ -206,11 +206,14 @@ def _unread(found: State) -> dict[str, Tensor]:
 
 
 def newest_state(address: str) -> dict[str, Any]:
-    """The newest sound checkpoint of a run's directory, or a state.pt. Raises WeightsError."""
+    """The newest sound checkpoint of a run's directory, or a state.pt. Raises WeightsError, StorageError."""
     if address.endswith(".pt"):
         return read_weights(Path(address))
     store = open_store(address)
-    run = RunSpec.model_validate_json(store.get(SPEC))
+    try:
+        run = RunSpec.model_validate_json(store.get(SPEC))
+    except ObjectMissing as error:
+        raise WeightsError(f"{address} is no run's directory: it has no {SPEC}; `mcf show RUN` says where") from error
     found = CheckpointStore(store, spec_digest=run.digest, keep=run.cadence.keep_checkpoints).restore_latest()
     if found is None:
         raise WeightsError(f"{address} has no checkpoint yet")
@@ -223,8 +226,11 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="file to write, such as checkpoint.pth")
     parser.add_argument("--like", type=Path, help="released checkpoint that the run started from")
     given = parser.parse_args()
-    state = newest_state(given.run)
-    like = read_published(given.like) if given.like else None
+    try:
+        state = newest_state(given.run)
+        like = read_published(given.like) if given.like else None
+    except (WeightsError, StorageError) as error:
+        parser.error(str(error))
     torch.save({"model": published_state(state["model"], state["target"], like=like)}, given.out)
 
 

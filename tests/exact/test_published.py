@@ -1,0 +1,194 @@
+"""Checkpoints of the released code: read, written, and never half understood."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.exact import reference
+from tests.exact.reference import Shape
+from trainer import teachers
+from trainer.checkpoint import CheckpointStore, write_state
+from trainer.mcf import Mcf
+from trainer.published import (
+    TEACHER,
+    load_published,
+    published_name,
+    published_parameters,
+    read_published,
+    spec_of_published,
+    to_published,
+)  # fmt: skip
+from trainer.records import SPEC
+from trainer.spec import RunSpec
+from trainer.storage import DirectoryStore
+from trainer.vit import Encoder
+from trainer.weights import WeightsError
+
+SHAPE = Shape(
+    image=32, patch=8, width=24, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=4,
+    hidden=20, dim=12, teacher_image=32, taps=(0, 1),
+)  # fmt: skip
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    return reference.draw_checkpoint(SHAPE, seed=0)
+
+
+def run_of(state: dict[str, Tensor], **fields: object) -> RunSpec:
+    shown = spec_of_published(state)
+    sizes = {"encoder": {**shown["encoder"], "heads": 2}, "decoder": {**shown["decoder"], "heads": 4}}
+    return RunSpec.model_validate({**shown, **sizes, "data": {"uri": "/none"}, "teacher": "none", **fields})
+
+
+def released(state: dict[str, Tensor], path: Path, prefix: str = "") -> Path:
+    """A file as the released script writes it."""
+    args = argparse.Namespace(model="mae_vit_base_patch16_dec512d8b", blr=1.5e-4, resume="", norm_pix_loss=False)
+    model = {prefix + name: value for name, value in state.items()}
+    file = {"model": model, "optimizer": {"state": {}}, "epoch": 15, "scaler": {"scale": 65536.0}, "args": args}
+    torch.save(file, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_released_checkpoint_goes_in_and_out_bit_for_bit(
+    state: dict[str, Tensor], tmp_path: Path, prefix: str, precision: str
+) -> None:
+    found = read_published(released(state, tmp_path / "checkpoint-15.pth", prefix))
+    model, target = load_published(found, run_of(found, precision=precision))
+    again = to_published(model, target, like=found)
+    assert list(again) == list(state)
+    assert all(again[name].dtype == value.dtype and torch.equal(again[name], value) for name, value in state.items())
+
+
+def test_every_weight_of_ours_comes_from_the_file(state: dict[str, Tensor]) -> None:
+    model, target = load_published(state, run_of(state))
+    for name, value in published_parameters(model, target).items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_an_export_has_exactly_the_released_names_and_initial_statistics(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    file = released(state, tmp_path / "checkpoint.pth")
+    teacher = {"source": str(file), "arch": "as-encoder", "taps": [1]}
+    run = run_of(state, teacher=teacher)
+    model, target = load_published(state, run)
+    found = to_published(model, target, teachers.build(run, torch.device("cpu")))
+    assert found.keys() == state.keys()
+    assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in state.items()}
+    assert torch.equal(found[f"{TEACHER}blocks.1.mlp.fc2.weight"], state[f"{TEACHER}blocks.1.mlp.fc2.weight"])
+    assert torch.equal(found["target_encoder.fc.4.running_var"], torch.ones(12))
+    assert found["predictor.1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_position_codes_come_from_the_file_and_not_from_the_formula(state: dict[str, Tensor]) -> None:
+    state["online_encoder.pos_embed"] = torch.randn(1, 17, 24)
+    model, _ = load_published(state, run_of(state))
+    assert torch.equal(model.encoder.pos_embed, state["online_encoder.pos_embed"])
+
+
+def test_without_contrastive_branch_the_rest_loads(state: dict[str, Tensor]) -> None:
+    model, target = load_published(state, run_of(state, contrastive={"weight": 0}))
+    assert target is None
+    assert torch.equal(model.decoder.predict.weight, state["decoder_pred.weight"])
+    assert torch.equal(to_published(model, None, like=state)["predictor.0.weight"], state["predictor.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decoder": "16x4x4"}, "decoder.depth is 4, the checkpoint has 2"),
+        ({"decoder": "32x2x4"}, "decoder.width is 32, the checkpoint has 16"),
+        ({"encoder": {"width": 24, "depth": 1, "heads": 2, "patch": 8}}, "encoder.depth is 1, the checkpoint has 2"),
+        ({"encoder": {"width": 24, "depth": 2, "heads": 2, "patch": 4}}, "encoder.patch is 4, the checkpoint has 8"),
+        ({"input_size": 64}, "input_size is 64, the checkpoint has 32"),
+        ({"contrastive": {"hidden": 20, "dim": 8}}, "contrastive.dim is 8, the checkpoint has 12"),
+    ],
+)
+def test_a_spec_of_another_model_is_told_which_field_would_fit(
+    state: dict[str, Tensor], fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(WeightsError, match=message):
+        load_published(state, run_of(state, **fields))
+
+
+def test_a_checkpoint_with_a_gap_or_with_something_else_is_refused(state: dict[str, Tensor]) -> None:
+    run = run_of(state)
+    more = {**state, "online_encoder.fc_norm.weight": torch.ones(24)}
+    with pytest.raises(WeightsError, match=r"weights MCF does not have, such as online_encoder\.fc_norm"):
+        load_published(more, run)
+    for gone in "mask_token", "target_encoder.fc.0.weight", "decoder_blocks.1.attn.qkv.bias":
+        with pytest.raises(WeightsError, match="lacks"):
+            load_published({name: value for name, value in state.items() if name != gone}, run)
+
+
+def test_files_that_are_no_released_checkpoint_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"model": {"cls_token": torch.zeros(1)}}, tmp_path / "mae.pth")
+    torch.save({"model": state, "args": argparse.Namespace(run=os.system)}, tmp_path / "evil.pth")
+    (tmp_path / "half.pth").write_bytes(released(state, tmp_path / "whole.pth").read_bytes()[:5000])
+    for name, message in ("mae", "is no MCF checkpoint"), ("evil", "cannot be read"), ("half", "cannot be read"):
+        with pytest.raises(WeightsError, match=message):
+            read_published(tmp_path / f"{name}.pth")
+    with pytest.raises(WeightsError, match="there is no weights file"):
+        read_published(tmp_path / "gone.pth")
+
+
+def test_a_real_b16_has_the_published_names_and_number_of_values() -> None:
+    run = RunSpec.model_validate({"data": {"uri": "/none"}, "teacher": "none"})
+    with torch.device("meta"):
+        model, teacher = Mcf(run), Encoder(run.encoder, run.input_size)
+    online = {published_name(name): value for name, value in model.state_dict().items()}
+    target = {n.replace("online", "target"): v for n, v in online.items() if n.startswith("online_encoder.")}
+    network = {f"{TEACHER}{name}": value for name, value in teacher.state_dict().items()}
+    head = 768 * 1000 + 1000
+    values = sum(value.numel() for value in {**online, **target, **network}.values()) + head
+    assert round(values / 1e6, 1) == 294.8  # method 3
+    assert sum(v.numel() for v in network.values()) + head == pytest.approx(86.57e6, rel=1e-3)
+    assert online["online_encoder.patch_embed.proj.weight"].shape == (768, 3, 16, 16)
+    assert online["online_encoder.fc.3.weight"].shape == (256, 4096)
+    assert online["decoder_blocks.7.mlp.fc1.bias"].shape == (2048,)
+    shown = spec_of_published(online)
+    assert shown == {
+        "input_size": 224, "encoder": {"width": 768, "depth": 12, "patch": 16, "heads": 12},
+        "decoder": {"width": 512, "depth": 8}, "contrastive": {"hidden": 4096, "dim": 256},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("whole_run", [True, False])
+def test_the_command_writes_a_released_checkpoint_from_a_run(
+    state: dict[str, Tensor], tmp_path: Path, whole_run: bool
+) -> None:
+    run = run_of(state)
+    model, target = load_published(state, run)
+    held = {"model": model.state_dict(), "target": target.state_dict(), "step": 3}
+    if whole_run:
+        source = tmp_path / "run"
+        store = DirectoryStore(str(source))
+        store.put(SPEC, run.model_dump_json().encode())
+        checkpoint = write_state(held, tmp_path / "held.pt", step=3, spec_digest=run.digest, world_size=1)
+        CheckpointStore(store, spec_digest=run.digest, keep=2).upload(checkpoint, tmp_path / "held.pt")
+    else:
+        source = tmp_path / "state.pt"
+        torch.save(held, source)
+    command = [sys.executable, "-m", "trainer.published", str(source), str(tmp_path / "out.pth")]
+    subprocess.run(command, check=True)
+    found = read_published(tmp_path / "out.pth")
+    assert found.keys() == {name for name in state if not name.startswith(TEACHER)}
+    again, again_target = load_published(found, run)
+    assert all(torch.equal(v, held["model"][n]) for n, v in again.state_dict().items())
+    assert all(torch.equal(v, held["target"][n]) for n, v in again_target.state_dict().items())
+
+
+def test_the_command_says_what_a_folder_lacks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer.published", str(tmp_path), str(tmp_path / "out.pth")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is no run's directory: it has no spec.json" in done.stderr

@@ -1,8 +1,9 @@
 # make demo [DATA=folder] [KEEP=0]   install what is needed, run examples/ablation.yaml, show the comparison
 # make test                          install what is needed, run all tests
 # make check                         format, lint, types, layers
+# make bench                         measure, and write the table of docs/performance.md
 # make requirements                  pin again, after pyproject.toml has changed
-.PHONY: demo test check requirements clean
+.PHONY: demo test check bench requirements clean
 VENV := .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
@@ -15,6 +16,9 @@ test: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	scripts/check
+
+bench: $(VENV)/.dev
+	$(VENV)/bin/python -m tests.bench
 
 requirements: $(VENV)/.uv
 	scripts/requirements

@@ -22,6 +22,14 @@ SHARED = Path(os.environ.get("MCF_SHARED", Path(__file__).resolve().parents[2] /
 BIN = Path(sys.executable).parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test finds what another one, or its user, has left in ~/.cache/mcf."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def faces() -> Path:
     """305 real faces with pseudo-landmarks."""

@@ -72,7 +72,7 @@ def on_worlds(tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
             jobs.append({"run": run.model_dump(), "folder": where, "stretches": stretches})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "tests.integration.worlds", str(folder / "jobs.json")]
-    subprocess.run(command, env=ENV, cwd=ROOT, check=True, timeout=290)
+    subprocess.run(command, env={**os.environ, **ENV}, cwd=ROOT, check=True, timeout=290)
     return {
         (kind, length): [
             what_came_of(folder / f"{kind} {length}/{number}", length, stretches[-1][0])
@@ -147,7 +147,7 @@ def train_alone(run: RunSpec, folder: Path) -> "subprocess.CompletedProcess[str]
     folder.mkdir(exist_ok=True)
     (folder / "given.json").write_text(run.model_dump_json())
     command = [sys.executable, "-m", "trainer.main", "--spec", str(folder / "given.json")]
-    env = {**ENV, "MCF_RUN_URI": str(folder)}
+    env = {**os.environ, **ENV, "MCF_RUN_URI": str(folder)}
     return subprocess.run(command, env=env, cwd=ROOT, timeout=120, capture_output=True, text=True)
 
 

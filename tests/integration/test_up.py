@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from service.client import Client
+from service.client import Client, Refused
 
 ROOT = Path(__file__).parents[2]
 Process = subprocess.Popen[bytes]
@@ -150,3 +150,29 @@ def test_everything_comes_up_comes_back_and_goes_with_ctrl_c(folder: Folder, tin
     process.kill()
     process.wait()
     folder.wait_for(lambda: not folder.processes(), 30, "processes are left")
+
+
+def test_the_encoder_of_a_run_is_the_teacher_of_the_next(folder: Folder, tiny_faces: Path) -> None:
+    folder.up()
+    folder.wait_until_serving()
+    client = Client(folder.state["url"])
+    spec: dict[str, Any] = {
+        "name": "first", "seeds": 1,
+        "base": {
+            "preset": "tiny", "data": {"uri": str(tiny_faces)}, "teacher": "none", "evaluation": {"held_out": 8},
+            "schedule": {"unit": "steps", "length": 3, "warmup": 1},
+        },
+    }  # fmt: skip
+    first = client.submit(spec)
+    with pytest.raises(Refused, match=r"teacher\.source.* possible: a run that has succeeded"):
+        client.submit({**spec, "name": "early", "base": {**spec["base"], "teacher": f"run:{first.runs()[0].id}"}})
+    [run] = first.wait().runs()
+
+    teacher = {"source": f"run:{run.id[:12]}", "taps": [1, 3]}
+    second = client.submit({**spec, "name": "second", "base": {**spec["base"], "teacher": teacher}})
+    [taught] = second.wait().runs()
+    assert taught.state == "succeeded", client.logs(taught.id)
+    found = client.run(taught.id).spec["teacher"]
+    assert found["source"].endswith(f"{run.id}/export/model.safetensors")
+    assert found["arch"] == "vit-96x4x3-p8"
+    assert len(found["sha256"]) == 64

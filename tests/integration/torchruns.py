@@ -17,7 +17,7 @@ from trainer.spec import RunSpec
 from trainer.storage import DirectoryStore
 
 ROOT = Path(__file__).resolve().parents[2]
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MCF_COLLECTIVE_TIMEOUT_SECONDS": "60"}
+ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MCF_COLLECTIVE_TIMEOUT_SECONDS": "60"}
 STEPS = 20
 
 
@@ -67,7 +67,7 @@ def torchrun(
     ]  # fmt: skip
     # torch 2.15 tells a node that joins a later round no address when the agents' store is shared with the workers:
     # it waits a minute, and then the whole attempt fails.
-    env = {**ENV, "MCF_RUN_URI": str(folder), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **env}
+    env = {**os.environ, **ENV, "MCF_RUN_URI": str(folder), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **env}
     with (folder / "log").open("ab") as log:
         agent = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -61,7 +61,9 @@ def test_total_is_the_weighted_sum_of_both_losses(tiny_run: RunSpec, batch: tupl
     model, teacher = mcf.build(run), build_teacher(run, CPU)
     keys = Target(run, model).keys(image, noise)
     losses = model(image, noise, keys, 0, teacher)
-    assert losses.total.item() == pytest.approx(1000 * losses.perceptual.item() + 0.5 * losses.contrastive.item(), rel=1e-6)
+    assert losses.total.item() == pytest.approx(
+        1000 * losses.perceptual.item() + 0.5 * losses.contrastive.item(), rel=1e-6
+    )
     query = model.predictor(model.projector(model.encoder(image, noise, run.visible_patches())[:, 0]))
     assert losses.contrastive.item() == pytest.approx(info_nce(query, keys, 0, 0.2).item(), rel=1e-6)
 

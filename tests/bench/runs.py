@@ -1,0 +1,85 @@
+"""Real runs of the tiny preset under torchrun: start-up, world sizes, accumulation, and losing a worker.
+
+python -m tests.bench.runs
+"""
+
+import json
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import draw_faces
+from tests.integration.torchruns import small, torchrun, wait_until
+from trainer.records import Session
+from trainer.rundir import read_sessions
+from trainer.spec import RunSpec
+from trainer.storage import DirectoryStore
+
+# A step of 8 cells, and runs long enough to be looked at and stopped.
+GRID = {"slice": 32, "contrastive_group": 128, "global_batch": 256}
+CADENCE = {"checkpoint_steps": 100_000, "log_steps": 1, "picture_steps": 100_000}
+SECONDS = 12.0
+
+
+def measure() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as scratch:
+        faces = Path(scratch, "faces")
+        faces.mkdir()
+        draw_faces(faces, 400)
+        alone, start = _rate(_run(faces, GRID), Path(scratch, "1"), workers=1)
+        found = {"start_up_seconds": start, "images_a_second_1_worker": alone}
+        for workers in range(2, (os.cpu_count() or 1) + 1):
+            rate, _ = _rate(_run(faces, GRID), Path(scratch, f"{workers}"), workers=workers)
+            found[f"speedup_{workers}_workers"] = rate / alone
+        for times in 4, 8:
+            batch = {**GRID, "global_batch": times * GRID["global_batch"]}
+            rate, _ = _rate(_run(faces, batch), Path(scratch, f"a{times}"), workers=1)
+            found[f"images_a_second_at_{times}x_accumulation"] = rate / alone
+        return found | {"reform_seconds": _reform(_run(faces, GRID), Path(scratch, "lost"))}
+
+
+def _run(faces: Path, batch: dict[str, int]) -> RunSpec:
+    schedule = {"unit": "steps", "length": 1_000_000, "warmup": 4}
+    return small(faces, input_size=64, batch=batch, schedule=schedule, cadence=CADENCE)
+
+
+def _rate(run: RunSpec, folder: Path, workers: int) -> tuple[float, float]:
+    """Images a second once it trains, and seconds from the start of the worker to its first step."""
+    with torchrun(run, folder, workers=workers) as agent:
+        wait_until(lambda: _step(folder) > 0, agent, folder / "log")
+        first = _session(folder)
+        time.sleep(SECONDS)
+        last = _session(folder)
+    assert last.images_per_second, f"no step in {SECONDS} s"
+    trained = first.step * run.batch.global_batch / last.images_per_second
+    return last.images_per_second, (first.seen_at - first.started_at).total_seconds() - trained
+
+
+def _reform(run: RunSpec, folder: Path) -> float:
+    """Seconds from the death of one of two workers until both have taken a step again."""
+    with torchrun(run, folder, workers=2) as agent:
+        wait_until(lambda: _step(folder) > 0, agent, folder / "log")
+        time.sleep(4)
+        os.kill(psutil.Process(agent.pid).children()[-1].pid, signal.SIGKILL)
+        killed = time.monotonic()
+        wait_until(lambda: len(read_sessions(DirectoryStore(str(folder)))) == 2, agent, folder / "log")
+        started_at = _step(folder)
+        wait_until(lambda: _step(folder) > started_at, agent, folder / "log")
+        return time.monotonic() - killed
+
+
+def _session(folder: Path) -> Session:
+    return read_sessions(DirectoryStore(str(folder)))[-1]
+
+
+def _step(folder: Path) -> int:
+    sessions = read_sessions(DirectoryStore(str(folder)))
+    return sessions[-1].step if sessions else -1
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=1))  # noqa: T201

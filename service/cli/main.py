@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.cli import data, home, show
+from service.cli import data, flags, home, show
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
 
@@ -165,6 +165,9 @@ def retry(ctx: typer.Context, name: Name) -> None:
     """Queue an experiment's failed runs again, from their last checkpoints."""
     detail = ctx.obj().experiment(name).retry().detail
     typer.echo(f"{detail.name} ({detail.id}) goes on: {show.counts(detail)}")
+
+
+app.command("import-flags", context_settings={"ignore_unknown_options": True})(flags.import_flags)
 
 
 def _watch(experiment: Experiment, console: Console) -> int:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # The copy in memory is refreshed so often at most ...
 REFRESH_SECONDS = 2.0
-# ... and so seldom that the copying is at most this share of the time.
+# ... and so seldom that what it takes from training is at most this share of the time.
 MAX_SHARE = 0.05
 # How long an upload is tried again while training goes on, and how long at the end of a run.
 PATIENCE_SECONDS = 600.0
@@ -62,7 +62,7 @@ class Keeper:
         started = time.monotonic()
         staged = self._staging.copy(state)
         self.stall_seconds = time.monotonic() - started
-        self._next_copy = time.monotonic() + max(REFRESH_SECONDS, self.stall_seconds / MAX_SHARE)
+        self._wait_for_next(self.stall_seconds)
         upload = self.world.is_first and self._checkpoint_due(step)
         if upload:
             self._asked_for = step
@@ -88,9 +88,16 @@ class Keeper:
     def _checkpoint_due(self, step: int) -> bool:
         return step // self.every_steps > self._asked_for // self.every_steps and not _busy(self._uploading)
 
+    def _wait_for_next(self, taken_seconds: float) -> None:
+        self._next_copy = time.monotonic() + max(REFRESH_SECONDS, taken_seconds / MAX_SHARE)
+
     def _write(self, step: int, staged: "Staged", upload: bool) -> None:
+        started = time.monotonic()
         try:
             checkpoint, path = self.host.write(staged.on_cpu(), step, self.world.size)
+            if self.world.device.type == "cpu":
+                # There the writer takes a core from training. A node with a GPU has cores to spare.
+                self._wait_for_next(self.stall_seconds + time.monotonic() - started)
             if upload:
                 # A name of its own: the next copy replaces this one while it is still being uploaded.
                 on_its_way = path.with_name(f"upload-{path.name}")

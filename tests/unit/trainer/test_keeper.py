@@ -48,6 +48,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(hostcopy, "MEMORY", folder)
     monkeypatch.setattr(hostcopy, "MARGIN_BYTES", 0)
     monkeypatch.setattr(keeper, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(keeper, "MAX_SHARE", 1e9)
     return folder
 
 
@@ -183,6 +184,7 @@ def test_a_state_that_cannot_be_kept_costs_a_warning_and_at_the_end_the_run(
 
 
 def test_copying_takes_five_percent_of_the_time_at_most(store: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "MAX_SHARE", 0.05)
     mine = keeper_of(store, every_steps=10**9)
     copy = mine._staging.copy
 
@@ -198,3 +200,20 @@ def test_copying_takes_five_percent_of_the_time_at_most(store: Gate, monkeypatch
 def test_the_folder_is_nobody_elses(store: Gate) -> None:
     _, path = HostCopy(store.uri, DIGEST).write(state(torch.ones(3), 1), 1, 1)
     assert os.stat(path.parent).st_mode & 0o077 == 0
+
+
+def test_on_a_cpu_copies_come_so_seldom_that_writing_them_takes_a_twentieth_of_the_time(
+    store: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "MAX_SHARE", 0.05)
+    mine = keeper_of(store, every_steps=10**9)
+    write = mine.host.write
+
+    def slow_write(*what: Any) -> Any:
+        time.sleep(0.2)
+        return write(*what)
+
+    monkeypatch.setattr(mine.host, "write", slow_write)
+    run_steps(mine, torch.zeros(10), range(1, 2))
+    wait_for(lambda: not keeper._busy(mine._writing))
+    assert mine._next_copy - time.monotonic() > 2.0

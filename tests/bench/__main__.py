@@ -27,7 +27,12 @@ FIGURES = [
     ("step", "optimizer_and_ema_seconds", "{:.3f} s", "gradient norm, optimizer and target, once a step"),
     ("step", "optimizer_and_ema_share", "{:.4%}", "their share of a published step of 4096 images"),
     ("step", "checkpoint_stall_seconds", "{:.3f} s", "what the loop waits for when the state is kept (aim: 5 % of it)"),
-    ("step", "slowdown_while_one_is_written", "{:+.1%}", "a slice of 8 while a checkpoint is written and uploaded beside it"),
+    (
+        "step",
+        "slowdown_while_one_is_written",
+        "{:+.1%}",
+        "a slice of 8 while a checkpoint is written and uploaded beside it",
+    ),
     ("step", "kept_taps_speedup", "{:.2f} x", "step with the teacher's features of the images kept (at most 1.25)"),
     ("loader", "loader_over_plain", "{:.2f}", "loader / torchvision decoding into a batch, one core (aim 0.90)"),
     ("loader", "loader_over_bare_decoding", "{:.2f}", "loader / torchvision decoding alone, its pixels never read"),

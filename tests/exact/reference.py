@@ -39,6 +39,10 @@ class Shape:
     weight: float = 1000.0
     along: int = 1
     """Axis over which features are normalised: 1 tokens (published), 2 channels."""
+    once_a_step: bool = False
+    """Whether the target moves in the first micro-step alone."""
+    ramp: bool = False
+    """Whether the momentum rises to 1 over the run by half a cosine, as the released code defines and never does."""
 
 
 # ---------------------------------------------------------------- the networks
@@ -209,8 +213,9 @@ def gradients(s: State, grid: list[list[Micro]], shape: Shape) -> tuple[dict[str
         s[name] = s[name].detach().requires_grad_()
     total = {name: torch.zeros_like(s[name]) for name in names}
     sums = {"total": 0.0, "perceptual": 0.0, "contrastive": 0.0}
-    for ranks in grid:
-        move_target(s, shape.momentum)
+    for number, ranks in enumerate(grid):
+        if not (shape.once_a_step and number):
+            move_target(s, shape.momentum)
         with torch.no_grad():
             keys = torch.cat([
                 project(s, "target_encoder.fc", encode(s, "target_encoder", m.image, m.target_noise, shape)[:, 0], True)

@@ -1,5 +1,6 @@
 """Our step against the reference's, from one released checkpoint, one set of images and one set of masks."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from tests.exact import reference
 from tests.exact.reference import Micro, Shape
 from trainer import teachers
-from trainer.optim import adamw, learning_rate, set_learning_rate
+from trainer.optim import adamw, ema_momentum, learning_rate, set_learning_rate
 from trainer.published import TEACHER, load_published, published_parameters, spec_of_published
 from trainer.spec import RunSpec
 
@@ -43,6 +44,10 @@ def run_of(shape: Shape, state: reference.State, teacher: Path, *, slice: int, r
             "slice": slice, "contrastive_group": slice * ranks, "global_batch": slice * ranks * micro_steps,
         },
         "schedule": {"unit": "epochs", "length": 3, "warmup": 1},
+        "ema": {
+            "momentum": shape.momentum, "per": "step" if shape.once_a_step else "group",
+            "ramp": "cosine" if shape.ramp else "constant",
+        },
         "optimizer": {"base_lr": 0.05},
         "precision": "float64",
     })  # fmt: skip
@@ -75,7 +80,8 @@ class Ours:
         self.teacher = teachers.build(run, CPU)
         self.optimizer = adamw(self.model, run)
 
-    def backward(self, grid: list[list[Micro]]) -> dict[str, float]:
+    def backward(self, grid: list[list[Micro]], number: int = 0) -> dict[str, float]:
+        self.target.momentum = ema_momentum(self.run, number, STEPS * self.run.batch.global_batch)
         sums = dict.fromkeys(("total", "perceptual", "contrastive"), 0.0)
         for group, slices in enumerate(grid):
             self.target.advance_to_group(group, self.model)
@@ -114,6 +120,8 @@ VARIANTS = {
     "larger teacher": replace(TINY, teacher_image=48),
     "smaller teacher": replace(TINY, teacher_image=24),
     "taps over channels": replace(TINY, along=2),
+    "target moves once a step": replace(TINY, once_a_step=True, momentum=0.9),
+    "momentum rises to 1": replace(TINY, ramp=True, momentum=0.8),
     "decoder of 2 blocks": replace(TINY, decoder_depth=2, decoder_width=32),
     "decoder of 4 blocks, mask ratio 0.6": replace(TINY, decoder_depth=4, mask_ratio=0.6),
 }
@@ -127,8 +135,10 @@ def test_three_steps_on_two_ranks_with_accumulation_are_the_published_ones(name:
     ours = Ours(state, run_of(shape, state, teacher_file(state, tmp_path), **sizes))
     for number in range(3):
         grid = draw_grid(shape, **sizes, seed=number)
-        their_losses, their_gradients = reference.gradients(theirs, grid, shape)
-        assert ours.backward(grid) == pytest.approx(their_losses, rel=1e-10)
+        m = 1 - (1 - shape.momentum) * (1 + math.cos(math.pi * number / (3 * STEPS))) / 2
+        now = replace(shape, momentum=m) if shape.ramp else shape
+        their_losses, their_gradients = reference.gradients(theirs, grid, now)
+        assert ours.backward(grid, number) == pytest.approx(their_losses, rel=1e-10)
         assert_same(ours.gradients(), their_gradients, 1e-8)
         ours.step(number)
         rate = reference.learning_rate(number, STEPS, base=0.05, batch=12, epochs=3, warm=1)

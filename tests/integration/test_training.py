@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,13 +143,13 @@ def undisturbed(tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def train_alone(run: RunSpec, folder: Path) -> "subprocess.CompletedProcess[str]":
+def train_alone(run: RunSpec, folder: Path, **env: str) -> "subprocess.CompletedProcess[str]":
     """The run without torchrun, as a world of one."""
     folder.mkdir(exist_ok=True)
     (folder / "given.json").write_text(run.model_dump_json())
     command = [sys.executable, "-m", "trainer.main", "--spec", str(folder / "given.json")]
-    env = {**os.environ, **ENV, "MCF_RUN_URI": str(folder)}
-    return subprocess.run(command, env=env, cwd=ROOT, timeout=120, capture_output=True, text=True)
+    env = {**os.environ, **ENV, "MCF_RUN_URI": str(folder), **env}
+    return subprocess.run(command, env=env, cwd=ROOT, timeout=240, capture_output=True, text=True)
 
 
 def test_a_run_leaves_checkpoints_a_session_a_result_an_export_and_an_outcome(undisturbed: Path) -> None:
@@ -276,3 +277,21 @@ def test_a_run_trains_without_torchrun_and_says_which_settings_do_not_apply(tiny
     assert result is not None
     assert result.steps == 5 * 40 // 64
     assert set(result.losses) == {"total", "pixel", "contrastive"}
+
+
+def test_networks_may_be_compiled_and_features_kept_and_the_losses_stay(tiny_faces: Path, tmp_path: Path) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler, with which torch.compile builds its kernels on a CPU")
+    run = small(
+        tiny_faces, schedule={"unit": "steps", "length": 3, "warmup": 1}, precision="float64",
+        encoder={"width": 48, "depth": 1, "heads": 3, "patch": 8},
+        teacher={"source": "random", "arch": "as-encoder", "taps": [0]},
+    )  # fmt: skip
+    losses = []
+    for name, env in ("plain", {}), ("quick", {"MCF_COMPILE": "1", "MCF_TEACHER_CACHE_GIB": "1"}):
+        done = train_alone(run, tmp_path / name, **env)
+        assert done.returncode == 0, done.stderr
+        result = read_result(DirectoryStore(str(tmp_path / name)))
+        assert result is not None
+        losses.append(result.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)

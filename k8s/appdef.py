@@ -57,7 +57,11 @@ def app_for(request: LaunchRequest) -> AppDef:
         num_replicas=placement.max_nodes,
         min_replicas=placement.min_nodes,
         resource=Resource(cpu=request.threads * placement.processes_per_node, gpu=request.gpus_per_node, memMB=-1),
-        metadata={"pool": placement.pool, "priority": placement.priority},
+        metadata={
+            "pool": placement.pool,
+            "priority": placement.priority,
+            "processes_per_node": placement.processes_per_node,
+        },
     )
     return AppDef(name=request.name, roles=[role])
 

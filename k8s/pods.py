@@ -1,0 +1,124 @@
+"""The pods of an attempt. Pure: what is returned follows from the arguments alone."""
+
+from typing import Any
+
+from torchx.specs import Role
+
+from k8s.pools import Cache, Pool
+
+CACHE, SHM, SCRATCH = "/cache", "/dev/shm", "/tmp"
+PORT = 29400
+UNREACHABLE = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
+
+Manifest = dict[str, Any]
+
+
+def worker_pod(role: Role, pool: Pool, *, processes: int, endpoint: str, group: dict[str, str]) -> Manifest:
+    """Template of one node: an agent and its workers, which meet the others at `endpoint`.
+
+    `group`: labels that the attempt's worker pods have and no others.
+    """
+    resources = {"cpu": _times(pool.cpu, processes), "memory": pool.memory}
+    if pool.gpus:
+        resources[pool.gpu_resource] = str(processes)
+    variables = {
+        # The image's own folders cannot be written to.
+        "HOME": SCRATCH,
+        "MCF_CACHE_DIR": CACHE if pool.cache else f"{SCRATCH}/cache",
+        **role.env,
+        **pool.env,
+        "PET_RDZV_ENDPOINT": endpoint,
+        # The store is in a pod of its own: with one of the agents it would die with that agent.
+        "PET_RDZV_CONF": ",".join(filter(None, [role.env.get("PET_RDZV_CONF"), "is_host=false"])),
+    }
+    volumes: dict[str, tuple[str, Manifest]] = {"shm": (SHM, {"emptyDir": {"medium": "Memory", "sizeLimit": pool.shm}})}
+    if pool.cache:
+        volumes["cache"] = CACHE, _cache(pool.cache)
+    env = [{"name": name, "value": value} for name, value in variables.items()]
+    address = {"name": "PET_LOCAL_ADDR", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    placed = {
+        "restartPolicy": "Never",
+        "nodeSelector": pool.node_selector,
+        "affinity": {**pool.affinity, **(_one_zone(group) if pool.one_zone else {})},
+        "topologySpreadConstraints": list(pool.topology_spread),
+        "runtimeClassName": pool.runtime_class,
+    }
+    return _pod(pool, placed, [role.entrypoint, *role.args], [*env, address], resources, volumes)
+
+
+def rendezvous_pod(role: Role, pool: Pool) -> Manifest:
+    """Template of the pod that holds the store."""
+    small = pool.rendezvous
+    placed = {"restartPolicy": "OnFailure", "nodeSelector": small.node_selector}
+    command = [role.entrypoint, "-m", "trainer.rendezvous", str(PORT)]
+    return _pod(pool, placed, command, [], {"cpu": small.cpu, "memory": small.memory}, {})
+
+
+def _pod(
+    pool: Pool, placed: Manifest, command: list[str], env: list[Manifest], resources: dict[str, str],
+    volumes: dict[str, tuple[str, Manifest]],
+) -> Manifest:  # fmt: skip
+    """`placed`: what decides where the pod runs; `volumes`: name -> where it is mounted, and what it is."""
+    volumes = {"scratch": (SCRATCH, {"emptyDir": {}}), **volumes}
+    container = {
+        "name": "main",
+        "image": pool.image,
+        "imagePullPolicy": pool.image_pull_policy,
+        "command": command,
+        "env": env,
+        # Never a value: what is secret is in a Secret, and only its name is here.
+        "envFrom": [{"secretRef": {"name": name}} for name in pool.env_from_secrets],
+        # Requested and limited alike: such a pod is the last to be evicted.
+        "resources": {"requests": resources, "limits": dict(resources)},
+        "securityContext": {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in volumes.items()],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }  # fmt: skip
+    dead = [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": pool.dead_node_seconds}
+        for key in UNREACHABLE
+    ]
+    spec: Manifest = {
+        **placed,
+        "terminationGracePeriodSeconds": pool.grace_seconds,
+        "tolerations": [*map(dict, pool.tolerations), *dead],
+        "imagePullSecrets": [{"name": name} for name in pool.image_pull_secrets],
+        "serviceAccountName": pool.service_account,
+        "automountServiceAccountToken": bool(pool.service_account),
+        "priorityClassName": pool.priority_class,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": pool.run_as_user, "runAsGroup": pool.run_as_user,
+            "fsGroup": pool.run_as_user, "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_said(container)],
+        "volumes": [{"name": name, **volume} for name, (_, volume) in volumes.items()],
+    }  # fmt: skip
+    return {"metadata": _said({"labels": pool.labels, "annotations": pool.annotations}), "spec": _said(spec)}
+
+
+def _one_zone(group: dict[str, str]) -> Manifest:
+    near = {"labelSelector": {"matchLabels": group}, "topologyKey": "topology.kubernetes.io/zone"}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}
+
+
+def _cache(cache: Cache) -> Manifest:
+    if cache.storage_class is None:
+        return {"emptyDir": {"sizeLimit": cache.size}}
+    claim = {
+        "accessModes": ["ReadWriteOnce"], "storageClassName": cache.storage_class,
+        "resources": {"requests": {"storage": cache.size}},
+    }  # fmt: skip
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+
+
+def _said(manifest: Manifest) -> Manifest:
+    """Without what nobody has asked for: a manifest is read by people, too."""
+    return {name: value for name, value in manifest.items() if value not in (None, {}, [])}
+
+
+def _times(quantity: str, count: int) -> str:
+    if quantity.endswith("m"):
+        return f"{int(quantity[:-1]) * count}m"
+    return f"{float(quantity) * count:g}"

@@ -1,0 +1,107 @@
+"""Node pools: everything a platform team decides about where and how an attempt's pods run. No Kubernetes client.
+
+A pool is named in one file, `pools.yaml`, and by `placement.pool` of a spec. It decides speed, cost and access,
+never a run's numbers.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from trainer.spec import Frozen
+
+Quantity = Annotated[str, Field(pattern=r"^[0-9.]+(m|[EPTGMk]i?)?$")]
+
+
+class PoolsError(ValueError):
+    """The file of pools cannot be used; says where and why."""
+
+
+class Cache(Frozen):
+    """A disk of its own for every node: indexes, shards and teacher features that lie elsewhere."""
+
+    size: Quantity = "100Gi"
+    storage_class: str | None = None
+    """None = the node's own disk (emptyDir); else a volume of this class that lives as long as the pod."""
+
+
+class Queue(Frozen):
+    """Who decides when an attempt may start."""
+
+    kind: Literal["kueue", "volcano"] = "kueue"
+    name: str
+    """Kueue: the LocalQueue of the namespace; Volcano: the queue."""
+    priority_class: str | None = None
+    """Kueue: the WorkloadPriorityClass."""
+
+
+class Rendezvous(Frozen):
+    """The small pod in which the agents meet; it holds no GPU and belongs on nodes that stay."""
+
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    cpu: Quantity = "250m"
+    memory: Quantity = "1Gi"
+
+
+class Pool(Frozen):
+    """Nodes of one kind, and what a pod needs to run there."""
+
+    image: str = Field(min_length=1)
+    """Container image with the trainer."""
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    python: str = "python"
+    """Interpreter in the image."""
+
+    gpus: int = Field(0, ge=0)
+    """GPUs of a node; an attempt's pod takes as many as it has processes, or none where this is 0."""
+    gpu_resource: str = "nvidia.com/gpu"
+    cpu: Quantity = "1"
+    """Of one process. Requested and limited alike (Guaranteed), as memory is."""
+    memory: Quantity = "4Gi"
+    """Of a pod, /dev/shm included."""
+    shm: Quantity = "2Gi"
+    """Size of /dev/shm: three copies of the state (docs/recovery.md), batches on their way, NCCL."""
+    cache: Cache | None = None
+
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    affinity: dict[str, Any] = Field(default_factory=dict)
+    tolerations: tuple[dict[str, Any], ...] = ()
+    dead_node_seconds: int = Field(20, ge=0)
+    """How long the pod of a node that does not answer is waited for; Kubernetes' own default is five minutes."""
+    one_zone: bool = False
+    """Keep all pods of an attempt in one zone: gradients between zones are slow and cost money."""
+    topology_spread: tuple[dict[str, Any], ...] = ()
+
+    service_account: str | None = None
+    env: dict[str, str] = Field(default_factory=dict)
+    """For every container, such as NCCL's settings."""
+    env_from_secrets: tuple[str, ...] = ()
+    """Secrets whose keys become variables: credentials of the object store and of MLflow."""
+    run_as_user: int = Field(10_001, ge=1)
+    runtime_class: str | None = None
+    priority_class: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    queue: Queue | None = None
+    rendezvous: Rendezvous = Rendezvous()
+
+    grace_seconds: int = Field(120, ge=1)
+    """From SIGTERM to SIGKILL: the step that is under way, and a checkpoint."""
+    deadline_seconds: int | None = Field(None, ge=1)
+    """Longest life of an attempt; what it has done by then is kept, and the next one goes on."""
+    ttl_seconds: int = Field(86_400, ge=0)
+    """How long an attempt that has ended is kept to be looked at."""
+
+
+def read_pools(path: Path) -> dict[str, Pool]:
+    """The pools of a file `name: {...}`. Raises PoolsError with everything that is wrong in it."""
+    try:
+        return TypeAdapter(dict[str, Pool]).validate_python(yaml.safe_load(path.read_text()) or {})
+    except (OSError, yaml.YAMLError) as error:
+        raise PoolsError(f"{path} cannot be read: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise PoolsError(f"{path}: {wrong}") from error

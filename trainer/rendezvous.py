@@ -1,0 +1,30 @@
+"""The store in which the agents of an attempt meet: python -m trainer.rendezvous PORT
+
+On Kubernetes it is a small pod of its own, so that no worker is special: with the store inside one of the agents, its
+loss would end all.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+logger = logging.getLogger("trainer.rendezvous")
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="trainer.rendezvous", description="Hold the store that agents meet in.")
+    parser.add_argument("port", type=int)
+    store = TCPStore("0.0.0.0", parser.parse_args().port, is_master=True, wait_for_workers=False)
+    logger.info("agents can meet at port %d", store.port)
+    # As process 1 of a container it gets no default handler for SIGTERM.
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))
+    signal.pause()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

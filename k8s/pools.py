@@ -95,6 +95,11 @@ class Pool(Frozen):
     ttl_seconds: int = Field(86_400, ge=0)
     """How long an attempt that has ended is kept to be looked at."""
 
+    @property
+    def threads(self) -> int:
+        """CPU threads of one process."""
+        return max(1, int(float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)))
+
 
 def read_pools(path: Path) -> dict[str, Pool]:
     """The pools of a file `name: {...}`. Raises PoolsError with everything that is wrong in it."""

@@ -12,7 +12,7 @@ from service import auth, errors, health
 from service.compare.router import router as comparison
 from service.db import Database
 from service.experiments.router import router as experiments
-from service.launcher import Launcher, TorchxLauncher
+from service.launcher import Launcher, TorchxLauncher, pools_of
 from service.pages.router import router as pages
 from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
@@ -33,7 +33,8 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.settings = settings
     state.db = Database(settings.database)
     state.telemetry = Telemetry()
-    state.launcher = launcher or TorchxLauncher(settings)
+    state.pools = pools_of(settings)
+    state.launcher = launcher or TorchxLauncher(settings, state.pools)
     state.tracker = Tracker(settings.tracking_uri, settings.tracking_timeout_seconds) if settings.tracking_uri else None
     world = World(settings, state.launcher, state.tracker)
     state.reconciler = Reconciler(state.db, settings, world, state.telemetry)

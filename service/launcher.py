@@ -4,16 +4,18 @@ The only module of the service that knows TorchX and k8s/.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torchx.runner import Runner
+from torchx.schedulers.api import Scheduler
 from torchx.specs import AppState
 
 from k8s.appdef import ROLE, LaunchRequest, app_for
 from k8s.local import KILLED, LocalScheduler
+from k8s.pools import Pool, read_pools
 from service.reconciler.transitions import JobState
 from service.settings import Settings
 from trainer.records import SPEC
@@ -72,20 +74,35 @@ class Launcher(Protocol):
         """What the nodes printed; while following, "" where there is nothing new yet."""
 
 
+def pools_of(settings: Settings) -> Mapping[str, Pool] | None:
+    """The node pools of the cluster; None where attempts are processes of this machine. Raises PoolsError."""
+    return read_pools(settings.pools) if settings.scheduler == "jobset" and settings.pools else None
+
+
 class TorchxLauncher:
     """Launcher over a TorchX Runner with our own scheduler, given to it by name and not by entry point."""
 
-    def __init__(self, settings: Settings, *, entrypoint: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, settings: Settings, pools: Mapping[str, Pool] | None = None, *, entrypoint: tuple[str, ...] = ()
+    ) -> None:
+        """`pools`: the cluster's; None = attempts are processes of this machine."""
         self._settings = settings
+        self._pools = pools
         self._entrypoint = entrypoint
-        self._scheduler = LocalScheduler("mcf", settings.attempts_dir)
+        self._scheduler: Scheduler
+        if pools is None:
+            self._scheduler = LocalScheduler("mcf", settings.attempts_dir)
+        else:
+            from k8s.jobset_scheduler import JobSetScheduler  # its client takes a second to import
+
+            self._scheduler = JobSetScheduler("mcf", pools, settings.namespace)
         self._runner = Runner("mcf", {SCHEDULER: lambda session_name, **_: self._scheduler})
 
     def request(self, launch: Launch) -> dict[str, Any]:
         return asdict(app_for(self._request(launch)))
 
     def submit(self, launch: Launch) -> None:
-        options = {"auto_set_cuda_visible_devices": True}
+        options = {"auto_set_cuda_visible_devices": True} if self._pools is None else {}
         self._runner.run(app_for(self._request(launch)), SCHEDULER, options)
 
     def look(self, name: str) -> tuple[JobState, str]:
@@ -121,7 +138,13 @@ class TorchxLauncher:
     def _request(self, launch: Launch) -> LaunchRequest:
         settings, placement = self._settings, launch.placement
         run_uri = settings.run_uri(launch.run_id)
-        gpus_in_all = _num_gpus()
+        if self._pools is None:
+            gpus = placement.processes_per_node if _num_gpus() >= placement.max_world_size else 0
+            threads, python = max(1, settings.cores // placement.max_world_size), sys.executable
+        else:
+            pool = self._pools[placement.pool]
+            gpus = placement.processes_per_node if pool.gpus else 0
+            threads, python = pool.threads, pool.python
         return LaunchRequest(
             name=launch.name,
             attempt=launch.attempt,
@@ -130,9 +153,9 @@ class TorchxLauncher:
             placement=placement,
             tracking_uri=settings.tracking_uri,
             tracking_run_id=launch.tracking_run_id,
-            python=sys.executable,
-            threads=max(1, settings.cores // placement.max_world_size),
-            gpus_per_node=placement.processes_per_node if gpus_in_all >= placement.max_world_size else 0,
+            python=python,
+            threads=threads,
+            gpus_per_node=gpus,
             entrypoint=self._entrypoint,
         )
 

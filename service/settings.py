@@ -29,8 +29,12 @@ class Settings(BaseSettings):
     """Bearer token every request has to carry. Required as soon as `host` is not loopback."""
     max_concurrent_runs: int = Field(2, ge=1)
     """Runs in flight at once over all experiments: what this machine or cluster is given at a time."""
-    scheduler: Literal["local"] = "local"
-    """TorchX scheduler that attempts are submitted to."""
+    scheduler: Literal["local", "jobset"] = "local"
+    """Where attempts run: processes of this machine, or JobSets on Kubernetes."""
+    pools: Path | None = None
+    """Scheduler jobset: the file of node pools that a spec may name (k8s/pools.py)."""
+    namespace: str = "default"
+    """Scheduler jobset: the namespace that attempts run in."""
 
     tick_seconds: float = Field(0.5, gt=0)
     """Pause between two looks of the reconciler; one look is a few milliseconds of SQL."""
@@ -63,6 +67,12 @@ class Settings(BaseSettings):
     @property
     def cores(self) -> int:
         return len(os.sched_getaffinity(0))
+
+    @model_validator(mode="after")
+    def _a_cluster_has_pools_and_a_store_that_its_nodes_reach(self) -> Self:
+        if self.scheduler == "jobset" and not (self.pools and self.store.startswith("s3://")):
+            raise ValueError("MCF_SCHEDULER=jobset needs MCF_POOLS, a file of node pools, and MCF_STORE=s3://...")
+        return self
 
     @model_validator(mode="after")
     def _open_to_others_only_with_a_token(self) -> Self:

@@ -48,7 +48,7 @@ def submit(
     if idempotency_key and not dry_run and (replay := service.find_replay(state.db, idempotency_key, digest)):
         response.headers["Idempotency-Replayed"] = "true"
         return service.show(state.db, state.settings, replay.id)
-    resolved = service.check(body, Shelf(state.db, state.settings))
+    resolved = service.check(body, Shelf(state.db, state.settings), state.pools)
     if dry_run:
         response.status_code = 200
         return service.plan(state.db, resolved, state.settings, state.launcher)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,11 +31,15 @@ MAX_RUNS = 10_000
 CONCURRENT_WRITES = 3
 
 
-def check(payload: Mapping[str, Any], library: Library) -> Resolved:
-    """Raises InvalidSpec with every problem."""
+def check(payload: Mapping[str, Any], library: Library, pools: Collection[str] | None = None) -> Resolved:
+    """Raises InvalidSpec with every problem. `pools`: those of the cluster; None = any name will do."""
     try:
         _refuse_too_many(payload)
-        return check_and_resolve(payload, library)
+        resolved = check_and_resolve(payload, library)
+        asked = resolved.spec.placement.pool
+        if pools is not None and asked not in pools:
+            raise SpecError([Problem(field="placement.pool", asked=asked, possible=", ".join(sorted(pools)) or "none")])
+        return resolved
     except SpecError as error:
         count = len(error.problems)
         detail = f"{count} problem{'s' if count > 1 else ''}: {'; '.join(map(str, error.problems))}"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -308,3 +309,17 @@ def _run(strategy: Any, check: Any) -> None:
         case.call_and_validate(checks=[check])
 
     run()
+
+
+def test_on_a_cluster_a_spec_names_one_of_its_pools(tmp_path: Path, spec: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="needs MCF_POOLS, a file of node pools, and MCF_STORE=s3://"):
+        Settings(scheduler="jobset")
+    (tmp_path / "pools.yaml").write_text("a100-spot: {image: mcf-trainer, gpus: 8}\n")
+    settings = Settings(
+        work_dir=tmp_path, scheduler="jobset", pools=tmp_path / "pools.yaml", store="s3://mcf/store"
+    )  # fmt: skip
+    http = Scene(settings).http
+    answer = http.post("/v1/experiments?dry_run=true", json={**spec, "placement": {"pool": "a100"}})
+    assert answer.status_code == 422
+    assert answer.json()["problems"][0]["field"] == "placement.pool"
+    assert answer.json()["problems"][0]["possible"] == "a100-spot"

@@ -15,6 +15,7 @@ takes them from the file the weights came from, or gives them their initial valu
 """
 
 import argparse
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint import CheckpointStore, OtherRun
 from trainer.mcf import Mcf, Target, build
 from trainer.records import SPEC
+from trainer.rundir import list_checkpoints
+from trainer.sources import FILES_ONLY, local_copy
 from trainer.spec import ENCODERS, RunSpec
 from trainer.storage import ObjectMissing, StorageError, open_store
 from trainer.teachers import Teacher
@@ -170,6 +173,7 @@ def to_published(
 
     `like`: the checkpoint the weights came from; what our model does not hold comes from there, bit for bit.
     `teacher`: is written along, as the released code does; it then has to be a ViT.
+    Raises WeightsError when `like` is another model.
     """
     network = teacher.network.state_dict() if teacher else {}
     return published_state(model.state_dict(), target.state_dict() if target else {}, network, like)
@@ -178,14 +182,28 @@ def to_published(
 def published_state(
     model: State, target: State, teacher: State | None = None, like: State | None = None
 ) -> dict[str, Tensor]:
-    """`to_published` from state dicts: those in a checkpoint of ours will do."""
+    """`to_published` from state dicts: those in a checkpoint of ours will do. Raises WeightsError."""
     found = {published_name(name): value for name, value in model.items()}
     found |= {published_name(name, target=True): value for name, value in target.items()}
     found |= {TEACHER + name: value for name, value in (teacher or {}).items()}
-    like = like if like is not None else _unread(found)
+    if like is None:
+        like = _unread(found)
+    else:
+        _same_model(found, like)
     dtypes = {name: like[name].dtype if name in like else torch.float32 for name in found}
     own = {name: value.detach().to("cpu", dtypes[name], copy=True) for name, value in found.items()}
     return {**like, **own}
+
+
+def _same_model(found: State, like: State) -> None:
+    """Raises WeightsError where the two have other blocks or shapes: put together they would be neither's model."""
+    for name, value in found.items():
+        if not name.startswith(TEACHER) and (name not in like or like[name].shape != value.shape):
+            theirs = f"{list(like[name].shape)} there" if name in like else "not there"
+            raise WeightsError(f"`like` is a checkpoint of another model: {name} is {list(value.shape)}, {theirs}")
+    blocks = ("online_encoder.blocks.", "decoder_blocks.")
+    if more := [name for name in like if name.startswith(blocks) and name not in found]:
+        raise WeightsError(f"`like` is a checkpoint of another model: it has {more[0]}, which the run lacks")
 
 
 def _unread(found: State) -> dict[str, Tensor]:
@@ -205,33 +223,66 @@ def _unread(found: State) -> dict[str, Tensor]:
     return extra
 
 
+# ---------------------------------------------------------------- command
+
+
 def newest_state(address: str) -> dict[str, Any]:
-    """The newest sound checkpoint of a run's directory, or a state.pt. Raises WeightsError, StorageError."""
-    if address.endswith(".pt"):
-        return read_weights(Path(address))
+    """The newest sound checkpoint of a run's directory, or a state.pt; path or s3://.
+
+    Raises WeightsError, and StorageError where nobody answers.
+    """
+    state = _state_file(address) if address.endswith(".pt") else _newest_of_run(address)
+    model, target = state.get("model"), state.get("target")
+    if not (isinstance(model, dict) and isinstance(target, dict) and "encoder.cls_token" in model):
+        raise WeightsError(f"{address} holds no state of a run; possible: a run's directory, or a state.pt in one")
+    return state
+
+
+def _state_file(address: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="mcf-published-") as scratch:
+        try:
+            return read_weights(local_copy(address, Path(scratch), FILES_ONLY))
+        except ObjectMissing as error:
+            raise WeightsError(f"there is no {address}: {error}") from error
+
+
+def _newest_of_run(address: str) -> dict[str, Any]:
     store = open_store(address)
+    if not (kept := list_checkpoints(store)):
+        try:
+            store.get(SPEC)
+        except ObjectMissing as error:
+            raise WeightsError(
+                f"{address} is no run's directory: it has no {SPEC}; `mcf show RUN` says where"
+            ) from error
+        raise WeightsError(f"{address} has no checkpoint yet; possible: the directory of a run that has trained")
+    # The marker's digest and not the spec's: a spec written by an older version has another one by now.
     try:
-        run = RunSpec.model_validate_json(store.get(SPEC))
-    except ObjectMissing as error:
-        raise WeightsError(f"{address} is no run's directory: it has no {SPEC}; `mcf show RUN` says where") from error
-    found = CheckpointStore(store, spec_digest=run.digest, keep=run.cadence.keep_checkpoints).restore_latest()
+        found = CheckpointStore(store, spec_digest=kept[-1].spec_digest, keep=len(kept)).restore_latest()
+    except OtherRun as error:
+        raise WeightsError(str(error)) from error
     if found is None:
-        raise WeightsError(f"{address} has no checkpoint yet")
+        raise WeightsError(f"{address} has {len(kept)} checkpoints and all of them are damaged")
     return found[1]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="trainer.published", description="Write a checkpoint of the released format.")
     parser.add_argument("run", help="a run's directory (path or s3://), of which the newest checkpoint, or a state.pt")
     parser.add_argument("out", type=Path, help="file to write, such as checkpoint.pth")
     parser.add_argument("--like", type=Path, help="released checkpoint that the run started from")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
+    half = given.out.with_name(given.out.name + ".half")
     try:
         state = newest_state(given.run)
         like = read_published(given.like) if given.like else None
+        torch.save({"model": published_state(state["model"], state["target"], like=like)}, half)
+        half.replace(given.out)
     except (WeightsError, StorageError) as error:
         parser.error(str(error))
-    torch.save({"model": published_state(state["model"], state["target"], like=like)}, given.out)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where there is no such folder, or no space
+        half.unlink(missing_ok=True)
+        parser.error(f"{given.out} cannot be written: {error}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,15 +16,17 @@ from trainer.mcf import Mcf
 from trainer.published import (
     TEACHER,
     load_published,
+    main,
+    newest_state,
     published_name,
     published_parameters,
     read_published,
     spec_of_published,
     to_published,
 )  # fmt: skip
-from trainer.records import SPEC
+from trainer.records import SPEC, STATE, checkpoint_name
 from trainer.spec import RunSpec
-from trainer.storage import DirectoryStore
+from trainer.storage import open_store
 from trainer.vit import Encoder
 from trainer.weights import WeightsError
 
@@ -162,24 +162,20 @@ def test_a_real_b16_has_the_published_names_and_number_of_values() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("whole_run", [True, False])
+@pytest.mark.parametrize("kind", ["run", "run in s3", "file", "file in s3"])
 def test_the_command_writes_a_released_checkpoint_from_a_run(
-    state: dict[str, Tensor], tmp_path: Path, whole_run: bool
+    state: dict[str, Tensor], tmp_path: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:
     run = run_of(state)
     model, target = load_published(state, run)
     held = {"model": model.state_dict(), "target": target.state_dict(), "step": 3}
-    if whole_run:
-        source = tmp_path / "run"
-        store = DirectoryStore(str(source))
-        store.put(SPEC, run.model_dump_json().encode())
-        checkpoint = write_state(held, tmp_path / "held.pt", step=3, spec_digest=run.digest, world_size=1)
-        CheckpointStore(store, spec_digest=run.digest, keep=2).upload(checkpoint, tmp_path / "held.pt")
-    else:
-        source = tmp_path / "state.pt"
-        torch.save(held, source)
-    command = [sys.executable, "-m", "trainer.published", str(source), str(tmp_path / "out.pth")]
-    subprocess.run(command, check=True)
+    folder = request.getfixturevalue("s3_server") if kind.endswith("s3") else str(tmp_path / "run")
+    store = open_store(folder)
+    store.put(SPEC, run.model_dump_json().encode())
+    checkpoint = write_state(held, tmp_path / "held.pt", step=3, spec_digest=run.digest, world_size=1)
+    CheckpointStore(store, spec_digest=run.digest, keep=2).upload(checkpoint, tmp_path / "held.pt")
+    source = folder if kind.startswith("run") else f"{folder}/{checkpoint_name(3)}{STATE}"
+    main([source, str(tmp_path / "out.pth")])
     found = read_published(tmp_path / "out.pth")
     assert found.keys() == {name for name in state if not name.startswith(TEACHER)}
     again, again_target = load_published(found, run)
@@ -187,8 +183,49 @@ def test_the_command_writes_a_released_checkpoint_from_a_run(
     assert all(torch.equal(v, held["target"][n]) for n, v in again_target.state_dict().items())
 
 
-def test_the_command_says_what_a_folder_lacks(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trainer.published", str(tmp_path), str(tmp_path / "out.pth")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "is no run's directory: it has no spec.json" in done.stderr
+def test_a_run_whose_spec_an_older_version_wrote_is_exported_all_the_same(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    model, target = load_published(state, run_of(state))
+    held = {"model": model.state_dict(), "target": target.state_dict()}
+    store = open_store(str(tmp_path / "run"))
+    store.put(SPEC, b'{"a_field": "of another version"}')
+    checkpoint = write_state(held, tmp_path / "held.pt", step=3, spec_digest="0" * 64, world_size=1)
+    CheckpointStore(store, spec_digest="0" * 64, keep=2).upload(checkpoint, tmp_path / "held.pt")
+    found = newest_state(str(tmp_path / "run"))
+    assert torch.equal(found["model"]["encoder.cls_token"], state["online_encoder.cls_token"])
+
+
+def test_the_command_says_what_is_wrong_with_what_it_was_given(
+    state: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, target = load_published(state, run_of(state))
+    held = {"model": model.state_dict(), "target": target.state_dict()}
+    torch.save(held, tmp_path / "state.pt")
+    torch.save({"model": {}, "step": 1}, tmp_path / "other.pt")
+    (tmp_path / "empty").mkdir()
+    open_store(str(tmp_path / "young")).put(SPEC, b"{}")
+    deeper = {name.replace("decoder_blocks.1.", "decoder_blocks.2."): value for name, value in state.items()} | state
+    torch.save({"model": deeper}, tmp_path / "deeper.pth")
+    out = tmp_path / "out.pth"
+    for arguments, message in (
+        ([tmp_path / "empty", out], "is no run's directory: it has no spec.json"),
+        ([tmp_path / "young", out], "has no checkpoint yet"),
+        ([tmp_path / "gone.pt", out], "does not exist"),
+        ([tmp_path / "other.pt", out], "holds no state of a run; possible: a run's directory"),
+        ([tmp_path / "state.pt", tmp_path / "none" / "out.pth"], "cannot be written: Parent directory"),
+        ([tmp_path / "state.pt", out, "--like", tmp_path / "deeper.pth"], "it has decoder_blocks.2."),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(argument) for argument in arguments])
+        assert message in capsys.readouterr().err
+        assert not list(tmp_path.glob("**/out.pth*"))
+
+
+def test_an_export_is_never_a_mixture_of_two_models(state: dict[str, Tensor]) -> None:
+    model, target = load_published(state, run_of(state))
+    other = {**state, "mask_token": torch.zeros(1, 1, 32)}
+    with pytest.raises(WeightsError, match=r"another model: mask_token is \[1, 1, 16\], \[1, 1, 32\] there"):
+        to_published(model, target, like=other)
+    with pytest.raises(WeightsError, match=r"predictor\.0\.weight .* not there"):
+        to_published(model, target, like={n: v for n, v in state.items() if n != "predictor.0.weight"})

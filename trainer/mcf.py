@@ -170,8 +170,8 @@ class Target(nn.Module):
     @torch.no_grad()
     def keys(self, image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
         """Keys [B, E] of one slice of normalised images, not yet scaled to length 1."""
-        token_BND = self.encoder(image_BCHW, noise_BL, self.run.visible_patches())
-        return self.projector(token_BND[:, 0])
+        num_visible = self.run.visible_patches(self.run.contrastive.target_mask_ratio)
+        return self.projector(self.encoder(image_BCHW, noise_BL, num_visible)[:, 0])
 
     @torch.no_grad()
     def _move(self, moves: int, online: Mcf) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 State = dict[str, Tensor]
+# ImageNet's, which images are normalised with.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,28 @@ class Shape:
     dim: int
     teacher_image: int
     taps: tuple[int, ...]
-    """The teacher has the encoder's patch, width, depth and heads, as in the published B/16."""
+    teacher_sizes: tuple[int, int, int, int] | None = None
+    """The teacher's patch, width, depth and heads; None = the encoder's, as in the published B/16."""
+    teacher_mean: tuple[float, ...] = MEAN
+    teacher_std: tuple[float, ...] = STD
 
     mask_ratio: float = 0.75
+    target_mask_ratio: float | None = None
+    """Of the target; None = the same."""
     temperature: float = 0.2
     momentum: float = 0.99
     weight: float = 1000.0
+    """Of the perceptual loss."""
+    contrast: float = 1.0
+    """Weight of the contrastive loss."""
+    pixels: float = 0.0
+    """Weight of the squared error of hidden pixels."""
     along: int = 1
     """Axis over which features are normalised: 1 tokens (published), 2 channels."""
+    hidden_only: bool = False
+    """Whether the teacher sees the image's own pixels where patches were visible."""
+    clip: float | None = None
+    """Longest gradient."""
     once_a_step: bool = False
     """Whether the target moves in the first micro-step alone."""
     ramp: bool = False
@@ -101,11 +117,11 @@ def restored(noise: Tensor) -> tuple[Tensor, Tensor]:
     return order, order.argsort(dim=1)
 
 
-def encode(s: State, name: str, image: Tensor, noise: Tensor, shape: Shape) -> Tensor:
+def encode(s: State, name: str, image: Tensor, noise: Tensor, ratio: float, shape: Shape) -> Tensor:
     """Latent tokens [N, 1 + kept, D], cls first."""
     x = embed(s, name, image) + s[f"{name}.pos_embed"][:, 1:]
     order, _ = restored(noise)
-    kept = order[:, : int(noise.shape[1] * (1 - shape.mask_ratio))]
+    kept = order[:, : int(noise.shape[1] * (1 - ratio))]
     x = torch.stack([tokens[index] for tokens, index in zip(x, kept, strict=True)])
     cls = s[f"{name}.cls_token"] + s[f"{name}.pos_embed"][:, :1]
     x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
@@ -147,11 +163,14 @@ def teacher_features(s: State, image: Tensor, shape: Shape) -> list[Tensor]:
     """Taps [N, 1 + L, D], each scaled to length 1."""
     name, size = "perceptual_loss.model", shape.teacher_image
     nearest = torch.tensor([math.floor(i * image.shape[-1] / size) for i in range(size)])
-    x = embed(s, name, image[:, :, nearest][:, :, :, nearest])
+    image = image[:, :, nearest][:, :, :, nearest]
+    colours = [(image[:, c] * STD[c] + MEAN[c] - shape.teacher_mean[c]) / shape.teacher_std[c] for c in range(3)]
+    x = embed(s, name, torch.stack(colours, dim=1))
     x = torch.cat([s[f"{name}.cls_token"].expand(len(x), -1, -1), x], dim=1) + s[f"{name}.pos_embed"]
+    heads = shape.teacher_sizes[3] if shape.teacher_sizes else shape.heads
     taps = []
     for index in range(max(shape.taps) + 1):
-        x = block(s, f"{name}.blocks.{index}", x, shape.heads)
+        x = block(s, f"{name}.blocks.{index}", x, heads)
         if index in shape.taps:
             taps.append(unit(x, shape.along))
     return taps
@@ -169,6 +188,14 @@ def perceptual(s: State, predicted: Tensor, image: Tensor, shape: Shape) -> Tens
     return sum(
         ((tap - other) ** 2).mean() for tap, other in zip(teacher_features(s, predicted, shape), wanted, strict=True)
     )
+
+
+def hidden_pixels(noise: Tensor, shape: Shape) -> Tensor:
+    """1 where a pixel's patch is hidden from the online encoder, else 0: [N, 1, H, W]."""
+    _, place = restored(noise)
+    side = shape.image // shape.patch
+    hidden = (place >= int(noise.shape[1] * (1 - shape.mask_ratio))).double().reshape(-1, 1, side, side)
+    return hidden.repeat_interleave(shape.patch, 2).repeat_interleave(shape.patch, 3)
 
 
 def contrastive(query: Tensor, keys: Tensor, rank: int, temperature: float) -> Tensor:
@@ -212,28 +239,41 @@ def gradients(s: State, grid: list[list[Micro]], shape: Shape) -> tuple[dict[str
     for name in names:
         s[name] = s[name].detach().requires_grad_()
     total = {name: torch.zeros_like(s[name]) for name in names}
-    sums = {"total": 0.0, "perceptual": 0.0, "contrastive": 0.0}
+    sums = {"total": 0.0, "perceptual": 0.0, "pixel": 0.0, "contrastive": 0.0}
+    theirs = shape.mask_ratio if shape.target_mask_ratio is None else shape.target_mask_ratio
     for number, ranks in enumerate(grid):
         if not (shape.once_a_step and number):
             move_target(s, shape.momentum)
         with torch.no_grad():
             keys = torch.cat([
-                project(s, "target_encoder.fc", encode(s, "target_encoder", m.image, m.target_noise, shape)[:, 0], True)
+                project(
+                    s, "target_encoder.fc", encode(s, "target_encoder", m.image, m.target_noise, theirs, shape)[:, 0], True
+                )
                 for m in ranks
             ])  # fmt: skip
         for rank, micro in enumerate(ranks):
-            latent = encode(s, "online_encoder", micro.image, micro.online_noise, shape)
+            latent = encode(s, "online_encoder", micro.image, micro.online_noise, shape.mask_ratio, shape)
             predicted = decode(s, latent, micro.online_noise, shape)
+            hidden = hidden_pixels(micro.online_noise, shape)
             query = project(s, "predictor", project(s, "online_encoder.fc", latent[:, 0], True), False)
             c = contrastive(query, keys, rank, shape.temperature)
-            p = perceptual(s, predicted, micro.image, shape)
-            loss = shape.weight * p + c
+            e = ((predicted - micro.image) ** 2 * hidden).sum() / (3 * hidden.sum())
+            seen = predicted * hidden + micro.image * (1 - hidden) if shape.hidden_only else predicted
+            p = perceptual(s, seen, micro.image, shape)
+            loss = shape.weight * p + shape.pixels * e + shape.contrast * c
             share = 1 / (len(grid) * len(ranks))
             for name, gradient in zip(names, torch.autograd.grad(loss, [s[n] for n in names]), strict=True):
                 total[name] += gradient * share
-            for name, value in ("total", loss), ("perceptual", p), ("contrastive", c):
-                sums[name] += value.item() * share
+            for name, value in ("total", loss), ("perceptual", p), ("pixel", e), ("contrastive", c):
+                sums[name] += value.item() * share if name != "pixel" or shape.pixels else 0.0
     return sums, total
+
+
+def clipped(gradient: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+    norm = math.sqrt(sum(g.square().sum().item() for g in gradient.values()))
+    # torch has 1e-6 in the denominator, and this is for those who compare with it.
+    factor = min(1.0, shape.clip / (norm + 1e-6)) if shape.clip else 1.0
+    return {name: g * factor for name, g in gradient.items()}
 
 
 def learning_rate(step: int, steps_per_epoch: float, *, base: float, batch: int, epochs: float, warm: float) -> float:
@@ -261,74 +301,6 @@ class AdamW:
             value = s[name].detach() * (1 - rate * decay)
             m_hat, v_hat = m / (1 - 0.9**self.steps), v / (1 - 0.95**self.steps)
             s[name] = value - rate * m_hat / (v_hat.sqrt() + 1e-8)
-
-
-# ---------------------------------------------------------------- a checkpoint to start from
-
-
-def draw_checkpoint(shape: Shape, seed: int) -> State:
-    """A released checkpoint's `model`, float32: every weight random, none at its initial value, target != online."""
-    generator = torch.Generator().manual_seed(seed)
-    s: State = {}
-
-    def normal(name: str, *size: int, mean: float = 0.0, std: float | None = None) -> None:
-        std = std or 1 / math.sqrt(size[-1])
-        s[name] = mean + std * torch.randn(*size, generator=generator)
-
-    def affine(name: str, width: int) -> None:
-        normal(f"{name}.weight", width, mean=1, std=0.1)
-        normal(f"{name}.bias", width, std=0.1)
-
-    def dense(name: str, into: int, out: int) -> None:
-        normal(f"{name}.weight", out, into)
-        normal(f"{name}.bias", out, std=0.1)
-
-    def blocks(name: str, depth: int, width: int) -> None:
-        for index in range(depth):
-            affine(f"{name}.{index}.norm1", width)
-            dense(f"{name}.{index}.attn.qkv", width, 3 * width)
-            dense(f"{name}.{index}.attn.proj", width, width)
-            affine(f"{name}.{index}.norm2", width)
-            dense(f"{name}.{index}.mlp.fc1", width, 4 * width)
-            dense(f"{name}.{index}.mlp.fc2", 4 * width, width)
-
-    def vit(name: str, image: int) -> None:
-        normal(f"{name}.cls_token", 1, 1, shape.width, std=0.5)
-        s[f"{name}.pos_embed"] = sin_cos(shape.width, image // shape.patch)
-        normal(f"{name}.patch_embed.proj.weight", shape.width, 3, shape.patch, shape.patch, std=1 / shape.patch)
-        normal(f"{name}.patch_embed.proj.bias", shape.width, std=0.1)
-        blocks(f"{name}.blocks", shape.depth, shape.width)
-        affine(f"{name}.norm", shape.width)
-
-    def statistics(name: str, width: int) -> None:
-        normal(f"{name}.running_mean", width, std=0.3)
-        s[f"{name}.running_var"] = torch.rand(width, generator=generator) + 0.5
-        s[f"{name}.num_batches_tracked"] = torch.tensor(17)
-
-    def head(name: str, into: int, last_norm: bool) -> None:
-        normal(f"{name}.0.weight", shape.hidden, into)
-        affine(f"{name}.1", shape.hidden)
-        statistics(f"{name}.1", shape.hidden)
-        normal(f"{name}.3.weight", shape.dim, shape.hidden)
-        if last_norm:
-            statistics(f"{name}.4", shape.dim)
-
-    for branch in "target_encoder", "online_encoder":
-        vit(branch, shape.image)
-        head(f"{branch}.fc", shape.width, True)
-    head("predictor", shape.dim, False)
-    dense("decoder_embed", shape.width, shape.decoder_width)
-    normal("mask_token", 1, 1, shape.decoder_width, std=0.5)
-    s["decoder_pos_embed"] = sin_cos(shape.decoder_width, shape.image // shape.patch)
-    blocks("decoder_blocks", shape.decoder_depth, shape.decoder_width)
-    affine("decoder_norm", shape.decoder_width)
-    dense("decoder_pred", shape.decoder_width, 3 * shape.patch**2)
-    vit("perceptual_loss.model", shape.teacher_image)
-    # A teacher's own code is learned, not sin-cos.
-    code = s["perceptual_loss.model.pos_embed"]
-    code += 0.2 * torch.randn(code.shape, generator=generator)
-    dense("perceptual_loss.model.head", shape.width, 1000)
-    return s
 
 
 def wide(s: State) -> State:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from tests.exact import reference
 from tests.exact.reference import Shape
+from tests.exact.released import draw_checkpoint
 from trainer.published import read_published
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ SHAPE = Shape(
 
 def test_the_example_runs_and_moves_what_a_step_moves(tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/method.md").read_text(), re.S)
-    torch.save({"model": reference.draw_checkpoint(SHAPE, seed=4)}, tmp_path / "checkpoint.pth")
+    torch.save({"model": draw_checkpoint(SHAPE, seed=4)}, tmp_path / "checkpoint.pth")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     before, after = (read_published(tmp_path / name) for name in ("checkpoint.pth", "after.pth"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.exact import reference
 from tests.exact.reference import Shape
+from tests.exact.released import draw_checkpoint
 from trainer import teachers
 from trainer.checkpoint import CheckpointStore, write_state
 from trainer.mcf import Mcf
@@ -38,7 +38,7 @@ SHAPE = Shape(
 
 @pytest.fixture
 def state() -> dict[str, Tensor]:
-    return reference.draw_checkpoint(SHAPE, seed=0)
+    return draw_checkpoint(SHAPE, seed=0)
 
 
 def run_of(state: dict[str, Tensor], **fields: object) -> RunSpec:

@@ -394,10 +394,10 @@ def _misfits(run: RunSpec) -> Iterator[Problem]:
                 field=field, asked=f"{ratio}, which keeps {max(kept, 0)} of {run.num_patches} patches",
                 possible=f"a ratio that keeps 1 to {run.num_patches - 1} patches, such as 0.75",
             )  # fmt: skip
-    ratio = run.contrastive.target_mask_ratio
-    if ratio is not None and not (0 <= ratio < 1 and run.visible_patches(ratio) >= 1):
+    theirs = run.contrastive.target_mask_ratio
+    if theirs is not None and not (0 <= theirs < 1 and run.visible_patches(theirs) >= 1):
         yield Problem(
-            field="contrastive.target_mask_ratio", asked=f"{ratio} of {run.num_patches} patches",
+            field="contrastive.target_mask_ratio", asked=f"{theirs} of {run.num_patches} patches",
             possible="a ratio from 0 that keeps a patch, such as 0.5",
         )  # fmt: skip
     for name, part in ("encoder", run.encoder), ("decoder", run.decoder):

@@ -245,12 +245,8 @@ def gradients(s: State, grid: list[list[Micro]], shape: Shape) -> tuple[dict[str
         if not (shape.once_a_step and number):
             move_target(s, shape.momentum)
         with torch.no_grad():
-            keys = torch.cat([
-                project(
-                    s, "target_encoder.fc", encode(s, "target_encoder", m.image, m.target_noise, theirs, shape)[:, 0], True
-                )
-                for m in ranks
-            ])  # fmt: skip
+            latents = [encode(s, "target_encoder", m.image, m.target_noise, theirs, shape) for m in ranks]
+            keys = torch.cat([project(s, "target_encoder.fc", latent[:, 0], True) for latent in latents])
         for rank, micro in enumerate(ranks):
             latent = encode(s, "online_encoder", micro.image, micro.online_noise, shape.mask_ratio, shape)
             predicted = decode(s, latent, micro.online_noise, shape)

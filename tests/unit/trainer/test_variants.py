@@ -8,7 +8,7 @@ import torch
 from trainer import mcf, optim, teachers
 from trainer.ablation import expand, parse_experiment
 from trainer.mcf import Mcf, Target
-from trainer.spec import RunSpec
+from trainer.spec import RunSpec, SpecError
 
 CPU = torch.device("cpu")
 # Parameters of timm's models of these names without a head, patches, and values of one predicted patch.
@@ -66,6 +66,8 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"contrastive.weight": 0.5}, {"total"}),
     ({"contrastive.temperature": 0.1}, {"contrastive"}),
     ({"contrastive.weight": 0.0}, {"contrastive"}),
+    ({"contrastive.target_mask_ratio": 0.5}, {"contrastive"}),
+    ({"contrastive.target_mask_ratio": 0.0}, {"contrastive"}),
     ({"pixels.weight": 1.0}, {"pixel"}),
     ({"pixels.weight": 1.0, "pixels.patches": "all"}, {"pixel"}),
     ({"decoder": {"width": 32, "depth": 1, "heads": 4}}, {"perceptual"}),
@@ -108,6 +110,12 @@ def test_every_field_changes_what_it_names_and_nothing_else(
     names = set(found) - {"total"}
     assert {name for name in names if found[name] != pytest.approx(published[name], rel=1e-6)} == changed - {"total"}
     assert found["total"] != pytest.approx(published["total"], rel=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 0.99, 1.0])
+def test_a_target_that_would_see_no_patch_is_refused(ratio: float) -> None:
+    with pytest.raises(SpecError, match=r"contrastive\.target_mask_ratio: asked for .* of 64 patches; possible"):
+        RunSpec.model_validate({**tiny({}).model_dump(), "contrastive": {"target_mask_ratio": ratio}})
 
 
 def test_the_fields_of_the_optimizer_change_a_step() -> None:

@@ -1,0 +1,91 @@
+"""Train on images and masks that are given, with real gloo processes: python -m tests.exact.ranks JOB.pt
+
+The loop is the trainer's own; only where its slices come from is replaced. A job is a list of runs, each with its
+world size, the folder it leaves its checkpoint and losses in, and the images and mask noise of every step.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.conftest import free_port
+from trainer import teachers
+from trainer.checkpoint import CheckpointStore
+from trainer.data import Slice
+from trainer.distributed import joined_world
+from trainer.grid import StepPlan, step_plan, teams
+from trainer.hostcopy import HostCopy
+from trainer.initial import start
+from trainer.keeper import Keeper
+from trainer.loop import Parts, fit
+from trainer.optim import adamw
+from trainer.report import Silent
+from trainer.spec import RunSpec
+from trainer.storage import DirectoryStore
+
+
+class Losses(Silent):
+    """Writes the losses of every step down."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def step(self, step: int, losses: Mapping[str, float], **more: float) -> None:
+        with self.file.open("a") as file:
+            file.write(json.dumps(dict(losses)) + "\n")
+
+
+def slices(grids: list[Any], plan: StepPlan) -> Iterator[Slice]:
+    """This rank's cells of the grids, in the plan's order."""
+    for grid in grids:
+        for group in plan.groups:
+            for index in group.slices:
+                image, online_noise, target_noise = grid[group.index][index]
+                numbers = torch.arange(len(image))
+                yield Slice(image, online_noise, target_noise, numbers, numbers < 0, {})
+
+
+def train(job: dict[str, Any]) -> None:
+    run, folder = RunSpec.model_validate(job["run"]), job["folder"]
+    with joined_world() as world:
+        world.form_teams(teams(run.batch, world.size))
+        plan = step_plan(run.batch, world.rank, world.size)
+        model, target = start(run)
+        parts = Parts(model, target, teachers.build(run, world.device), adamw(model, run), job["num_images"])
+        checkpoints = CheckpointStore(DirectoryStore(folder), spec_digest=run.digest, keep=1)
+        keeper = Keeper(world, HostCopy(folder, run.digest), checkpoints, every_steps=1000, step=0)
+        report = Losses(Path(folder, "losses")) if world.is_first else Silent()
+        assert fit(run, parts, plan, slices(job["grids"], plan), world, keeper, report)
+        keeper.close()
+
+
+def fork_world(job: dict[str, Any]) -> None:
+    """Ranks are forks of this process, which has imported torch already."""
+    port, children = free_port(), []
+    for rank in range(job["world"]):
+        if (child := os.fork()) == 0:
+            os.environ.update(
+                RANK=str(rank), WORLD_SIZE=str(job["world"]), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )  # fmt: skip
+            code = 1
+            try:
+                train(job)
+                code = 0
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    if codes := [code for child in children if (code := os.waitpid(child, 0)[1])]:
+        raise SystemExit(f"a world of {job['world']} ended with {codes}")
+
+
+if __name__ == "__main__":
+    for each in torch.load(sys.argv[1], weights_only=True):
+        Path(each["folder"]).mkdir(parents=True)
+        fork_world(each)

@@ -1,131 +1,227 @@
-"""Every variant of the method is a field: sizes are the published ones, and each field changes what it names."""
+"""Every variant of the method is a field: sizes are the published ones, and no field is without effect."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
 from trainer import mcf, optim, teachers
-from trainer.ablation import expand, parse_experiment
+from trainer.data import Slice
+from trainer.distributed import World, joined_world
+from trainer.grid import step_plan, teams
+from trainer.loop import Parts, fit
 from trainer.mcf import Mcf, Target
+from trainer.presets import PRESETS
+from trainer.report import Silent
 from trainer.spec import RunSpec
 
-CPU = torch.device("cpu")
 # Parameters of timm's models of these names without a head, patches, and values of one predicted patch.
 ENCODERS = {
     "vit-s16": (21_665_664, 196, 768), "vit-b16": (85_798_656, 196, 768), "vit-l16": (303_301_632, 196, 768),
     "vit-h14": (630_764_800, 256, 588),
 }  # fmt: skip
+DECODERS = ["512x8", "512x4", "512x2", "512x1", "256x2"]
 
 
-def run_of(preset: str, **fields: Any) -> RunSpec:
-    spec, problems = parse_experiment({
-        "name": "v", "base": {"preset": preset, "data": {"uri": "/d"}, "teacher": "none", **fields}, "seeds": 1,
-    })  # fmt: skip
-    assert spec, problems
-    return expand(spec)[0][0].runs[0]
-
-
+@pytest.mark.parametrize("decoder", [None, *DECODERS])
 @pytest.mark.parametrize("preset", ENCODERS)
-def test_encoders_have_the_published_sizes(preset: str) -> None:
-    run = run_of(preset)
+def test_encoders_and_decoders_have_the_published_sizes(preset: str, decoder: str | None) -> None:
+    shape = {"decoder": decoder} if decoder else {}
+    run = RunSpec.model_validate({**PRESETS[preset], "data": {"uri": "/d"}, "teacher": "none", **shape})
     with torch.device("meta"):
         model = Mcf(run)
         noise = torch.rand(2, run.num_patches)
         token = model.encoder(torch.zeros(2, 3, 224, 224), noise, run.visible_patches())
         patch = model.decoder(token, noise)
     size, patches, values = ENCODERS[preset]
-    assert sum(weight.numel() for weight in model.encoder.parameters()) == size
+    assert num_values(model.encoder) == size
     assert token.shape == (2, 1 + patches // 4, run.encoder.width)
     assert patch.shape == (2, patches, values)
-    small = (256, 2) if preset == "vit-s16" else (512, 8)
-    assert (run.decoder.width, run.decoder.depth, run.decoder.heads) == (*small, 16)
 
-
-@pytest.mark.parametrize("decoder", ["512x8", "512x4", "512x2", "512x1", "256x2"])
-def test_decoders_have_as_many_blocks_and_channels_as_they_say(decoder: str) -> None:
-    width, depth = map(int, decoder.split("x"))
-    with torch.device("meta"):
-        found = Mcf(run_of("vit-b16", decoder=decoder)).decoder
-    assert len(found.blocks) == depth
+    width, depth = map(int, (decoder or ("256x2" if preset == "vit-s16" else "512x8")).split("x"))
     block = 12 * width**2 + 13 * width
-    outside = 768 * width + width + width + 197 * width + 2 * width + width * 768 + 768
-    assert sum(weight.numel() for weight in found.parameters()) == depth * block + outside
+    outside = (run.encoder.width + 1) * width + width + (1 + patches) * width + 2 * width + (width + 1) * values
+    assert num_values(model.decoder) == depth * block + outside
+    assert run.decoder.heads == 16
 
 
-# What is changed -> which of the first step's numbers have to change, all others being equal.
-CHANGES: list[tuple[dict[str, Any], set[str]]] = [
-    ({"mask_ratio": 0.5}, {"perceptual", "contrastive"}),
-    ({"teacher.normalise": "channels"}, {"perceptual"}),
-    ({"teacher.tokens": "patches"}, {"perceptual"}),
-    ({"teacher.visible": "image"}, {"perceptual"}),
-    ({"teacher.taps": [0, 1, 2, 3]}, {"perceptual"}),
-    ({"teacher.input_size": 32}, {"perceptual"}),
-    ({"teacher.seed": 1}, {"perceptual"}),
-    ({"teacher.weight": 10.0}, {"total"}),
-    ({"contrastive.weight": 0.5}, {"total"}),
-    ({"contrastive.temperature": 0.1}, {"contrastive"}),
-    ({"contrastive.weight": 0.0}, {"contrastive"}),
-    ({"contrastive.target_mask_ratio": 0.5}, {"contrastive"}),
-    ({"contrastive.target_mask_ratio": 0.0}, {"contrastive"}),
-    ({"pixels.weight": 1.0}, {"pixel"}),
-    ({"pixels.weight": 1.0, "pixels.patches": "all"}, {"pixel"}),
-    ({"decoder": {"width": 32, "depth": 1, "heads": 4}}, {"perceptual"}),
-    ({"ema.momentum": 0.5}, {"contrastive"}),
-    ({"ema.per": "step"}, {"contrastive"}),
+def num_values(module: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+# ---------------------------------------------------------------- every field, in a run of the real loop
+
+SMALL: dict[str, Any] = {
+    "data": {"uri": "/d"}, "input_size": 32, "encoder": {"width": 24, "depth": 2, "heads": 2, "patch": 8},
+    "decoder": {"width": 16, "depth": 1, "heads": 2}, "contrastive": {"hidden": 20, "dim": 12},
+    "teacher": {"source": "random", "arch": "as-encoder", "taps": [0, 1]},
+    "batch": {"slice": 4, "contrastive_group": 8, "global_batch": 16}, "ema": {"momentum": 0.9},
+    "optimizer": {"base_lr": 0.05}, "schedule": {"unit": "steps", "length": 3, "warmup": 0}, "precision": "float64",
+}  # fmt: skip
+P, C, ALL = {"perceptual"}, {"contrastive"}, {"perceptual", "contrastive"}
+SEEN_SMALLER, PIXELS, MAE = {"teacher.input_size": 16}, {"pixels.weight": 1.0}, {"teacher.source": "none"}
+# Field, its other value, what it needs beside it, and which of the first step's losses it changes. Those that change
+# none of them say how the step is taken, and show in the weights.
+FIELDS: list[tuple[str, Any, dict[str, Any], set[str]]] = [
+    ("input_size", 48, {}, ALL),
+    ("mask_ratio", 0.5, {}, ALL),
+    ("seed", 1, {}, ALL),
+    ("encoder.width", 32, {}, ALL),
+    ("encoder.depth", 3, {}, ALL),
+    ("encoder.heads", 3, {}, ALL),
+    ("encoder.patch", 4, {}, ALL),
+    ("decoder.width", 32, {}, P),
+    ("decoder.depth", 2, {}, P),
+    ("decoder.heads", 4, {}, P),
+    ("teacher.taps", [1], {}, P),
+    ("teacher.tokens", "patches", {}, P),
+    ("teacher.input_size", 16, {}, P),
+    ("teacher.resize", "bilinear", SEEN_SMALLER, P),
+    ("teacher.mean", [0.5, 0.5, 0.5], {}, P),
+    ("teacher.std", [0.5, 0.5, 0.5], {}, P),
+    ("teacher.normalise", "channels", {}, P),
+    ("teacher.visible", "image", {}, P),
+    ("teacher.weight", 10.0, {}, {"total"}),
+    ("teacher.seed", 1, {}, P),
+    ("pixels.weight", 1.0, {}, {"pixel"}),
+    ("pixels.normalise", "patch", MAE, {"pixel"}),
+    ("pixels.patches", "all", PIXELS, {"pixel"}),
+    ("batch.slice", 2, {}, C),
+    ("batch.contrastive_group", 16, {}, C),
+    ("batch.global_batch", 32, {}, ALL),
+    ("contrastive.weight", 0.5, {}, {"total"}),
+    ("contrastive.weight", 0.0, {}, C),
+    ("contrastive.temperature", 0.1, {}, C),
+    ("contrastive.hidden", 28, {}, C),
+    ("contrastive.dim", 16, {}, C),
+    ("contrastive.target_mask_ratio", 0.5, {}, C),
+    ("contrastive.target_mask_ratio", 0.0, {}, C),
+    ("ema.momentum", 0.5, {}, set()),
+    ("ema.ramp", "cosine", {}, set()),
+    ("ema.per", "step", {}, set()),
+    ("optimizer.base_lr", 0.01, {}, set()),
+    ("optimizer.betas", [0.5, 0.95], {}, set()),
+    ("optimizer.eps", 1e-2, {}, set()),
+    ("optimizer.weight_decay", 0.5, {}, set()),
+    ("optimizer.clip_norm", 1e-3, {}, set()),
+    ("schedule.unit", "epochs", {}, set()),
+    ("schedule.length", 4, {}, set()),
+    ("schedule.warmup", 2, {}, set()),
+    ("schedule.min_lr", 1e-3, {}, set()),
 ]
+# Where the data and the weights come from, what is written down and measured, and in which numbers is computed.
+ELSEWHERE = {
+    "data",
+    "initial",
+    "cadence",
+    "evaluation",
+    "precision",
+    "teacher.source",
+    "teacher.sha256",
+    "teacher.arch",
+}
 
 
-def first_losses(run: RunSpec) -> dict[str, float]:
-    """Of the last group of the first step, whose target has moved."""
-    torch.manual_seed(0)
-    image, noise = torch.randn(16, 3, 64, 64), torch.rand(16, run.num_patches)
-    model, online = mcf.build(run), mcf.build(run.model_copy(update={"seed": 3}))
-    keys = None
-    if run.contrastive.weight:
-        target = Target(run, model)
-        target.advance_to_group(1, online)
-        keys = target.keys(image, noise.flip(0))
-    return {n: v.item() for n, v in model(image, noise, keys, 0, teachers.build(run, CPU))._asdict().items()}
-
-
-@pytest.fixture(scope="module")
-def published(tiny_faces: object) -> dict[str, float]:
-    return first_losses(tiny({}))
-
-
-def tiny(fields: dict[str, Any]) -> RunSpec:
-    base: dict[str, Any] = {"teacher": {"source": "random"}}
-    for name, value in fields.items():
-        part, _, field = name.partition(".")
-        base[part] = {**base.get(part, {}), field: value} if field else value
-    return run_of("tiny", **base)
-
-
-@pytest.mark.parametrize(("fields", "changed"), CHANGES, ids=lambda part: str(part))
-def test_every_field_changes_what_it_names_and_nothing_else(
-    published: dict[str, float], fields: dict[str, Any], changed: set[str]
+@pytest.mark.parametrize(("field", "value", "beside", "changed"), FIELDS, ids=str)
+def test_every_field_changes_the_losses_it_names_and_the_result(
+    world: World, field: str, value: Any, beside: dict[str, Any], changed: set[str]
 ) -> None:
-    found = first_losses(tiny(fields))
-    names = set(found) - {"total"}
-    assert {name for name in names if found[name] != pytest.approx(published[name], rel=1e-6)} == changed - {"total"}
-    assert found["total"] != pytest.approx(published["total"], rel=1e-6)
+    plain, other = train(small(beside), world), train(small({**beside, field: value}), world)
+    names = plain.losses | other.losses
+    same = {
+        name for name in names if plain.losses.get(name, 0.0) == pytest.approx(other.losses.get(name, 0.0), rel=1e-9)
+    }
+    assert names.keys() - same == (changed | {"total"} if changed else set())
+    assert plain.weights.shape != other.weights.shape or not torch.allclose(plain.weights, other.weights, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 0.99, 1.0])
 def test_a_target_that_would_see_no_patch_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match=r"contrastive\.target_mask_ratio: asked for .* of 64 patches; possible"):
-        RunSpec.model_validate({**tiny({}).model_dump(), "contrastive": {"target_mask_ratio": ratio}})
+    with pytest.raises(ValidationError, match=r"contrastive\.target_mask_ratio: asked for .* of 16 patches; possible"):
+        small({"contrastive.target_mask_ratio": ratio})
 
 
-def test_the_fields_of_the_optimizer_change_a_step() -> None:
-    plain, clipped = tiny({}), tiny({"optimizer.clip_norm": 1e-3})
-    assert clipped.digest != plain.digest
-    model = mcf.build(plain)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optim.clip_gradient(model, optim.gradient_norm(model), clipped.optimizer.clip_norm or 0)
-    assert optim.gradient_norm(model).item() == pytest.approx(1e-3, rel=1e-3)
-    ramp = tiny({"ema.ramp": "cosine"})
-    assert optim.ema_momentum(ramp, 0, 100) == ramp.ema.momentum
-    assert optim.ema_momentum(ramp, 20, 100) == pytest.approx(1 - (1 - ramp.ema.momentum) / 2)
+def test_the_same_spec_gives_the_same_result_bit_for_bit(world: World) -> None:
+    one, again = train(small({}), world), train(small({}), world)
+    assert one.losses == again.losses
+    assert torch.equal(one.weights, again.weights)
+
+
+def test_no_field_is_left_out() -> None:
+    there = {name for name in leaves(RunSpec) if name not in ELSEWHERE and name.split(".")[0] not in ELSEWHERE}
+    assert there == {field for field, *_ in FIELDS}
+
+
+def leaves(part: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in part.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def small(fields: Mapping[str, Any]) -> RunSpec:
+    spec = {**SMALL}
+    for name, value in fields.items():
+        part, _, field = name.partition(".")
+        spec[part] = {**spec.get(part, {}), field: value} if field else value
+    return RunSpec.model_validate(spec)
+
+
+class Result(Silent):
+    """The first step's losses, and the weights after the second: the first's cannot show what moves the target."""
+
+    def __init__(self, model: Mcf) -> None:
+        self.model = model
+        self.losses: dict[str, float] = {}
+        self.weights = torch.empty(0)
+
+    def step(self, step: int, losses: Mapping[str, float], **more: float) -> None:
+        if step == 1:
+            self.losses = dict(losses)
+        if step == 2:
+            self.weights = torch.cat([weight.detach().flatten() for weight in self.model.encoder.parameters()])
+
+
+class Forgetful:
+    """Keeps no state of a run."""
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def finish(self, step: int, state: Mapping[str, Any]) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with joined_world() as world:
+        yield world
+
+
+def train(run: RunSpec, world: World) -> Result:
+    model = mcf.build(run).to(world.device)
+    parts = Parts(
+        model=model, target=Target(run, model) if run.contrastive.weight else None,
+        teacher=teachers.build(run, world.device), optimizer=optim.adamw(model, run), num_images=32,
+    )  # fmt: skip
+    world.form_teams(teams(run.batch, 1))
+    result = Result(model)
+    fit(run, parts, step_plan(run.batch, 0, 1), drawn_slices(run, world.device), world, Forgetful(), result)
+    return result
+
+
+def drawn_slices(run: RunSpec, device: torch.device) -> Iterator[Slice]:
+    """Images of a step that are the same however it is divided."""
+    for step in range(run.total_steps(32)):
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.rand(2, run.batch.global_batch, run.num_patches, generator=generator)
+        side = run.input_size
+        image = torch.randint(256, (run.batch.global_batch, 3, side, side), generator=generator, dtype=torch.uint8)
+        nothing = torch.zeros(run.batch.slice, dtype=torch.long)
+        cells: list[tuple[Tensor, ...]] = [part.split(run.batch.slice) for part in (image, *noise)]
+        for own, online, target in zip(*cells, strict=True):
+            yield Slice(own.to(device), online.to(device), target.to(device), nothing, nothing.bool(), {})

@@ -184,6 +184,10 @@ WRONG: dict[str, Wrong] = {
         one_tap_is_10_15_times_one_minus_the_mean_cosine_of_channels, losses, "normalize",
         lambda x, dim, eps: F.normalize(x, dim=3 - dim, eps=eps),
     ),
+    "features scaled over the batch, not image by image": (
+        one_tap_is_10_15_times_one_minus_the_mean_cosine_of_channels, losses, "normalize",
+        lambda x, dim, eps: x / x.square().sum((0, dim), keepdim=True).sqrt(),
+    ),
     "features not scaled": (
         taps_that_correlate_by_rho_cost_40_6_times_one_minus_rho, losses, "normalize", lambda x, dim, eps: x,
     ),

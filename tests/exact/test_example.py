@@ -1,13 +1,15 @@
 """The example of docs/method.md, as somebody would run it who does not believe us."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
-from tests.exact.reference import Shape
+from tests.exact import reference
+from tests.exact.ours import assert_same
+from tests.exact.reference import Micro, Shape
 from tests.exact.released import draw_checkpoint
 from trainer.published import read_published
 
@@ -19,12 +21,26 @@ SHAPE = Shape(
 )  # fmt: skip
 
 
-def test_the_example_runs_and_moves_what_a_step_moves(tmp_path: Path) -> None:
+def test_the_example_takes_the_reference_s_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/method.md").read_text(), re.S)
-    torch.save({"model": draw_checkpoint(SHAPE, seed=4)}, tmp_path / "checkpoint.pth")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    before, after = (read_published(tmp_path / name) for name in ("checkpoint.pth", "after.pth"))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    state = draw_checkpoint(SHAPE, seed=4)
+    torch.save({"model": state}, tmp_path / "checkpoint.pth")
+    monkeypatch.chdir(tmp_path)
+    there: dict[str, Any] = {}
+    exec(code, there)
+
+    theirs, adamw = reference.wide(state), reference.AdamW()
+    parts = there["image"], there["online_noise"], there["target_noise"]
+    for step in range(3):
+        grid = [[Micro(*(part[step, g, s] for part in parts)) for s in range(2)] for g in range(2)]
+        _, gradients = reference.gradients(theirs, grid, SHAPE)
+        rate = reference.learning_rate(step, 2, base=1.5e-4, batch=16, epochs=16, warm=1)
+        adamw.step(theirs, gradients, rate)
+    assert_same(there["gradients"], gradients, 1e-8)
+    weights = {name: value.detach() for name, value in there["weights"].items()}
+    assert_same(weights, {name: theirs[name].detach() for name in weights}, 1e-8)
+    after = read_published("after.pth")
+    assert after.keys() == state.keys()
+    changed = {name for name in state if not torch.equal(state[name], after[name])}
     still = ("pos_embed", "running_", "num_batches", "perceptual_loss.")
-    assert changed == {name for name in before if not any(part in name for part in still)}
+    assert changed == {name for name in state if not any(part in name for part in still)}

@@ -10,12 +10,16 @@ from torch.nn import functional as F
 from torch.optim import Adam, AdamW
 
 from tests.exact.ours import TINY, compare_steps
-from trainer import losses, mcf, optim, vit
+from trainer import losses, mcf, optim, published, vit
 from trainer.mcf import Target
 from trainer.spec import RunSpec
 from trainer.teachers import Teacher
 from trainer.vit import Encoder
 
+SIZES = {"slice": 3, "ranks": 2, "micro_steps": 2}
+# How the comparison says that a gradient or a weight differs; of losses pytest itself tells.
+WEIGHT = r"^[\w.]+: \d\.\de"
+BUILD = published.build
 FEATURES, BLOCKS, UNPATCHIFY = losses.feature_loss, Encoder.block_outputs, mcf.unpatchify
 TEACHER, INFO_NCE, POSITIONS, GROUPS = Teacher.forward, losses.info_nce, vit.position_code, optim.adamw
 
@@ -125,7 +129,7 @@ WRONG: dict[str, list[tuple[object, str, Any]]] = {
 
 
 def test_the_comparison_holds_as_it_is(tmp_path: Path) -> None:
-    compare_steps(TINY, tmp_path, steps=3, slice=3, ranks=2, micro_steps=2)
+    compare_steps(TINY, tmp_path, steps=3, **SIZES)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -133,4 +137,29 @@ def test_a_wrong_formula_is_found_out(name: str, tmp_path: Path, monkeypatch: py
     for where, what, wrong in WRONG[name]:
         monkeypatch.setattr(where, what, wrong)
     with pytest.raises(AssertionError):
-        compare_steps(TINY, tmp_path, steps=3, slice=3, ranks=2, micro_steps=2)
+        compare_steps(TINY, tmp_path, steps=3, **SIZES)
+
+
+@pytest.mark.parametrize("name", list(WRONG)[list(WRONG).index("Adam, decay in the gradient") :])
+def test_what_no_loss_has_shown_yet_is_found_in_the_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first step has rate 0, so two steps have moved the weights once and looked at no loss since.
+    for where, what, wrong in WRONG[name]:
+        monkeypatch.setattr(where, what, wrong)
+    with pytest.raises(AssertionError, match=WEIGHT):
+        compare_steps(TINY, tmp_path, steps=1 + (name != "rate of the step after"), **SIZES)
+
+
+@pytest.mark.parametrize("part", ["encoder.cls_token", "decoder.blocks.0.attn.qkv.bias", "projector.1.weight"])
+def test_one_parameter_s_gradient_off_by_a_millionth_is_found(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_hook(run: RunSpec) -> mcf.Mcf:
+        model = BUILD(run)
+        model.get_parameter(part).register_hook(lambda gradient: gradient * (1 + 1e-6))
+        return model
+
+    monkeypatch.setattr(published, "build", with_hook)
+    with pytest.raises(AssertionError, match=rf"^{published.published_name(part)}: 1.0e-06"):
+        compare_steps(TINY, tmp_path, steps=1, **SIZES)

@@ -1,6 +1,6 @@
-# Two images from one file: `service` (no torch) and `trainer`.
+# Three images from one file: `service` (no torch), `trainer`, and the `mlflow` server that the chart starts.
 #   docker build --target service -t mcf-service .
-#   docker build --target trainer -t mcf-trainer .
+# BASE: any image with Python 3.11 and its venv; name it by digest (python@sha256:...) to build the same image again.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS base
@@ -13,28 +13,63 @@ LABEL org.opencontainers.image.title="mcf" org.opencontainers.image.licenses="Ap
 
 FROM base AS service
 COPY requirements/overrides.txt requirements/service.txt requirements/
-RUN uv pip install --no-cache --override requirements/overrides.txt -r requirements/service.txt
+# Bytecode is written here: containers have a read-only root file system and would compile at every start. By hash and
+# not by time, so that the same sources give the same layer; files that cannot be compiled are never imported.
+RUN uv pip install --no-cache --override requirements/overrides.txt -r requirements/service.txt \
+    && (python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/mcf/lib || true)
 COPY pyproject.toml README.md LICENSE ./
 COPY trainer trainer
 COPY k8s k8s
 COPY service service
-RUN uv pip install --no-cache --no-deps . && python -c "import service.app, sys; assert 'torch' not in sys.modules"
+RUN echo hatchling==1.33.0 > /tmp/build.txt && uv pip install --no-cache --no-deps --build-constraints /tmp/build.txt . \
+    && python -m compileall -qq --invalidation-mode unchecked-hash /opt/mcf/lib/python3*/site-packages/service \
+        /opt/mcf/lib/python3*/site-packages/trainer /opt/mcf/lib/python3*/site-packages/k8s \
+    && python -c "import service.app, sys; assert 'torch' not in sys.modules"
 USER 10001
 ENV MCF_HOST=0.0.0.0 MCF_PORT=8000
 EXPOSE 8000
+STOPSIGNAL SIGTERM
 HEALTHCHECK CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=5)"]
 CMD ["python", "-m", "service"]
+ARG VERSION=0.1.0 REVISION=unknown
+LABEL org.opencontainers.image.description="mcf: service" \
+    org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
+
+FROM base AS mlflow
+COPY requirements/overrides.txt requirements/local.txt requirements/
+# Versions are those that the tests run against. Flask-WTF and WTForms are what basic-auth needs on top of them.
+RUN uv pip install --no-cache --override requirements/overrides.txt --constraint requirements/local.txt \
+        "mlflow[auth]" "psycopg[binary]" boto3 flask-wtf==1.3.0 wtforms==3.3.2 \
+    && (python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/mcf/lib || true)
+WORKDIR /tmp
+USER 10001
+# Its job runner would start eight more processes for features nobody here uses.
+ENV MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false HOME=/tmp
+EXPOSE 5000
+HEALTHCHECK CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:5000/health', timeout=5)"]
+CMD ["mlflow", "server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1"]
+ARG VERSION=0.1.0 REVISION=unknown
+LABEL org.opencontainers.image.description="mcf: MLflow server" \
+    org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
 
 FROM base AS trainer
 COPY requirements/overrides.txt requirements/trainer.txt requirements/
 # torch and what it drags in change rarely: a layer of their own.
 RUN uv pip install --no-cache $(grep -E '^(torch|torchvision|triton|nvidia-|cuda-)' requirements/trainer.txt)
 RUN uv pip install --no-cache --override requirements/overrides.txt -r requirements/trainer.txt
+# A restarted worker is back sooner (see the service); after the installs, so that torch's layer stays what it is.
+RUN python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/mcf/lib || true
 COPY pyproject.toml README.md LICENSE ./
 COPY trainer trainer
 COPY k8s k8s
 COPY service service
 # torchvision's compiled operators are built against torch's stable ABI: prove that this pair fits.
-RUN uv pip install --no-cache --no-deps . && python -c "import torch, torchvision; torchvision.ops.nms(torch.rand(1, 4), torch.rand(1), .5)"
+RUN echo hatchling==1.33.0 > /tmp/build.txt && uv pip install --no-cache --no-deps --build-constraints /tmp/build.txt . \
+    && python -m compileall -qq --invalidation-mode unchecked-hash /opt/mcf/lib/python3*/site-packages/service \
+        /opt/mcf/lib/python3*/site-packages/trainer /opt/mcf/lib/python3*/site-packages/k8s \
+    && python -c "import torch, torchvision; torchvision.ops.nms(torch.rand(1, 4), torch.rand(1), .5)"
 USER 10001
 CMD ["python", "-m", "trainer.main", "--help"]
+ARG VERSION=0.1.0 REVISION=unknown
+LABEL org.opencontainers.image.description="mcf: trainer" \
+    org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"

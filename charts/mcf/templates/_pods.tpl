@@ -1,0 +1,53 @@
+{{/* What every pod of ours has in common. */}}
+
+{{/* (list $ UID) */}}
+{{- define "mcf.pod.security" -}}
+runAsNonRoot: true
+runAsUser: {{ index . 1 }}
+runAsGroup: {{ index . 1 }}
+fsGroup: {{ index . 1 }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "mcf.container.security" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* Where the pod goes: (list $ .Values.x) */}}
+{{- define "mcf.pod.placement" -}}
+{{- $root := index . 0 }}
+{{- with index . 1 }}
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* How the object store is reached; its keys come from a Secret or from the pod's service account. */}}
+{{- define "mcf.store.env" -}}
+AWS_REGION: {{ .Values.store.region | quote }}
+{{- with .Values.store.endpoint }}
+AWS_ENDPOINT_URL: {{ . | quote }}
+{{- end }}
+{{/* Newer S3 clients send checksums that several S3 servers refuse. */ -}}
+AWS_REQUEST_CHECKSUM_CALCULATION: when_required
+AWS_RESPONSE_CHECKSUM_VALIDATION: when_required
+{{- end }}

@@ -161,4 +161,5 @@ def compare_steps(shape: Shape, folder: Path, *, steps: int, slice: int, ranks: 
         theirs.step(gradients, number, slice * ranks * micro_steps)
     moved = published_parameters(ours.model, ours.target)
     assert_same({n: p.detach() for n, p in moved.items()}, {n: theirs.state[n].detach() for n in moved}, 1e-8)
-    assert not torch.allclose(theirs.state["mask_token"], state["mask_token"].double())
+    # The rate of the first step is 0.
+    assert torch.allclose(theirs.state["mask_token"], state["mask_token"].double()) is (steps == 1)

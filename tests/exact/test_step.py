@@ -42,6 +42,17 @@ def test_any_number_of_ranks_and_micro_steps_is_a_grid_of_slices_and_groups(
     compare_steps(TINY, tmp_path, steps=3, slice=4, ranks=ranks, micro_steps=micro_steps)
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="Teacher._resized: in float64 torch's nearest sends gradients to other pixels than it has read",
+)
+def test_a_teacher_at_sizes_where_torch_s_nearest_contradicts_itself_has_the_true_gradient(tmp_path: Path) -> None:
+    # Of 112 pixels to 48, as of 224 to 192 and 384. Losses agree; the decoder's gradients are off by a fifth.
+    shape = replace(TINY, image=112, patch=16, teacher_image=48)
+    compare_steps(shape, tmp_path, steps=3, slice=3, ranks=1, micro_steps=1)
+
+
 def test_a_real_vit_b16_has_the_published_losses_and_gradients(tmp_path: Path) -> None:
     # Three images: over two, BatchNorm turns every channel into a sign, and next to nothing is left to compare.
     sizes = {"slice": 3, "ranks": 1, "micro_steps": 1}

@@ -8,19 +8,18 @@ from k8s.pools import Cache, Pool
 
 CACHE, SHM, SCRATCH = "/cache", "/dev/shm", "/tmp"
 PORT = 29400
+# Labels of every pod of an attempt.
+ATTEMPT, ROLE = "mcf.dev/attempt", "mcf.dev/role"
+# Of the job: where it was sent, and (an annotation) how many processes each of its nodes has.
+POOL, PROCESSES = "mcf.dev/pool", "mcf.dev/processes"
+RENDEZVOUS, WORKER = "rendezvous", "worker"
 UNREACHABLE = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
 
 Manifest = dict[str, Any]
 
 
-def worker_pod(role: Role, pool: Pool, *, processes: int, endpoint: str, group: dict[str, str]) -> Manifest:
-    """Template of one node: an agent and its workers, which meet the others at `endpoint`.
-
-    `group`: labels that the attempt's worker pods have and no others.
-    """
-    resources = {"cpu": _times(pool.cpu, processes), "memory": pool.memory}
-    if pool.gpus:
-        resources[pool.gpu_resource] = str(processes)
+def worker_pod(role: Role, pool: Pool, *, attempt: str, processes: int, endpoint: str) -> Manifest:
+    """Template of one node: an agent and its workers, which meet the others at `endpoint`."""
     variables = {
         # The image's own folders cannot be written to.
         "HOME": SCRATCH,
@@ -36,27 +35,35 @@ def worker_pod(role: Role, pool: Pool, *, processes: int, endpoint: str, group: 
         volumes["cache"] = CACHE, _cache(pool.cache)
     env = [{"name": name, "value": value} for name, value in variables.items()]
     address = {"name": "PET_LOCAL_ADDR", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    group = {ATTEMPT: attempt, ROLE: WORKER}
     placed = {
-        "restartPolicy": "Never",
         "nodeSelector": pool.node_selector,
         "affinity": {**pool.affinity, **(_one_zone(group) if pool.one_zone else {})},
         "topologySpreadConstraints": list(pool.topology_spread),
         "runtimeClassName": pool.runtime_class,
     }
-    return _pod(pool, placed, [role.entrypoint, *role.args], [*env, address], resources, volumes)
+    command = [role.entrypoint, *role.args]
+    return _pod(pool, group, placed, command, [*env, address], resources_of(pool, processes), volumes)
 
 
-def rendezvous_pod(role: Role, pool: Pool) -> Manifest:
+def rendezvous_pod(role: Role, pool: Pool, *, attempt: str) -> Manifest:
     """Template of the pod that holds the store."""
     small = pool.rendezvous
-    placed = {"restartPolicy": "OnFailure", "nodeSelector": small.node_selector}
+    placed = {"nodeSelector": small.node_selector}
     command = [role.entrypoint, "-m", "trainer.rendezvous", str(PORT)]
-    return _pod(pool, placed, command, [], {"cpu": small.cpu, "memory": small.memory}, {})
+    resources = {"cpu": small.cpu, "memory": small.memory}
+    return _pod(pool, {ATTEMPT: attempt, ROLE: RENDEZVOUS}, placed, command, [], resources, {})
+
+
+def resources_of(pool: Pool, processes: int) -> dict[str, str]:
+    """What a worker pod of so many processes requests, and is limited to."""
+    resources = {"cpu": _times(pool.cpu, processes), "memory": pool.memory}
+    return resources | ({pool.gpu_resource: str(processes)} if pool.gpus else {})
 
 
 def _pod(
-    pool: Pool, placed: Manifest, command: list[str], env: list[Manifest], resources: dict[str, str],
-    volumes: dict[str, tuple[str, Manifest]],
+    pool: Pool, labels: dict[str, str], placed: Manifest, command: list[str], env: list[Manifest],
+    resources: dict[str, str], volumes: dict[str, tuple[str, Manifest]],
 ) -> Manifest:  # fmt: skip
     """`placed`: what decides where the pod runs; `volumes`: name -> where it is mounted, and what it is."""
     volumes = {"scratch": (SCRATCH, {"emptyDir": {}}), **volumes}
@@ -82,6 +89,8 @@ def _pod(
     ]
     spec: Manifest = {
         **placed,
+        # A container that ends comes back in its pod within a second, with the node's caches as they were.
+        "restartPolicy": "OnFailure",
         "terminationGracePeriodSeconds": pool.grace_seconds,
         "tolerations": [*map(dict, pool.tolerations), *dead],
         "imagePullSecrets": [{"name": name} for name in pool.image_pull_secrets],
@@ -95,7 +104,8 @@ def _pod(
         "containers": [_said(container)],
         "volumes": [{"name": name, **volume} for name, (_, volume) in volumes.items()],
     }  # fmt: skip
-    return {"metadata": _said({"labels": pool.labels, "annotations": pool.annotations}), "spec": _said(spec)}
+    metadata = {"labels": {**pool.labels, **labels}, "annotations": pool.annotations}
+    return {"metadata": _said(metadata), "spec": _said(spec)}
 
 
 def _one_zone(group: dict[str, str]) -> Manifest:

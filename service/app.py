@@ -12,8 +12,9 @@ from service import auth, errors, health
 from service.compare.router import router as comparison
 from service.db import Database
 from service.experiments.router import router as experiments
-from service.launcher import Launcher, TorchxLauncher, pools_of
+from service.launcher import Launcher, launcher_for, pools_of
 from service.pages.router import router as pages
+from service.pools.router import router as pools
 from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
 from service.runs.router import MAX_FOLLOWERS
@@ -34,7 +35,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.db = Database(settings.database)
     state.telemetry = Telemetry()
     state.pools = pools_of(settings)
-    state.launcher = launcher or TorchxLauncher(settings, state.pools)
+    state.launcher = launcher or launcher_for(settings, state.pools)
     state.tracker = Tracker(settings.tracking_uri, settings.tracking_timeout_seconds) if settings.tracking_uri else None
     world = World(settings, state.launcher, state.tracker)
     state.reconciler = Reconciler(state.db, settings, world, state.telemetry)
@@ -43,7 +44,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     errors.install(app)
     app.include_router(health.router)
     protected = [Depends(auth.require_token)]
-    for router in experiments, comparison, runs:
+    for router in experiments, comparison, runs, pools:
         app.include_router(router, dependencies=protected, responses=errors.responses(errors.Unauthorized))
     app.include_router(pages)  # asks for the token itself, as a form
     return app

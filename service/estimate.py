@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -22,10 +21,9 @@ class Estimated:
     basis: str
 
 
-def estimate(session: Session, runs: Sequence[tuple[RunSpec, int]], pool: str) -> Estimated:
+def estimate(session: Session, runs: Sequence[tuple[RunSpec, int]], on_gpu: bool) -> Estimated:
     """Process-hours of `runs`, given as (spec, optimizer steps)."""
     measured = _measured(session)
-    on_gpu = pool != "local" or Path("/proc/driver/nvidia").exists()
     speed = GPU_FLOPS if on_gpu else CPU_FLOPS
     seconds, known = 0.0, 0
     for spec, steps in runs:

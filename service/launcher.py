@@ -4,7 +4,8 @@ The only module of the service that knows TorchX and k8s/.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +15,10 @@ from torchx.schedulers.api import Scheduler
 from torchx.specs import AppState
 
 from k8s.appdef import ROLE, LaunchRequest, app_for
+from k8s.capacity import PoolState
 from k8s.local import KILLED, LocalScheduler
 from k8s.pools import Pool, read_pools
-from service.reconciler.transitions import JobState
+from service.reconciler.facts import Job, JobState
 from service.settings import Settings
 from trainer.records import SPEC
 from trainer.spec import Placement
@@ -43,6 +45,7 @@ class Launch:
     run_id: str
     attempt: int
     placement: Placement
+    """With one pool: the one that was chosen."""
     tracking_run_id: str | None = None
 
     @property
@@ -55,14 +58,28 @@ def attempt_name(run_id: str, attempt: int) -> str:
 
 
 class Launcher(Protocol):
+    """Raises LauncherAway from whatever asks a scheduler that does not answer."""
+
+    def start(self, changed: Callable[[str], None]) -> None:
+        """From now on tell the name of every attempt that has news, from any thread, where the scheduler can."""
+
+    def close(self) -> None:
+        """Attempts go on."""
+
     def request(self, launch: Launch) -> dict[str, Any]:
         """What would be submitted."""
+
+    def has_gpus(self, placement: Placement) -> bool:
+        """Whether workers would compute on GPUs."""
+
+    def choose(self, placement: Placement) -> str:
+        """Of the pools that are wanted the first that has room now, else the first."""
 
     def submit(self, launch: Launch) -> None:
         """Start the attempt unless it has been started before."""
 
-    def look(self, name: str) -> tuple[JobState, str]:
-        """State of an attempt and the scheduler's words for it."""
+    def look(self, name: str, placement: Placement) -> Job:
+        """How an attempt is, by its scheduler; `placement` as its run has asked for it."""
 
     def cancel(self, name: str) -> None:
         """Ask an attempt to stop; returns before it has."""
@@ -73,57 +90,63 @@ class Launcher(Protocol):
     def lines(self, name: str, num_nodes: int, *, follow: bool = False) -> Iterator[str]:
         """What the nodes printed; while following, "" where there is nothing new yet."""
 
+    def tail(self, name: str, num_nodes: int, count: int) -> list[str]:
+        """The last lines of each node."""
+
+    def pools(self) -> list[PoolState]:
+        """The node pools as they are now; none where attempts are processes of this machine."""
+
+
+class LauncherAway(Exception):
+    """The scheduler does not answer; says which."""
+
 
 def pools_of(settings: Settings) -> Mapping[str, Pool] | None:
     """The node pools of the cluster; None where attempts are processes of this machine. Raises PoolsError."""
-    return read_pools(settings.pools) if settings.scheduler == "jobset" and settings.pools else None
+    return read_pools(settings.pools) if settings.scheduler != "local" and settings.pools else None
+
+
+def launcher_for(settings: Settings, pools: Mapping[str, Pool] | None, *, entrypoint: tuple[str, ...] = ()) -> Launcher:
+    """`pools`: the cluster's; None = attempts are processes of this machine."""
+    if pools is None:
+        return LocalLauncher(settings, entrypoint)
+    from service.cluster_launcher import ClusterLauncher  # its client takes a second to import
+
+    return ClusterLauncher(settings, pools, entrypoint)
 
 
 class TorchxLauncher:
-    """Launcher over a TorchX Runner with our own scheduler, given to it by name and not by entry point."""
+    """What is the same wherever attempts run: a TorchX Runner with our own scheduler, given to it by name."""
 
-    def __init__(
-        self, settings: Settings, pools: Mapping[str, Pool] | None = None, *, entrypoint: tuple[str, ...] = ()
-    ) -> None:
-        """`pools`: the cluster's; None = attempts are processes of this machine."""
-        self._settings = settings
-        self._pools = pools
-        self._entrypoint = entrypoint
-        self._scheduler: Scheduler
-        if pools is None:
-            self._scheduler = LocalScheduler("mcf", settings.attempts_dir)
-        else:
-            from k8s.jobset_scheduler import JobSetScheduler  # its client takes a second to import
+    def __init__(self, settings: Settings, scheduler: Scheduler, entrypoint: tuple[str, ...]) -> None:
+        self._settings, self._entrypoint = settings, entrypoint
+        self._scheduler: Any = scheduler
+        self._runner = Runner("mcf", {SCHEDULER: lambda session_name, **_: scheduler})
 
-            self._scheduler = JobSetScheduler("mcf", pools, settings.namespace)
-        self._runner = Runner("mcf", {SCHEDULER: lambda session_name, **_: self._scheduler})
+    def start(self, changed: Callable[[str], None]) -> None:
+        pass
+
+    def close(self) -> None:
+        self._scheduler.close()
 
     def request(self, launch: Launch) -> dict[str, Any]:
         return asdict(app_for(self._request(launch)))
 
-    def submit(self, launch: Launch) -> None:
-        options = {"auto_set_cuda_visible_devices": True} if self._pools is None else {}
-        self._runner.run(app_for(self._request(launch)), SCHEDULER, options)
+    def has_gpus(self, placement: Placement) -> bool:
+        return _num_gpus() > 0
 
-    def look(self, name: str) -> tuple[JobState, str]:
-        status = self._runner.status(_handle(name))
-        if status is None:
-            return JobState.ABSENT, ""
-        if status.state is AppState.FAILED and status.structured_error_msg == KILLED:
-            return JobState.LOST, status.msg
-        return STATES[status.state], status.msg
+    def choose(self, placement: Placement) -> str:
+        return placement.pools[0]
 
     def cancel(self, name: str) -> None:
-        self._runner.cancel(_handle(name))
+        self._runner.cancel(handle(name))
 
     def live(self) -> list[str]:
         return [app.app_id for app in self._scheduler.list() if STATES[app.state].is_live]
 
     def lines(self, name: str, num_nodes: int, *, follow: bool = False) -> Iterator[str]:
-        if self._runner.status(_handle(name)) is None:
-            return
         nodes = {
-            node: iter(self._runner.log_lines(_handle(name), ROLE, node, should_tail=follow))
+            node: iter(self._runner.log_lines(handle(name), ROLE, node, should_tail=follow))
             for node in range(num_nodes)
         }
         while nodes:
@@ -135,32 +158,61 @@ class TorchxLauncher:
                     del nodes[node]
             yield ""
 
+    def pools(self) -> list[PoolState]:
+        return []
+
     def _request(self, launch: Launch) -> LaunchRequest:
-        settings, placement = self._settings, launch.placement
-        run_uri = settings.run_uri(launch.run_id)
-        if self._pools is None:
-            gpus = placement.processes_per_node if _num_gpus() >= placement.max_world_size else 0
-            threads, python = max(1, settings.cores // placement.max_world_size), sys.executable
-        else:
-            pool = self._pools[placement.pool]
-            gpus = placement.processes_per_node if pool.gpus else 0
-            threads, python = pool.threads, pool.python
+        raise NotImplementedError
+
+    def _launch_request(self, launch: Launch, *, gpus_per_node: int, threads: int, python: str) -> LaunchRequest:
+        run_uri = self._settings.run_uri(launch.run_id)
         return LaunchRequest(
             name=launch.name,
             attempt=launch.attempt,
             spec_uri=f"{run_uri}/{SPEC}",
             run_uri=run_uri,
-            placement=placement,
-            tracking_uri=settings.tracking_uri,
+            placement=launch.placement,
+            tracking_uri=self._settings.tracking_uri,
             tracking_run_id=launch.tracking_run_id,
             python=python,
             threads=threads,
-            gpus_per_node=gpus,
+            gpus_per_node=gpus_per_node,
             entrypoint=self._entrypoint,
         )
 
 
-def _handle(name: str) -> str:
+class LocalLauncher(TorchxLauncher):
+    """Attempts are processes of this machine."""
+
+    def __init__(self, settings: Settings, entrypoint: tuple[str, ...] = ()) -> None:
+        super().__init__(settings, LocalScheduler("mcf", settings.attempts_dir), entrypoint)
+
+    def submit(self, launch: Launch) -> None:
+        self._runner.run(app_for(self._request(launch)), SCHEDULER, {"auto_set_cuda_visible_devices": True})
+
+    def look(self, name: str, placement: Placement) -> Job:
+        status = self._runner.status(handle(name))
+        if status is None:
+            return Job()
+        if status.state is AppState.FAILED and status.structured_error_msg == KILLED:
+            return Job(JobState.LOST, status.msg)
+        return Job(STATES[status.state], status.msg)
+
+    def lines(self, name: str, num_nodes: int, *, follow: bool = False) -> Iterator[str]:
+        if self._runner.status(handle(name)) is not None:
+            yield from super().lines(name, num_nodes, follow=follow)
+
+    def tail(self, name: str, num_nodes: int, count: int) -> list[str]:
+        return list(deque(filter(str.strip, self.lines(name, num_nodes)), count * num_nodes))
+
+    def _request(self, launch: Launch) -> LaunchRequest:
+        placement = launch.placement
+        gpus = placement.processes_per_node if _num_gpus() >= placement.max_world_size else 0
+        threads = max(1, self._settings.cores // placement.max_world_size)
+        return self._launch_request(launch, gpus_per_node=gpus, threads=threads, python=sys.executable)
+
+
+def handle(name: str) -> str:
     return f"{SCHEDULER}://mcf/{name}"
 
 

@@ -63,6 +63,7 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {
         dict[str, Any]: Json,
         list[int]: Json,
+        list[dict[str, Any]]: Json,
         datetime: UtcDateTime,
         RunState: _state(RunState),
         AttemptState: _state(AttemptState),
@@ -143,6 +144,8 @@ class Run(Leased, Base):
     losses: Mapped[dict[str, Any]] = mapped_column(default=dict)
     restarts: Mapped[int] = mapped_column(default=0)
     world_sizes: Mapped[list[int]] = mapped_column(default=list)
+    sessions: Mapped[list[dict[str, Any]]] = mapped_column(default=list)
+    """Every stretch of training: attempt, world size, steps, times."""
     train_seconds: Mapped[float] = mapped_column(default=0.0)
     process_seconds: Mapped[float] = mapped_column(default=0.0)
     started_at: Mapped[datetime | None]
@@ -182,6 +185,11 @@ class Attempt(Base):
     created_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     reason: Mapped[str] = mapped_column(default="")
+    """How it ended; while it lives, why it is being ended by us."""
+    pool: Mapped[str] = mapped_column(default="")
+    """Node pool it was sent to."""
+    log_tail: Mapped[str] = mapped_column(default="")
+    """What its nodes printed last, for when their logs are gone."""
 
     @property
     def name(self) -> str:

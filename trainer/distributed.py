@@ -4,6 +4,7 @@ Works under torchrun and, as a world of one, without it.
 """
 
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.grid import GroupShare
+from trainer.peers import PeerWatch
 from trainer.trees import places, with_tensors, without_tensors
 
 
@@ -112,9 +114,9 @@ class World:
 def joined_world() -> Iterator[World]:
     """Join the other processes that torchrun started: NCCL on GPUs, gloo on CPUs.
 
-    A rank that waits longer than MCF_COLLECTIVE_TIMEOUT_SECONDS for the others gives up: a node that has
-    silently gone is noticed by nothing else. Until the first step they have MCF_STARTUP_TIMEOUT_SECONDS, because
-    one of them may be listing a data set or reading a checkpoint.
+    A rank that waits longer than MCF_COLLECTIVE_TIMEOUT_SECONDS for the others gives up. Until the first step they
+    have MCF_STARTUP_TIMEOUT_SECONDS, because one of them may be listing a data set or reading a checkpoint. A node
+    that has gone is noticed long before (trainer/peers.py).
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
@@ -129,11 +131,15 @@ def joined_world() -> Iterator[World]:
         alone = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, device_id=device_id)
     patience = timedelta(seconds=float(os.environ.get("MCF_STARTUP_TIMEOUT_SECONDS", "900")))
-    yield World(
+    world = World(
         rank=dist.get_rank(), size=dist.get_world_size(), device=device, local_rank=local_rank,
         _patient=dist.new_group(timeout=patience),
     )  # fmt: skip
+    peers = None if world.is_one_node else PeerWatch(world.share(uuid.uuid4().hex), beats=world.is_first_of_node)
+    yield world
     # Not after an error: the others may be gone, and leaving in good order would wait for them.
+    if peers:
+        peers.stop()
     dist.destroy_process_group()
 
 

@@ -1,5 +1,6 @@
 """Reading what a run left in its directory (trainer/records.py). No torch: the service reads through this."""
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -22,10 +23,14 @@ def read_result(store: Store) -> Result | None:
     return _read(store, records.RESULT, Result)
 
 
-def read_sessions(store: Store) -> list[Session]:
-    """Every stretch of training so far, oldest first. Raises StorageError."""
+def read_sessions(store: Store, known: Mapping[int, Session] | None = None) -> list[Session]:
+    """Every stretch of training so far, oldest first. Raises StorageError.
+
+    `known`: sessions by number that need not be read again.
+    """
+    by_name = {records.session_name(number): session for number, session in (known or {}).items()}
     names = [entry.name for entry in store.list(records.SESSIONS)]
-    found = [_read(store, name, Session) for name in names if name.endswith(".json")]
+    found = [by_name.get(name) or _read(store, name, Session) for name in names if name.endswith(".json")]
     return [session for session in found if session is not None]
 
 

@@ -468,7 +468,8 @@ def _misfits(run: RunSpec) -> Iterator[Problem]:
 class Placement(Frozen):
     """Where runs go. Decides speed and cost, never numbers."""
 
-    pool: str = "local"
+    pool: str | tuple[str, ...] = "local"
+    """Node pool, or several in order of preference: the first that has room is taken."""
     min_nodes: int = Field(1, ge=1)
     max_nodes: int = Field(1, ge=1)
     processes_per_node: int = Field(1, ge=1)
@@ -479,6 +480,10 @@ class Placement(Frozen):
     """Disk of a node for the teacher's features of training images, for small subsets seen often; 0 = none kept."""
     compile: bool = False
     """torch.compile the networks: minutes more before the first step, then faster; equal up to rounding."""
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        return (self.pool,) if isinstance(self.pool, str) else self.pool
 
     @property
     def max_world_size(self) -> int:

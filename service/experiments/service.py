@@ -3,7 +3,7 @@
 import hashlib
 import json
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from k8s.pools import Pool
 from service.db import Database
 from service.errors import AlreadyEnded, InvalidSpec, KeyReused, NotFound, NothingToRetry, Unavailable
 from service.estimate import estimate
@@ -23,7 +24,7 @@ from service.tables import Arm, Experiment, Run, RunState, Trial
 from trainer.records import OUTCOME
 from trainer.resolve import Resolved, check_and_resolve
 from trainer.sources import Library
-from trainer.spec import Problem, RunSpec, SpecError
+from trainer.spec import Placement, Problem, RunSpec, SpecError
 from trainer.storage import StorageError, open_store
 
 # One request for more is a slip of the keyboard; before anything is expanded.
@@ -31,19 +32,31 @@ MAX_RUNS = 10_000
 CONCURRENT_WRITES = 3
 
 
-def check(payload: Mapping[str, Any], library: Library, pools: Collection[str] | None = None) -> Resolved:
+def check(payload: Mapping[str, Any], library: Library, pools: Mapping[str, Pool] | None = None) -> Resolved:
     """Raises InvalidSpec with every problem. `pools`: those of the cluster; None = any name will do."""
     try:
         _refuse_too_many(payload)
         resolved = check_and_resolve(payload, library)
-        asked = resolved.spec.placement.pool
-        if pools is not None and asked not in pools:
-            raise SpecError([Problem(field="placement.pool", asked=asked, possible=", ".join(sorted(pools)) or "none")])
+        if problems := list(_misplaced(resolved.spec.placement, pools)):
+            raise SpecError(problems)
         return resolved
     except SpecError as error:
         count = len(error.problems)
         detail = f"{count} problem{'s' if count > 1 else ''}: {'; '.join(map(str, error.problems))}"
         raise InvalidSpec(detail, problems=error.problems) from error
+
+
+def _misplaced(placement: Placement, pools: Mapping[str, Pool] | None) -> Iterator[Problem]:
+    """What no pool of that name can do."""
+    for name in placement.pools if pools is not None else ():
+        pool, wanted = (pools or {}).get(name), placement.processes_per_node
+        if pool is None:
+            yield Problem(field="placement.pool", asked=name, possible=", ".join(sorted(pools or {})) or "none")
+        elif pool.gpus and wanted > pool.gpus:
+            yield Problem(
+                field="placement.processes_per_node", asked=str(wanted),
+                possible=f"1 to {pool.gpus}, the GPUs of a node of the pool {name}",
+            )  # fmt: skip
 
 
 def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launcher) -> Plan:
@@ -53,7 +66,7 @@ def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launche
     with db.read() as session:
         existing = repository.existing_runs(session, ids.values())
         new = [(specs[key], _steps(specs[key], resolved)) for key in specs if _is_new(existing.get(ids[key]))]
-        guess = estimate(session, new, resolved.spec.placement.pool)
+        guess = estimate(session, new, launcher.has_gpus(resolved.spec.placement))
     return Plan(
         arms=[PlannedArm(name=a.name, levels=a.levels, is_baseline=a.is_baseline) for a in resolved.arms],
         runs=[

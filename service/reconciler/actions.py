@@ -3,21 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
-from service.launcher import Launch, Launcher, attempt_name
+from service.launcher import Launch, Launcher, LauncherAway, attempt_name
+from service.reconciler.facts import Action, Job, JobState, Observed, RunFacts
 from service.reconciler.repository import RunLease
-from service.reconciler.transitions import Action, JobState, Observed, RunFacts
 from service.settings import Settings
 from service.tables import Experiment
 from service.tracking import TrackedRun, Tracker, TrackingAway, flat
 from trainer.records import SPEC, Result, Session, Verdict
 from trainer.rundir import read_outcome, read_result, read_sessions
 from trainer.spec import Placement, RunSpec
-from trainer.storage import open_store
+from trainer.storage import Store, open_store
 
-TAIL_LINES = 12
+# The last lines of every node that are kept when an attempt ends.
+TAIL_LINES = 60
+
+# A worker that does not know yet that others go on without it may still write to the session before theirs.
+CHANGING_SESSIONS = 2
 
 
 @dataclass(frozen=True)
@@ -38,31 +41,32 @@ class World:
         self._settings = settings
         self.launcher = launcher
         self.tracker = tracker
+        self._known_sessions: dict[str, dict[int, Session]] = {}
 
     def look(self, lease: RunLease, facts: RunFacts, now: datetime) -> Look:
         """Raises StorageError when the run's directory cannot be read."""
         store = open_store(self._settings.run_uri(lease.run.id))
         # The scheduler first: a job that is seen ended here had written its outcome before.
-        job, message = JobState.ABSENT, ""
+        job = Job()
         number = facts.attempt.number if facts.attempt else 0
+        placement = Placement.model_validate(lease.run.placement)
         if facts.attempt:
-            job, message = self.launcher.look(attempt_name(lease.run.id, number))
+            job = self.launcher.look(attempt_name(lease.run.id, number), placement)
         outcome = read_outcome(store)
-        sessions = read_sessions(store) if number or outcome else []
+        sessions = self._sessions(lease.run.id, store) if number or outcome else []
         result = read_result(store) if outcome and outcome.verdict is Verdict.SUCCEEDED else None
         seen = Observed(
             job=job,
-            job_message=message,
             step=max([session.step for session in sessions] + [outcome.step if outcome else 0]),
             sessions_of_attempt=sum(session.attempt == number for session in sessions),
             outcome=outcome,
             has_result=result is not None,
         )
         tracked = None
-        if facts.attempt and facts.attempt.is_live and job in (JobState.FAILED, JobState.LOST) and outcome is None:
-            seen = replace(seen, log_tail=self._tail(lease, number))
+        if _is_ending(facts, seen):
+            seen = replace(seen, log_tail=self._tail(lease.run.id, number, placement))
         if _may_open(facts, seen, now):
-            seen, tracked = self._prepare(lease, seen)
+            seen, tracked = self._prepare(lease, replace(seen, pool=self.launcher.choose(placement)))
         return Look(seen, _progress(sessions), result, tracked)
 
     def act(self, action: Action, lease: RunLease, facts: RunFacts) -> None:
@@ -73,6 +77,8 @@ class World:
             self.launcher.cancel(name)
             return
         placement = Placement.model_validate(lease.run.placement)
+        # The pool is written down before: whoever submits this attempt again sends it to the same.
+        placement = placement.model_copy(update={"pool": facts.attempt.pool or placement.pools[0]})
         spec = RunSpec.model_validate(lease.run.spec)
         open_store(self._settings.run_uri(lease.run.id)).put(SPEC, spec.model_dump_json(indent=2).encode())
         self.launcher.submit(Launch(lease.run.id, facts.attempt.number, placement, lease.run.tracking_run_id))
@@ -80,6 +86,7 @@ class World:
     def settle(self, lease: RunLease) -> None:
         """Tell MLflow how the run ended. Raises TrackingAway."""
         run = lease.run
+        self._known_sessions.pop(run.id, None)
         if self.tracker and run.tracking_run_id:
             tags = {"mcf.state": run.state.value, "mcf.reason": run.reason or "-"}
             self.tracker.finish(run.tracking_run_id, run.state, tags)
@@ -101,10 +108,19 @@ class World:
         except TrackingAway as error:
             return replace(seen, not_ready=str(error)), None
 
-    def _tail(self, lease: RunLease, number: int) -> str:
-        placement = Placement.model_validate(lease.run.placement)
-        lines = self.launcher.lines(attempt_name(lease.run.id, number), placement.max_nodes)
-        return "".join([line for line in islice(lines, 100_000) if line.strip()][-TAIL_LINES:])
+    def _tail(self, run_id: str, number: int, placement: Placement) -> str:
+        """What was printed last; that it cannot be read holds nothing up."""
+        try:
+            return "".join(self.launcher.tail(attempt_name(run_id, number), placement.max_nodes, TAIL_LINES))
+        except LauncherAway as error:
+            return f"({error})\n"
+
+    def _sessions(self, run_id: str, store: Store) -> list[Session]:
+        """Only the newest still change; the others have been read before."""
+        known = self._known_sessions.get(run_id, {})
+        sessions = read_sessions(store, known)
+        self._known_sessions[run_id] = {session.number: session for session in sessions[:-CHANGING_SESSIONS]}
+        return sessions
 
 
 def ensure_trial(tracker: Tracker, lease: RunLease) -> TrackedRun:
@@ -134,6 +150,16 @@ def _may_open(facts: RunFacts, seen: Observed, now: datetime) -> bool:
     return between and due and facts.admitted and not facts.cancel_reason and seen.outcome is None
 
 
+def _is_ending(facts: RunFacts, seen: Observed) -> bool:
+    """Whether what the attempt printed has to be read now: its pods are going, or have gone."""
+    attempt, job = facts.attempt, seen.job.state
+    if attempt is None or not attempt.is_live or job is JobState.ABSENT:
+        return False
+    if not job.is_live:
+        return True
+    return not attempt.log_tail and bool(facts.cancel_reason or attempt.reason or seen.outcome)
+
+
 def _progress(sessions: Sequence[Session]) -> dict[str, Any]:
     if not sessions:
         return {}
@@ -146,7 +172,14 @@ def _progress(sessions: Sequence[Session]) -> dict[str, Any]:
         "losses": last.losses,
         "restarts": len(sessions) - 1,
         "world_sizes": [session.world_size for session in sessions],
+        "sessions": [_stretch(session) for session in sessions],
         "train_seconds": seconds,
         "process_seconds": sum(session.process_seconds for session in sessions),
         "started_at": sessions[0].started_at,
     }
+
+
+def _stretch(session: Session) -> dict[str, Any]:
+    return session.model_dump(
+        mode="json", include={"attempt", "world_size", "first_step", "step", "started_at", "seen_at"}
+    )

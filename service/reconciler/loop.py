@@ -16,11 +16,13 @@ from sqlalchemy import update
 
 from service.compare.publish import publish
 from service.db import Database
+from service.launcher import LauncherAway
 from service.reconciler import repository
 from service.reconciler.actions import World
 from service.reconciler.admission import admit
+from service.reconciler.facts import Action, RunFacts
 from service.reconciler.repository import ExperimentLease, RunLease
-from service.reconciler.transitions import Action, RunFacts, decide
+from service.reconciler.transitions import decide
 from service.settings import Settings
 from service.tables import Experiment, Run, RunState
 from service.telemetry import Telemetry
@@ -57,9 +59,11 @@ class Reconciler:
         self._busy: set[Future[None]] = set()
         self._stopping, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reconciler")
+        self._news: set[str] = set()
         self._swept_at = datetime.min.replace(tzinfo=UTC)
 
     def start(self) -> None:
+        self._world.launcher.start(self._news.add)
         self._thread.start()
 
     def stop(self) -> None:
@@ -69,6 +73,7 @@ class Reconciler:
         if self._thread.is_alive():
             self._thread.join()
         self._pool.shutdown()
+        self._world.launcher.close()
 
     def wake(self) -> None:
         """Something was asked for: look now and not at the next tick."""
@@ -77,6 +82,7 @@ class Reconciler:
     def tick(self) -> None:
         """Start every look that is due and for which a helper is free."""
         now = self._clock()
+        self._hear(now)
         self._admit()
         self._busy = {look for look in self._busy if not look.done()}
         free = self._settings.reconcile_threads - len(self._busy)
@@ -108,6 +114,13 @@ class Reconciler:
                 log.exception("tick failed")
             more = len(self._busy) >= self._settings.reconcile_threads
             self._woken.wait(0.05 if more else self._settings.tick_seconds)
+
+    def _hear(self, now: datetime) -> None:
+        """Attempts that the scheduler has news of are looked at now, and the others in their turn."""
+        names = {self._news.pop() for _ in range(len(self._news))}
+        if names:
+            with self._db.write() as session:
+                repository.look_soon(session, names, now)
 
     def _admit(self) -> None:
         with self._db.read() as session:
@@ -193,7 +206,7 @@ class Reconciler:
         try:
             yield
             return
-        except (StorageError, TrackingAway, OSError) as error:
+        except (StorageError, TrackingAway, LauncherAway, OSError) as error:
             kind, text = type(error).__name__, str(error)
             log.warning("look failed", run_id=lease.run.id, kind=kind, error=text)
         except Exception as error:
@@ -238,7 +251,11 @@ class Reconciler:
 
     def _sweep(self) -> None:
         """Stop attempts that live although their end is written down: submitted by a service that woke up too late."""
-        live = self._world.launcher.live()
+        try:
+            live = self._world.launcher.live()
+        except LauncherAway as error:
+            log.warning("cannot look for attempts that should have ended", error=str(error))
+            return
         if not live:
             return
         with self._db.read() as session:

@@ -1,7 +1,7 @@
 """The reconciler's SQL: leases, facts, and writes that a stale lease cannot make."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from sqlalchemy import and_, distinct, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.reconciler.admission import Waiting
-from service.reconciler.transitions import AttemptFacts, RunFacts
+from service.reconciler.facts import AttemptFacts, RunFacts
 from service.tables import FINAL, Arm, Attempt, AttemptState, Experiment, Run, RunState, Trial
 
 
@@ -73,7 +73,9 @@ def facts(lease: RunLease) -> RunFacts:
     run, row = lease.run, lease.attempt
     attempt = None
     if row:
-        attempt = AttemptFacts(row.number, row.state, row.confirmed, row.first_step, row.last_step, row.reason)
+        attempt = AttemptFacts(
+            row.number, row.pool, row.state, row.confirmed, row.first_step, row.last_step, row.reason, row.log_tail
+        )
     return RunFacts(
         state=run.state,
         admitted=run.admitted,
@@ -102,6 +104,7 @@ def write_run(
             session.add(row)
         row.state, row.confirmed, row.reason = attempt.state, attempt.confirmed, attempt.reason
         row.first_step, row.last_step = attempt.first_step, attempt.last_step
+        row.pool, row.log_tail = attempt.pool, attempt.log_tail
         if not attempt.is_live and row.ended_at is None:
             row.ended_at = now
     return True
@@ -165,6 +168,14 @@ def cancel_experiment(session: Session, experiment: Experiment, reason: str, now
         else:
             run.cancel_reason = run.cancel_reason or reason
             run.next_check_at = now
+
+
+def look_soon(session: Session, names: Collection[str], now: datetime) -> None:
+    """Runs of these attempts have news: they are due."""
+    runs = {name.rpartition("-")[0] for name in names}
+    session.execute(
+        update(Run).where(Run.id.in_(runs), ~Run.settled, Run.next_check_at > now).values(next_check_at=now)
+    )
 
 
 def ended_attempts(session: Session, names: Sequence[str]) -> list[str]:

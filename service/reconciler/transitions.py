@@ -12,85 +12,24 @@ submitted again, or one that is found there, which is adopted. A run ends only w
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 
+from service.reconciler.facts import Action, AttemptFacts, JobState, Observed, RunFacts
 from service.tables import AttemptState, RunState
-from trainer.records import Outcome, Verdict
+from trainer.records import Verdict
 
 # Attempts in a row without a new step: the cluster is not to blame three times running.
 MAX_FRUITLESS = 3
 BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
 # From outcome.json to the end of the attempt's processes; longer, and they are told to stop.
-ENDING_SECONDS = 120.0
-
-
-class JobState(StrEnum):
-    """What the scheduler says of an attempt."""
-
-    ABSENT = "absent"
-    PENDING = "pending"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    LOST = "lost"
-    """Ended from outside, as with its node."""
-    CANCELLED = "cancelled"
-
-    @property
-    def is_live(self) -> bool:
-        return self in (JobState.PENDING, JobState.RUNNING)
-
-
-class Action(StrEnum):
-    """What to do to the world before the new facts are written; doing it twice is harmless."""
-
-    SUBMIT = "submit"
-    CANCEL = "cancel"
-
-
-@dataclass(frozen=True)
-class AttemptFacts:
-    number: int
-    state: AttemptState = AttemptState.SUBMITTED
-    confirmed: bool = False
-    first_step: int = 0
-    last_step: int = 0
-    reason: str = ""
-
-    @property
-    def is_live(self) -> bool:
-        return self.state.is_live
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What the database says of a run and its newest attempt."""
-
-    state: RunState = RunState.QUEUED
-    admitted: bool = False
-    cancel_reason: str = ""
-    not_before: datetime | None = None
-    fruitless: int = 0
-    step: int = 0
-    reason: str = ""
-    kind: str = ""
-    waiting_reason: str = ""
-    attempt: AttemptFacts | None = None
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What is seen of a run's newest attempt and directory."""
-
-    job: JobState = JobState.ABSENT
-    job_message: str = ""
-    step: int = 0
-    sessions_of_attempt: int = 0
-    outcome: Outcome | None = None
-    has_result: bool = False
-    log_tail: str = ""
-    not_ready: str = ""
-    """Why it cannot be launched now, such as MLflow being away; empty = it can."""
+ENDING_SECONDS = 30.0
+# Containers that end and are started again in one attempt without one new step between them: the next attempt may find
+# another node, and waiting for this one's growing pauses helps nobody.
+MAX_CRASHES = 4
+# The same spec needs the same memory the next time.
+MAX_OUT_OF_MEMORY, OUT_OF_MEMORY = 2, "OutOfMemory"
+# Of what an attempt printed last, so much is part of the reason why it ended.
+REASON_LINES = 12
+MOVES = "moves to the pool "
 
 
 ATTEMPT_ENDS = {
@@ -123,12 +62,12 @@ def _final(run: RunFacts, seen: Observed) -> bool:
 
 
 def _job_lives(run: RunFacts, seen: Observed) -> bool:
-    return run.attempt is not None and run.attempt.is_live and seen.job.is_live
+    return run.attempt is not None and run.attempt.is_live and seen.job.state.is_live
 
 
 def _unsubmitted(run: RunFacts, seen: Observed) -> bool:
     attempt = run.attempt
-    return attempt is not None and attempt.is_live and not attempt.confirmed and seen.job is JobState.ABSENT
+    return attempt is not None and attempt.is_live and not attempt.confirmed and seen.job.state is JobState.ABSENT
 
 
 def _attempt_open(run: RunFacts, seen: Observed) -> bool:
@@ -141,6 +80,23 @@ def _cancelling(run: RunFacts, seen: Observed) -> bool:
 
 def _ended(run: RunFacts, seen: Observed) -> bool:
     return seen.outcome is not None
+
+
+def _out_of_memory(run: RunFacts, seen: Observed) -> bool:
+    return seen.job.out_of_memory >= MAX_OUT_OF_MEMORY or run.kind == OUT_OF_MEMORY
+
+
+def _crashes(run: RunFacts, seen: Observed) -> bool:
+    assert run.attempt
+    return seen.job.crashes >= MAX_CRASHES and max(run.step, seen.step) <= run.attempt.first_step
+
+
+def _better_elsewhere(run: RunFacts, seen: Observed) -> bool:
+    return bool(seen.job.room_in)
+
+
+def _being_ended(run: RunFacts, seen: Observed) -> bool:
+    return run.attempt is not None and bool(run.attempt.reason)
 
 
 # ---------------------------------------------------------------- rows
@@ -160,13 +116,41 @@ def _await_end(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     return Decision(_follow(run, seen), Action.CANCEL if overdue else None)
 
 
+def _condemn(run: RunFacts, seen: Observed, now: datetime) -> Decision:
+    reason = (
+        f"out of memory {seen.job.out_of_memory} times: the pool's memory is too little for this spec; name a pool with "
+        "more, or lower batch.slice or placement.processes_per_node"
+    )
+    return _stop_attempt(replace(run, kind=OUT_OF_MEMORY), seen, reason)
+
+
+def _give_up(run: RunFacts, seen: Observed, now: datetime) -> Decision:
+    words = f"; {seen.job.message}" if seen.job.message else ""
+    return _stop_attempt(run, seen, f"its containers ended {seen.job.crashes} times without a new step{words}")
+
+
+def _move(run: RunFacts, seen: Observed, now: datetime) -> Decision:
+    return _stop_attempt(run, seen, f"{MOVES}{seen.job.room_in}, which has room ({seen.job.message})")
+
+
+def _go_on_ending(run: RunFacts, seen: Observed, now: datetime) -> Decision:
+    assert run.attempt
+    return Decision(replace(_follow(run, seen), waiting_reason=run.attempt.reason), Action.CANCEL)
+
+
+def _stop_attempt(run: RunFacts, seen: Observed, reason: str) -> Decision:
+    run = _follow(run, seen)
+    assert run.attempt
+    return Decision(replace(run, attempt=replace(run.attempt, reason=reason), waiting_reason=reason), Action.CANCEL)
+
+
 def _watch(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     return Decision(_follow(run, seen))
 
 
 def _drop_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     """Opened, never seen at the scheduler, and no longer wanted."""
-    return Decision(replace(run, attempt=_closed(run, AttemptState.CANCELLED, "not submitted")))
+    return Decision(replace(run, attempt=_closed(run, seen, AttemptState.CANCELLED, "not submitted")))
 
 
 def _submit(run: RunFacts, seen: Observed, now: datetime) -> Decision:
@@ -179,7 +163,7 @@ def _finish(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     assert outcome
     if run.attempt and run.attempt.is_live:
         state = AttemptState.SUCCEEDED if outcome.verdict is Verdict.SUCCEEDED else AttemptState.FAILED
-        run = replace(run, attempt=_closed(run, state, outcome.reason))
+        run = replace(run, attempt=_closed(run, seen, state, outcome.reason))
     if outcome.verdict is Verdict.FAILED:
         return Decision(_end(run, RunState.FAILED, outcome.reason, outcome.kind))
     if not seen.has_result:
@@ -193,15 +177,20 @@ def _close_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     attempt = run.attempt
     assert attempt
     if run.cancel_reason:
-        return Decision(replace(run, attempt=_closed(run, AttemptState.CANCELLED, run.cancel_reason)))
-    state = ATTEMPT_ENDS.get(seen.job, AttemptState.LOST)
+        return Decision(replace(run, attempt=_closed(run, seen, AttemptState.CANCELLED, run.cancel_reason)))
+    if run.kind == OUT_OF_MEMORY:
+        reason = attempt.reason or "out of memory"
+        run = replace(run, attempt=_closed(run, seen, AttemptState.FAILED, reason))
+        return Decision(_end(run, RunState.FAILED, _with_last_words(reason, seen), OUT_OF_MEMORY))
+    state = ATTEMPT_ENDS.get(seen.job.state, AttemptState.LOST)
     # Stopped, or lost with its node: that says nothing about the run, however often it happens.
-    blameless = seen.job in (JobState.CANCELLED, JobState.LOST)
+    given_up = bool(attempt.reason) and not attempt.reason.startswith(MOVES)
+    blameless = seen.job.state in (JobState.CANCELLED, JobState.LOST, JobState.ABSENT) and not given_up
     advanced = run.step > attempt.first_step
     fruitless = 0 if advanced else run.fruitless + (0 if blameless else 1)
-    why = seen.job_message or "it is gone from the scheduler"
-    reason = f"{why}\n{seen.log_tail}".strip()
-    run = replace(run, attempt=_closed(run, state, reason), fruitless=fruitless)
+    why = attempt.reason or seen.job.message or "it is gone from the scheduler"
+    reason = _with_last_words(why, seen)
+    run = replace(run, attempt=_closed(run, seen, state, reason), fruitless=fruitless)
     if fruitless >= MAX_FRUITLESS:
         text = f"{fruitless} attempts in a row ended without a new step; the last one: {reason}"
         return Decision(_end(run, RunState.FAILED, text, "Infrastructure"))
@@ -222,7 +211,7 @@ def _open_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     if seen.not_ready:
         return Decision(replace(run, waiting_reason=seen.not_ready))
     number = run.attempt.number + 1 if run.attempt else 1
-    attempt = AttemptFacts(number, first_step=run.step, last_step=run.step)
+    attempt = AttemptFacts(number, seen.pool, first_step=run.step, last_step=run.step)
     return Decision(replace(run, state=RunState.STARTING, attempt=attempt, waiting_reason="", not_before=None))
 
 
@@ -239,6 +228,10 @@ TABLE: tuple[tuple[Condition, Row], ...] = (
     # While its processes live, a run does not end.
     (_all(_job_lives, _cancelling), _cancel_job),
     (_all(_job_lives, _ended), _await_end),
+    (_all(_job_lives, _being_ended), _go_on_ending),
+    (_all(_job_lives, _out_of_memory), _condemn),
+    (_all(_job_lives, _crashes), _give_up),
+    (_all(_job_lives, _better_elsewhere), _move),
     (_job_lives, _watch),
     # Nothing lives: what the run itself said counts most, even against a request to cancel.
     (_ended, _finish),
@@ -258,16 +251,26 @@ def _follow(run: RunFacts, seen: Observed) -> RunFacts:
     assert run.attempt
     training = seen.sessions_of_attempt > 0
     state = AttemptState.RUNNING if training else AttemptState.SUBMITTED
-    attempt = replace(run.attempt, state=state, confirmed=True, last_step=run.step)
-    waiting = "" if training else "workers are starting" if seen.job is JobState.RUNNING else seen.job_message
+    attempt = replace(
+        run.attempt, state=state, confirmed=True, last_step=run.step, log_tail=seen.log_tail or run.attempt.log_tail
+    )
+    starting = "workers are starting" if seen.job.state is JobState.RUNNING else ""
+    # Workers that have trained may all have gone since.
+    waiting = "" if training and seen.job.state is JobState.RUNNING else seen.job.message or starting
     return replace(
         run, state=RunState.RUNNING if training else RunState.STARTING, attempt=attempt, waiting_reason=waiting
     )
 
 
-def _closed(run: RunFacts, state: AttemptState, reason: str) -> AttemptFacts:
+def _closed(run: RunFacts, seen: Observed, state: AttemptState, reason: str) -> AttemptFacts:
     assert run.attempt
-    return replace(run.attempt, state=state, reason=reason, last_step=run.step)
+    tail = seen.log_tail or run.attempt.log_tail
+    return replace(run.attempt, state=state, reason=reason, last_step=run.step, log_tail=tail)
+
+
+def _with_last_words(reason: str, seen: Observed) -> str:
+    lines = [line for line in seen.log_tail.splitlines() if line.strip()]
+    return "\n".join([reason, *lines[-REASON_LINES:]])
 
 
 def _end(run: RunFacts, state: RunState, reason: str = "", kind: str = "") -> RunFacts:

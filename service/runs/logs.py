@@ -41,7 +41,13 @@ def follow(db: Database, launcher: Launcher, run_id: str) -> Iterator[str]:
 def _lines(launcher: Launcher, run: Run, attempt: Attempt, *, follow: bool) -> Iterator[str]:
     yield f"--- attempt {attempt.name}, {attempt.created_at:%Y-%m-%d %H:%M:%S} UTC ---\n"
     nodes = Placement.model_validate(run.placement).max_nodes
-    yield from launcher.lines(attempt.name, nodes, follow=follow)
+    printed = False
+    for line in launcher.lines(attempt.name, nodes, follow=follow):
+        printed = printed or bool(line)
+        yield line
+    if not printed and attempt.log_tail:
+        yield "(its pods are gone; what each of them printed last:)\n"
+        yield attempt.log_tail
 
 
 def _load(db: Database, run_id: str) -> tuple[Run, list[Attempt]]:

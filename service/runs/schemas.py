@@ -46,12 +46,25 @@ class RunList(View):
 class AttemptView(View):
     name: str
     number: int
+    pool: str
+    """Node pool it was sent to; empty where attempts are processes of the service's machine."""
     state: AttemptState
     first_step: int
     last_step: int
     created_at: datetime
     ended_at: datetime | None
     reason: str
+
+
+class SessionView(View):
+    """A stretch of training by one set of workers; the next one begins with a restart."""
+
+    attempt: int
+    world_size: int
+    first_step: int
+    step: int
+    started_at: datetime
+    seen_at: datetime
 
 
 class UsedBy(View):
@@ -66,6 +79,8 @@ class RunDetail(RunSummary):
     uri: str
     """Where its checkpoints, result and export are."""
     attempts: list[AttemptView]
+    sessions: list[SessionView]
+    """World sizes over time."""
     used_by: list[UsedBy]
     result: Result | None
 

@@ -8,7 +8,7 @@ from service.db import Database
 from service.errors import NotFound, Unavailable
 from service.experiments.views import tracking_url
 from service.runs import repository
-from service.runs.schemas import AttemptView, Checkpoints, Histories, RunDetail, RunSummary, UsedBy
+from service.runs.schemas import AttemptView, Checkpoints, Histories, RunDetail, RunSummary, SessionView, UsedBy
 from service.settings import Settings
 from service.tables import Run
 from service.tracking import Tracker, TrackingAway
@@ -36,6 +36,7 @@ def detail(db: Database, settings: Settings, run_id: str) -> RunDetail:
         spec=run.spec,
         uri=settings.run_uri(run.id),
         attempts=[AttemptView.model_validate(item, from_attributes=True) for item in attempts],
+        sessions=[SessionView.model_validate(item) for item in run.sessions],
         used_by=[UsedBy(experiment_id=e.id, experiment=e.name, arm=arm.name, seed=seed) for e, arm, seed in users],
         result=Result.model_validate(run.result) if run.result else None,
     )

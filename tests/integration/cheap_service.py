@@ -7,7 +7,7 @@ import uvicorn
 
 from service.__main__ import _log_as_json
 from service.app import create_app
-from service.launcher import TorchxLauncher
+from service.launcher import LocalLauncher
 from service.settings import Settings
 
 CHEAP_TRAINER = (sys.executable, "-S", "-E", str(Path(__file__).with_name("cheap_trainer.py")))
@@ -15,5 +15,5 @@ CHEAP_TRAINER = (sys.executable, "-S", "-E", str(Path(__file__).with_name("cheap
 if __name__ == "__main__":
     _log_as_json()
     settings = Settings()
-    app = create_app(settings, TorchxLauncher(settings, entrypoint=CHEAP_TRAINER))
+    app = create_app(settings, LocalLauncher(settings, CHEAP_TRAINER))
     uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, timeout_graceful_shutdown=1)

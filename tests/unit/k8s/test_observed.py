@@ -1,55 +1,150 @@
 """What people are told of an attempt, from what the API server says of it."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from torchx.specs import AppState
 
-from k8s.observed import state_of
+from k8s.observed import Seen, jobset_state, observe
+from k8s.pods import RENDEZVOUS, ROLE, WORKER
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+BUSY = "no node of the pool spot has 8 free GPUs: 5 of 8 busy"
 
 
-def jobset(*conditions: dict[str, str], ready: int = 0, suspend: bool = False, **metadata: str) -> dict[str, Any]:
+def jobset(*conditions: dict[str, str], suspend: bool = False, **metadata: str) -> dict[str, Any]:
     status = {"conditions": [{"status": "True", **each} for each in conditions]}
-    workers = [{"name": "rendezvous", "ready": 1}, {"name": "worker", "ready": ready}]
+    return {"metadata": metadata, "spec": {"suspend": suspend}, "status": status}
+
+
+def pod(
+    *, name: str = "w-0", role: str = WORKER, phase: str = "Pending", deleted: datetime | None = None, **container: Any
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": name, "labels": {ROLE: role}}
+    if deleted:
+        metadata["deletionTimestamp"] = deleted.isoformat()
+    return {"metadata": metadata, "status": {"phase": phase, "containerStatuses": [{"image": "mcf:1", **container}]}}
+
+
+def unplaced(name: str = "w-1", role: str = WORKER) -> dict[str, Any]:
+    said = {"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available: 2 Insufficient gpu"}
+    return {"metadata": {"name": name, "labels": {ROLE: role}}, "status": {"conditions": [said]}}
+
+
+def event(reason: str, message: str, about: str = "w-0", kind: str = "Pod", minute: int = 0) -> dict[str, Any]:
     return {
-        "metadata": metadata, "spec": {"suspend": suspend}, "status": {**status, "replicatedJobsStatus": workers}
+        "metadata": {}, "reason": reason, "message": message, "involvedObject": {"kind": kind, "name": about},
+        "lastTimestamp": (NOW + timedelta(minutes=minute)).isoformat(),
     }  # fmt: skip
 
 
-def pod(**container: Any) -> dict[str, Any]:
-    return {"metadata": {"name": "w-0"}, "status": {"containerStatuses": [{"image": "mcf:1", **container}]}}
+def seen(job: dict[str, Any] | None, *pods: dict[str, Any], events: Any = (), lack: str = BUSY) -> Seen | None:
+    state, note = jobset_state(job) if job else (None, "")
+    return observe(state, note, pods, events, lambda: lack, NOW)
 
 
-NO_ROOM = {
-    "metadata": {"name": "w-1"},
-    "status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes: 2 Insufficient gpu"}]},
-}
+def told(job: dict[str, Any] | None, *pods: dict[str, Any], **more: Any) -> tuple[AppState, str] | None:
+    found = seen(job, *pods, **more)
+    return found and (found.state, found.message)
+
+
+RUNNING = pod(phase="Running", state={"running": {}})
 PULL = pod(state={"waiting": {"reason": "ImagePullBackOff", "message": "not found"}})
-ENDED = pod(state={"terminated": {"exitCode": 1, "reason": "Error", "message": "first\nTeacherError: gone.pt\n"}})
+SECRET = pod(state={"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'}})
+CREATING = pod(state={"waiting": {"reason": "ContainerCreating"}})
+OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-11-24T11:00:00Z"}}
+CRASHING = pod(
+    phase="Running", restartCount=3, state={"waiting": {"reason": "CrashLoopBackOff"}},
+    lastState={"terminated": {"exitCode": 1, "reason": "Error", "message": "first\nTeacherError: gone.pt\n"}},
+)  # fmt: skip
+ENDED = pod(phase="Failed", state={"terminated": {"exitCode": 1, "reason": "Error", "message": "no module"}})
 
 
 @pytest.mark.parametrize(
-    ("seen", "pods", "state", "words"),
+    ("pods", "events", "words"),
     [
-        (jobset(), [], AppState.PENDING, ""),
-        (jobset(suspend=True), [], AppState.PENDING, "waits in its queue"),
-        (jobset(), [NO_ROOM, NO_ROOM], AppState.PENDING, "no node has room: 0/2 nodes: 2 Insufficient gpu"),
-        (jobset(), [PULL], AppState.PENDING, "the image mcf:1 cannot be pulled: not found"),
-        (jobset(ready=1), [pod(), NO_ROOM], AppState.RUNNING, ""),
-        (jobset(ready=1, deletionTimestamp="2026-11-24T12:00:00Z"), [], AppState.RUNNING, "stopping"),
-        (jobset({"type": "Completed"}), [], AppState.SUCCEEDED, ""),
+        ([], [], ""),
+        ([unplaced(), unplaced("w-2")], [], BUSY),
+        ([unplaced()], [event("TriggeredScaleUp", "1->2", about="w-1")], f"{BUSY}; a node is being added"),
         (
-            jobset({"type": "Failed", "message": "jobset failed due to one or more job failures"}), [ENDED],
-            AppState.FAILED,
-            "jobset failed due to one or more job failures; w-0 ended with 1 (Error): TeacherError: gone.pt",
+            [unplaced("r", RENDEZVOUS), unplaced()], [],
+            f"{BUSY}; the rendezvous pod: no node fits: 0/2 nodes are available: 2 Insufficient gpu",
+        ),
+        ([PULL], [], "the image mcf:1 cannot be pulled: not found"),
+        ([SECRET], [], 'the container cannot start: secret "s3" not found'),
+        (
+            [CREATING], [event("FailedMount", "old"), event("FailedMount", "no such volume", minute=1)],
+            "the pod cannot start: no such volume",
+        ),
+        (
+            [], [event("FailedCreate", 'pods "x" is forbidden: exceeded quota: team', about="mcf-r1-1-worker-0")],
+            'the quota of the namespace is used up: pods "x" is forbidden: exceeded quota: team',
+        ),
+        (
+            [], [event("FailedCreate", 'no PriorityClass with name "high" was found')],
+            'no pod is made: no PriorityClass with name "high" was found',
         ),
     ],
 )  # fmt: skip
-def test_an_attempt_has_a_state_and_a_reason(
-    seen: dict[str, Any], pods: list[dict[str, Any]], state: AppState, words: str
-) -> None:
-    assert state_of(seen, pods) == (state, words)
+def test_who_waits_says_why_in_plain_words(pods: list[Any], events: list[Any], words: str) -> None:
+    assert told(jobset(), *pods, events=events) == (AppState.PENDING, words)
+
+
+def test_where_the_pool_seems_to_have_room_the_scheduler_has_the_word() -> None:
+    words = "no node fits: 0/2 nodes are available: 2 Insufficient gpu"
+    assert told(jobset(), unplaced(), lack="") == (AppState.PENDING, words)
+
+
+def test_who_waits_in_a_queue_says_what_for() -> None:
+    assert told(jobset(suspend=True)) == (AppState.PENDING, "waits in its queue")
+    said = event("Pending", "insufficient unused quota for nvidia.com/gpu", about="jobset-mcf-1", kind="Workload")
+    words = "waits in its queue: insufficient unused quota for nvidia.com/gpu"
+    assert told(jobset(suspend=True), events=[said]) == (AppState.PENDING, words)
+
+
+def test_only_who_has_no_node_at_all_might_do_better_elsewhere() -> None:
+    assert seen(jobset(), unplaced("w-0"), unplaced("w-1")).pending
+    assert not seen(jobset(), unplaced(), CREATING).pending
+    assert not seen(jobset(), RUNNING, unplaced()).pending
+    assert not seen(jobset()).pending
+
+
+def test_one_pod_that_runs_is_enough_to_run() -> None:
+    assert told(jobset(), RUNNING, unplaced()) == (AppState.RUNNING, "")
+
+
+def test_an_attempt_that_crashes_runs_and_says_its_last_words() -> None:
+    found = seen(jobset(), CRASHING)
+    assert found == Seen(
+        AppState.RUNNING, "w-0 has ended 3 times, with exit code 1 (Error): TeacherError: gone.pt", restarts=3
+    )
+
+
+def test_ends_for_want_of_memory_are_told_apart() -> None:
+    later = {"terminated": {**OOM["terminated"], "finishedAt": "2026-11-24T11:30:00Z"}}
+    found = seen(jobset(), pod(phase="Running", restartCount=1, state=later, lastState=OOM))
+    assert found.out_of_memory == {"w-0 at 2026-11-24T11:00:00Z", "w-0 at 2026-11-24T11:30:00Z"}
+
+
+def test_what_has_ended_says_how() -> None:
+    assert told(jobset({"type": "Completed"})) == (AppState.SUCCEEDED, "")
+    failed = jobset({"type": "Failed", "message": "jobset failed due to one or more job failures"})
+    words = "jobset failed due to one or more job failures; w-0 has ended, with exit code 1 (Error): no module"
+    assert told(failed, ENDED) == (AppState.FAILED, words)
+
+
+def test_an_attempt_lives_as_long_as_a_pod_of_it_does() -> None:
+    deleted = jobset(deletionTimestamp="2026-11-24T11:59:00Z")
+    stopping = pod(phase="Running", deleted=NOW, state={"running": {}})
+    dead = pod(phase="Running", deleted=NOW - timedelta(minutes=1), state={"running": {}})
+    for job in deleted, None:
+        assert told(job, stopping) == (AppState.RUNNING, "stopping")
+    # Of a node that is no more nothing will be heard.
+    assert told(deleted, dead) == (AppState.CANCELLED, "stopped")
+    assert told(None, dead) is None
+    assert told(None) is None
 
 
 def test_a_jobset_that_nobody_has_looked_at_yet_waits() -> None:
-    assert state_of({"metadata": {}, "spec": {}}, []) == (AppState.PENDING, "")
+    assert told({"metadata": {}, "spec": {}}) == (AppState.PENDING, "")

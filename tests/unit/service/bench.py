@@ -2,17 +2,19 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select
 
+from k8s.capacity import PoolState
 from service.db import Database
 from service.experiments import service as experiments
 from service.launcher import Launch
 from service.reconciler.actions import World
+from service.reconciler.facts import Job, JobState
 from service.reconciler.loop import Reconciler
-from service.reconciler.transitions import JobState
 from service.settings import Settings
 from service.tables import Attempt, Run
 from service.telemetry import Telemetry
@@ -20,7 +22,7 @@ from service.tracking import Tracker
 from trainer import records
 from trainer.records import Floors, Metric, Outcome, Result, Session, Verdict
 from trainer.resolve import check_and_resolve
-from trainer.spec import RunSpec
+from trainer.spec import Placement, RunSpec
 from trainer.storage import open_store
 
 
@@ -34,6 +36,8 @@ class Cluster:
     def __init__(self, settings: Settings, clock: "Clock") -> None:
         self._settings, self._clock = settings, clock
         self.jobs: dict[str, JobState] = {}
+        self.says: dict[str, Job] = {}
+        """More of an attempt than its state."""
         self.submissions: Counter[str] = Counter()
         self.most_live = 0
         self.killed_before: str = ""
@@ -50,9 +54,25 @@ class Cluster:
         self.most_live = max(self.most_live, len(self.live()))
         self._kill("submit", self.killed_after)
 
-    def look(self, name: str) -> tuple[JobState, str]:
+    def start(self, changed: Callable[[str], None]) -> None:
+        self.changed = changed
+
+    def close(self) -> None:
+        pass
+
+    def has_gpus(self, placement: Placement) -> bool:
+        return False
+
+    def choose(self, placement: Placement) -> str:
+        return placement.pools[0]
+
+    def pools(self) -> list[PoolState]:
+        return []
+
+    def look(self, name: str, placement: Placement) -> Job:
         self._kill("look", self.killed_before)
-        return self.jobs.get(name, JobState.ABSENT), ""
+        seen = self.says.get(name, Job())
+        return replace(seen, state=self.jobs.get(name, JobState.ABSENT))
 
     def cancel(self, name: str) -> None:
         if name in self.live():
@@ -64,6 +84,9 @@ class Cluster:
 
     def lines(self, name: str, num_nodes: int, *, follow: bool = False) -> Iterator[str]:
         yield "what was printed last\n"
+
+    def tail(self, name: str, num_nodes: int, count: int) -> list[str]:
+        return ["what was printed last\n"]
 
     def _kill(self, now: str, wanted: str) -> None:
         if now == wanted:

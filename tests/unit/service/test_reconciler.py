@@ -16,8 +16,8 @@ from service.errors import AlreadyEnded, NothingToRetry
 from service.experiments import service as experiments
 from service.reconciler import repository
 from service.reconciler.actions import World
+from service.reconciler.facts import JobState
 from service.reconciler.loop import Reconciler
-from service.reconciler.transitions import JobState
 from service.settings import Settings
 from service.tables import Experiment, RunState
 from service.telemetry import Telemetry

@@ -8,15 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.reconciler.transitions import (
-    MAX_FRUITLESS,
-    Action,
-    AttemptFacts,
-    JobState,
-    Observed,
-    RunFacts,
-    decide,
-)
+from service.reconciler.facts import Action, AttemptFacts, Job, JobState, Observed, RunFacts
+from service.reconciler.transitions import MAX_CRASHES, MAX_FRUITLESS, MAX_OUT_OF_MEMORY, decide
 from service.tables import AttemptState, RunState
 from trainer.records import Outcome, Verdict
 
@@ -42,7 +35,7 @@ class World(RuleBasedStateMachine):
     def seen(self) -> Observed:
         number = self.run.attempt.number if self.run.attempt else 0
         return Observed(
-            job=self.jobs.get(number, JobState.ABSENT), step=self.step, outcome=self.outcome, has_result=True,
+            job=Job(self.jobs.get(number, JobState.ABSENT)), step=self.step, outcome=self.outcome, has_result=True,
             sessions_of_attempt=self.sessions.get(number, 0),
         )  # fmt: skip
 
@@ -139,13 +132,13 @@ TestWorld = World.TestCase
 
 RUNNING = RunFacts(
     state=RunState.RUNNING, admitted=True, step=10,
-    attempt=AttemptFacts(1, AttemptState.RUNNING, confirmed=True, first_step=10, last_step=10),
+    attempt=AttemptFacts(1, "", AttemptState.RUNNING, confirmed=True, first_step=10, last_step=10),
 )  # fmt: skip
 
 
 def test_attempts_without_a_new_step_are_bounded_and_say_what_was_printed_last() -> None:
     run = replace(RUNNING, fruitless=MAX_FRUITLESS - 1)
-    seen = Observed(JobState.FAILED, job_message="node 0 ended with 1", log_tail="No space left on device", step=10)
+    seen = Observed(Job(JobState.FAILED, "node 0 ended with 1"), log_tail="No space left on device", step=10)
     after = decide(run, seen, NOW).run
     assert (after.state, after.kind) == (RunState.FAILED, "Infrastructure")
     assert "node 0 ended with 1" in after.reason
@@ -154,39 +147,39 @@ def test_attempts_without_a_new_step_are_bounded_and_say_what_was_printed_last()
 
 def test_attempts_that_advance_are_not_bounded() -> None:
     run = replace(RUNNING, fruitless=MAX_FRUITLESS - 1)
-    after = decide(run, Observed(JobState.FAILED, step=11), NOW).run
+    after = decide(run, Observed(Job(JobState.FAILED), step=11), NOW).run
     assert (after.state, after.fruitless) == (RunState.INTERRUPTED, 0)
 
 
 @pytest.mark.parametrize(("fruitless", "seconds"), [(0, 2), (1, 4)])
 def test_the_pause_before_the_next_attempt_grows(fruitless: int, seconds: int) -> None:
-    after = decide(replace(RUNNING, fruitless=fruitless), Observed(JobState.FAILED, step=10), NOW).run
+    after = decide(replace(RUNNING, fruitless=fruitless), Observed(Job(JobState.FAILED), step=10), NOW).run
     assert after.not_before == NOW + timedelta(seconds=seconds)
     assert f"in {seconds} s" in after.waiting_reason
 
 
-@pytest.mark.parametrize("job", [JobState.CANCELLED, JobState.LOST])
+@pytest.mark.parametrize("job", [JobState.CANCELLED, JobState.LOST, JobState.ABSENT])
 def test_attempts_that_are_stopped_or_killed_from_outside_do_not_count_against_the_run(job: JobState) -> None:
-    after = decide(replace(RUNNING, fruitless=2), Observed(job, step=10), NOW).run
+    after = decide(replace(RUNNING, fruitless=2), Observed(Job(job), step=10), NOW).run
     assert (after.state, after.fruitless) == (RunState.INTERRUPTED, 2)
 
 
 def test_a_run_that_succeeded_before_it_could_be_cancelled_has_succeeded() -> None:
     outcome = Outcome(verdict=Verdict.SUCCEEDED, step=10, ended_at=NOW)
     run = replace(RUNNING, cancel_reason="asked to")
-    after = decide(run, Observed(JobState.CANCELLED, outcome=outcome, has_result=True), NOW).run
+    after = decide(run, Observed(Job(JobState.CANCELLED), outcome=outcome, has_result=True), NOW).run
     assert after.state is RunState.SUCCEEDED
 
 
 def test_success_without_a_result_is_a_failure_with_that_reason() -> None:
     outcome = Outcome(verdict=Verdict.SUCCEEDED, step=10, ended_at=NOW)
-    after = decide(RUNNING, Observed(JobState.SUCCEEDED, outcome=outcome, has_result=False), NOW).run
+    after = decide(RUNNING, Observed(Job(JobState.SUCCEEDED), outcome=outcome, has_result=False), NOW).run
     assert (after.state, after.kind) == (RunState.FAILED, "MissingResult")
 
 
 def test_processes_that_stay_after_the_end_are_stopped_before_the_run_ends() -> None:
     outcome = Outcome(verdict=Verdict.SUCCEEDED, step=10, ended_at=NOW)
-    seen = Observed(JobState.RUNNING, outcome=outcome, has_result=True)
+    seen = Observed(Job(JobState.RUNNING), outcome=outcome, has_result=True)
     assert decide(RUNNING, seen, NOW).action is None
     late = decide(RUNNING, seen, NOW + timedelta(minutes=3))
     assert late.action is Action.CANCEL
@@ -196,3 +189,42 @@ def test_processes_that_stay_after_the_end_are_stopped_before_the_run_ends() -> 
 def test_a_run_waits_while_mlflow_is_away_and_says_so() -> None:
     after = decide(RunFacts(admitted=True), Observed(not_ready="MLflow does not answer"), NOW).run
     assert (after.state, after.waiting_reason) == (RunState.QUEUED, "MLflow does not answer")
+
+
+def test_a_spec_that_runs_out_of_memory_twice_fails_with_that_reason_when_nothing_of_it_is_left() -> None:
+    once = Observed(Job(JobState.RUNNING, out_of_memory=MAX_OUT_OF_MEMORY - 1), step=11, sessions_of_attempt=1)
+    assert decide(RUNNING, once, NOW).action is None
+    twice = Observed(Job(JobState.RUNNING, out_of_memory=MAX_OUT_OF_MEMORY), step=11, sessions_of_attempt=2)
+    stopping = decide(RUNNING, twice, NOW)
+    assert stopping.action is Action.CANCEL
+    assert not stopping.run.state.is_final
+    # The service is started anew, and the pods that knew of it are gone.
+    after = decide(stopping.run, Observed(Job(), step=11, log_tail="allocating 3 GiB"), NOW).run
+    assert (after.state, after.kind) == (RunState.FAILED, "OutOfMemory")
+    assert "lower batch.slice" in after.reason
+    assert "allocating 3 GiB" in after.reason
+
+
+def test_an_attempt_whose_containers_end_and_end_without_a_step_makes_room_for_the_next() -> None:
+    seen = Observed(Job(JobState.RUNNING, "w-0 has ended 4 times", crashes=MAX_CRASHES), step=10)
+    stopping = decide(RUNNING, seen, NOW)
+    assert stopping.action is Action.CANCEL
+    after = decide(stopping.run, Observed(Job(JobState.CANCELLED), step=10), NOW).run
+    assert (after.state, after.fruitless) == (RunState.INTERRUPTED, 1)
+    assert "ended 4 times without a new step; w-0" in after.attempt.reason
+    advanced = replace(seen, step=11)
+    assert decide(RUNNING, advanced, NOW).action is None
+
+
+def test_an_attempt_moves_to_another_pool_that_has_room_and_nobody_is_blamed() -> None:
+    waiting = replace(RUNNING, attempt=replace(RUNNING.attempt, pool="spot"))
+    seen = Observed(Job(JobState.PENDING, "no node of the pool spot has 8 free GPUs", room_in="on-demand"), step=10)
+    stopping = decide(waiting, seen, NOW)
+    assert stopping.action is Action.CANCEL
+    assert stopping.run.waiting_reason.startswith("moves to the pool on-demand, which has room (no node of the pool")
+    again = decide(stopping.run, replace(seen, job=replace(seen.job, state=JobState.RUNNING, message="stopping")), NOW)
+    assert (again.action, again.run.waiting_reason) == (Action.CANCEL, stopping.run.waiting_reason)
+    between = decide(again.run, Observed(Job(), step=10), NOW).run
+    assert (between.state, between.fruitless) == (RunState.INTERRUPTED, 0)
+    opened = decide(between, Observed(Job(), step=10, pool="on-demand"), NOW + timedelta(minutes=1)).run
+    assert (opened.attempt.number, opened.attempt.pool) == (2, "on-demand")

@@ -1,0 +1,238 @@
+"""One namespace of a cluster: attempts' jobs and pods, what happened to them, and the nodes.
+
+Before `start` every question is a request, as suits a command line. After it they are answered from watches, which
+cost the API server next to nothing however many attempts there are.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from k8s.pods import ATTEMPT
+from k8s.watching import Lister, Object, Watched
+
+# A request that is not answered by then is asked again by whoever looks next; an API server may be away for minutes.
+REQUEST_SECONDS = 10
+# How old the sum of what all pods of the cluster request may be: it is asked for only while something waits.
+USAGE_SECONDS = 10.0
+
+
+class ClusterAway(Exception):
+    """The API server does not answer, or refuses; says which and why."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The kind of object that an attempt is."""
+
+    group: str
+    version: str
+    plural: str
+    index_label: str
+    """Of its pods: which node of the attempt one is."""
+
+
+class Cluster:
+    """Raises ClusterAway from every method that asks."""
+
+    def __init__(self, namespace: str, kind: Kind, api: client.ApiClient | None = None) -> None:
+        """`api`: None = the pod's own service account, or the kubeconfig of who runs this."""
+        self.namespace, self.kind = namespace, kind
+        self._api = api or _api_client()
+        # Generated code, whose types say less than nothing.
+        self._core: Any = client.CoreV1Api(self._api)
+        self._custom: Any = client.CustomObjectsApi(self._api)
+        self._watches: dict[str, Watched] = {}
+        self._usage: tuple[float, list[Object]] = (-USAGE_SECONDS, [])
+        self._usage_lock = threading.Lock()
+
+    def start(self, changed: Callable[[str], None]) -> None:
+        """Watch from now on; `changed` is told the name of every attempt that has news, from threads of ours."""
+
+        def news(found: Object) -> None:
+            if attempt := found["metadata"].get("labels", {}).get(ATTEMPT):
+                changed(attempt)
+
+        listers = self._listers()
+        self._watches = {
+            "jobs": Watched(self.kind.plural, listers["jobs"], news),
+            "pods": Watched("pods", listers["pods"], news),
+            "events": Watched("events", listers["events"]),
+            "nodes": Watched("nodes", listers["nodes"]),
+        }
+        for watch in self._watches.values():
+            watch.start()
+
+    def close(self) -> None:
+        for watch in self._watches.values():
+            watch.stop()
+        self._api.close()  # type: ignore[no-untyped-call]
+
+    # ------------------------------------------------------------ what there is
+
+    def job(self, name: str) -> Object | None:
+        """The job of that name. That there is none is never taken from a copy, which may be old."""
+        if watch := self._watches.get("jobs"):
+            self._wait(watch)
+            if found := watch.get(name):
+                return found
+        return self._get_job(name)
+
+    def jobs(self) -> list[Object]:
+        """Every attempt's."""
+        return self._all("jobs")
+
+    def pods(self, attempt: str) -> list[Object]:
+        """Oldest first."""
+        if "pods" in self._watches:
+            found = [pod for pod in self._all("pods") if pod["metadata"]["labels"][ATTEMPT] == attempt]
+        else:
+            found = self._list(partial(self._listers()["pods"], label_selector=f"{ATTEMPT}={attempt}"))
+        return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def events(self, name: str) -> list[Object]:
+        """Of the job of that name and of all that was made for it; Kueue puts its kind before the name."""
+        beginnings = (f"{name}-", f"jobset-{name}-")
+        about = ((each.get("involvedObject", {}).get("name", ""), each) for each in self._all("events"))
+        return [each for other, each in about if other == name or other.startswith(beginnings)]
+
+    def nodes(self) -> list[Object]:
+        return self._all("nodes")
+
+    def placed_pods(self) -> list[Object]:
+        """Every pod of the cluster that has not ended: spec and name. A few seconds old."""
+        with self._usage_lock:
+            asked_at, found = self._usage
+            if time.monotonic() - asked_at > USAGE_SECONDS:
+                selector = "status.phase!=Succeeded,status.phase!=Failed"
+                found = self._list(partial(self._core.list_pod_for_all_namespaces, field_selector=selector))
+                self._usage = time.monotonic(), found
+            return found
+
+    # ------------------------------------------------------------ what is done
+
+    def create(self, manifest: Object) -> None:
+        """Of two that create the same, one does, and both are content."""
+        kind = self.kind
+        try:
+            with _asked("create a job"):
+                made = self._custom.create_namespaced_custom_object(
+                    kind.group, kind.version, self.namespace, kind.plural, manifest, _request_timeout=REQUEST_SECONDS
+                )
+        except Conflict:
+            return
+        if watch := self._watches.get("jobs"):
+            watch.put(made)
+
+    def delete(self, name: str) -> None:
+        """With its pods, each within its grace period; it is there until they are gone. None of that name: done."""
+        kind = self.kind
+        if (watch := self._watches.get("jobs")) and (found := watch.get(name)) and _is_deleted(found):
+            return
+        with contextlib.suppress(Missing), _asked("delete a job"):
+            self._custom.delete_namespaced_custom_object(
+                kind.group, kind.version, self.namespace, kind.plural, name,
+                propagation_policy="Foreground", _request_timeout=REQUEST_SECONDS,
+            )  # fmt: skip
+
+    def log(self, pod: str, *, previous: bool = False, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+        """Lines that a pod has printed, or its container before this one; all, or the last `tail`."""
+        with _asked(f"read the log of {pod}"):
+            answer = self._core.read_namespaced_pod_log(
+                pod, self.namespace, previous=previous, follow=follow, _preload_content=False,
+                **({"tail_lines": tail} if tail else {}),
+                _request_timeout=None if follow else REQUEST_SECONDS,
+            )  # fmt: skip
+            with contextlib.closing(answer):
+                for line in answer:
+                    yield line.decode(errors="replace")
+
+    # ------------------------------------------------------------ requests
+
+    def _listers(self) -> dict[str, Lister]:
+        kind, core = self.kind, self._core
+        jobs = partial(
+            self._custom.list_namespaced_custom_object, kind.group, kind.version, self.namespace, kind.plural,
+            label_selector=ATTEMPT,
+        )  # fmt: skip
+        return {
+            "jobs": jobs,
+            "pods": partial(core.list_namespaced_pod, self.namespace, label_selector=ATTEMPT),
+            "events": partial(core.list_namespaced_event, self.namespace),
+            "nodes": core.list_node,
+        }
+
+    def _all(self, what: str) -> list[Object]:
+        if watch := self._watches.get(what):
+            self._wait(watch)
+            return watch.all()
+        return self._list(self._listers()[what])
+
+    def _wait(self, watch: Watched) -> None:
+        if not watch.wait(REQUEST_SECONDS):
+            raise ClusterAway("the API server of the cluster has not answered yet")
+
+    def _list(self, lister: Lister) -> list[Object]:
+        with _asked("list objects"):
+            answer = lister(_preload_content=False, _request_timeout=REQUEST_SECONDS)
+            with contextlib.closing(answer):
+                found: list[Object] = json.loads(answer.data)["items"]
+        return found
+
+    def _get_job(self, name: str) -> Object | None:
+        kind = self.kind
+        with contextlib.suppress(Missing), _asked("read a job"):
+            found: Object = self._custom.get_namespaced_custom_object(
+                kind.group, kind.version, self.namespace, kind.plural, name, _request_timeout=REQUEST_SECONDS
+            )
+            return found
+        return None
+
+
+class Missing(ClusterAway):
+    """There is no such object."""
+
+
+class Conflict(ClusterAway):
+    """There is one already."""
+
+
+@contextlib.contextmanager
+def _asked(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ApiException as error:
+        kinds = {HTTPStatus.NOT_FOUND: Missing, HTTPStatus.CONFLICT: Conflict}
+        kind = kinds.get(error.status, ClusterAway)
+        raise kind(f"the API server would not {what}: {error.status} {_message(error)}") from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise ClusterAway(f"the API server of the cluster does not answer ({type(error).__name__})") from error
+
+
+def _is_deleted(found: Object) -> bool:
+    return "deletionTimestamp" in found["metadata"]
+
+
+def _message(error: ApiException) -> str:
+    try:
+        return str(json.loads(error.body or "")["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(error.reason)
+
+
+def _api_client() -> client.ApiClient:
+    try:
+        config.load_incluster_config()  # type: ignore[no-untyped-call]
+    except config.ConfigException:
+        config.load_kube_config()  # type: ignore[no-untyped-call]
+    return client.ApiClient()

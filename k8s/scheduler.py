@@ -1,0 +1,183 @@
+"""TorchX schedulers that send attempts to Kubernetes. What is sent is decided in jobset.py and volcano.py.
+
+An attempt has one name, so submitting it twice is harmless, and nothing is remembered here: any number of services
+may use one namespace.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, ClassVar
+
+from kubernetes import client
+from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler, Stream, filter_regex
+from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
+
+from k8s.capacity import Node, nodes_of, shortage
+from k8s.cluster import Cluster, Kind
+from k8s.jobset import PREFIX, job_name, jobset_for
+from k8s.logs import lines_of
+from k8s.observed import Seen, jobset_state, observe
+from k8s.pods import ATTEMPT, POOL, PROCESSES
+from k8s.pools import Pool
+from k8s.watching import Object
+
+ENDED = (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED)
+
+
+class UnknownPool(ValueError):
+    """No such node pool here."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    pool: str
+    at: datetime
+
+
+class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no types
+    """One namespace of one cluster. Raises ClusterAway where its API server does not answer."""
+
+    backend: ClassVar[str]
+    kind: ClassVar[Kind]
+
+    def __init__(
+        self, session_name: str, pools: Mapping[str, Pool], namespace: str, api: client.ApiClient | None = None
+    ) -> None:
+        """`api`: None = the pod's own service account, or the kubeconfig of who runs this."""
+        super().__init__(self.backend, session_name)
+        self.pools = pools
+        self.cluster = Cluster(namespace, self.kind, api)
+        self._out_of_memory: dict[str, frozenset[str]] = {}
+
+    @abstractmethod
+    def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
+        """The attempt as an object of this kind."""
+
+    @abstractmethod
+    def job_state(self, job: Object) -> tuple[AppState, str]:
+        """What the object says by itself: state, and a note on why it waits or how it ended."""
+
+    def start(self, changed: Callable[[str], None]) -> None:
+        """Be told the name of every attempt that has news, and answer from watches from now on."""
+        self.cluster.start(changed)
+
+    def observe(self, app_id: str) -> Seen | None:
+        """State of an attempt, and why it waits or how it ended; None when nothing of it is left."""
+        now = datetime.now(UTC)
+        name = job_name(app_id)
+        job = self.cluster.job(name)
+        state, note = self.job_state(job) if job else (None, "")
+        pods, events = self.cluster.pods(app_id), self.cluster.events(name)
+        seen = observe(state, note, pods, events, cache(lambda: self._lack(job)), now)
+        if seen is None or seen.state in ENDED:
+            self._out_of_memory.pop(app_id, None)
+            return seen
+        # Pods forget all but their newest ends.
+        known = self._out_of_memory.get(app_id, frozenset()) | seen.out_of_memory
+        if known:
+            self._out_of_memory[app_id] = known
+        return replace(seen, out_of_memory=known)
+
+    def sent(self, app_id: str) -> "Sent | None":
+        """Where and when the attempt was sent; None when there is none, or its pool is none of ours any more."""
+        job = self.cluster.job(job_name(app_id))
+        pool = job["metadata"]["labels"].get(POOL, "") if job else ""
+        if not job or pool not in self.pools:
+            return None
+        return Sent(pool, datetime.fromisoformat(job["metadata"]["creationTimestamp"]))
+
+    def nodes(self, pool: Pool) -> list[Node]:
+        """The pool's nodes, with what is free on each."""
+        return nodes_of(pool, self.cluster.nodes(), self.cluster.placed_pods())
+
+    # ------------------------------------------------------------ TorchX's interface
+
+    def _run_opts(self) -> runopts:
+        return runopts()
+
+    def _validate(self, app: AppDef, scheduler: str, *more: object) -> None:
+        """Nothing beyond what building the manifest finds out."""
+
+    def _submit_dryrun(self, app: AppDef, cfg: Mapping[str, Any]) -> AppDryRunInfo[Object]:
+        [role] = app.roles
+        asked = role.metadata["pool"]
+        if asked not in self.pools:
+            raise UnknownPool(f"placement.pool: asked for {asked}; possible: {', '.join(sorted(self.pools)) or 'none'}")
+        manifest = self.manifest(app, self.pools[asked], role.metadata["processes_per_node"])
+        return AppDryRunInfo(manifest, lambda manifest: json.dumps(manifest, indent=2))
+
+    def schedule(self, dryrun_info: AppDryRunInfo[Object]) -> str:
+        """Send the attempt, or find that it has been sent before. Returns its name."""
+        self.cluster.create(dryrun_info.request)
+        name: str = dryrun_info.request["metadata"]["labels"][ATTEMPT]
+        return name
+
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        """None when nothing of that name is left."""
+        seen = self.observe(app_id)
+        return seen and DescribeAppResponse(
+            app_id=app_id, state=seen.state, num_restarts=seen.restarts, msg=seen.message
+        )
+
+    def list(self) -> list[ListAppResponse]:
+        """Every attempt in the namespace."""
+        return [
+            ListAppResponse(app_id=job["metadata"]["name"].removeprefix(PREFIX), state=self.job_state(job)[0])
+            for job in self.cluster.jobs()
+        ]
+
+    def _cancel_existing(self, app_id: str) -> None:
+        """Ask its pods to stop. The attempt is there until they have, each within its grace period."""
+        self.cluster.delete(job_name(app_id))
+
+    def log_iter(
+        self,
+        app_id: str,
+        role_name: str,
+        k: int = 0,
+        regex: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        should_tail: bool = False,
+        streams: Stream | None = None,
+    ) -> Iterable[str]:
+        """Lines that the pods of node `k` printed, one pod after the other: a replaced one has a successor.
+
+        While following, an empty string says that there is nothing new yet.
+        """
+        lines = lines_of(self.cluster, app_id, k, lambda: self._lives(app_id), follow=should_tail)
+        return filter_regex(regex, lines) if regex else lines
+
+    def close(self) -> None:
+        self.cluster.close()
+
+    # ------------------------------------------------------------ pieces
+
+    def _lives(self, app_id: str) -> bool:
+        seen = self.observe(app_id)
+        return seen is not None and seen.state in (AppState.PENDING, AppState.RUNNING)
+
+    def _lack(self, job: Object | None) -> str:
+        """What the pool lacks for a pod of the attempt."""
+        name = job["metadata"]["labels"].get(POOL, "") if job else ""
+        if not job or name not in self.pools:
+            return ""
+        processes = int(job["metadata"].get("annotations", {}).get(PROCESSES, 1))
+        return shortage(name, self.pools[name], processes, self.nodes(self.pools[name]))
+
+
+class JobSetScheduler(ClusterScheduler):
+    """Attempts as JobSets."""
+
+    backend = "jobset"
+    kind = Kind("jobset.x-k8s.io", "v1alpha2", "jobsets", "batch.kubernetes.io/job-completion-index")
+
+    def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
+        return jobset_for(app, pool, processes=processes, namespace=self.cluster.namespace)
+
+    def job_state(self, job: Object) -> tuple[AppState, str]:
+        return jobset_state(job)

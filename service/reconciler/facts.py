@@ -1,0 +1,96 @@
+"""What is written down of a run and what is seen of it: everything that the table of transitions decides by."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from service.tables import AttemptState, RunState
+from trainer.records import Outcome
+
+
+class JobState(StrEnum):
+    """What the scheduler says of an attempt."""
+
+    ABSENT = "absent"
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    LOST = "lost"
+    """Ended from outside, as with its node."""
+    CANCELLED = "cancelled"
+
+    @property
+    def is_live(self) -> bool:
+        return self in (JobState.PENDING, JobState.RUNNING)
+
+
+class Action(StrEnum):
+    """What to do to the world before the new facts are written; doing it twice is harmless."""
+
+    SUBMIT = "submit"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True)
+class Job:
+    """An attempt as its scheduler sees it."""
+
+    state: JobState = JobState.ABSENT
+    message: str = ""
+    """Why it waits, or how it ended."""
+    crashes: int = 0
+    """Times that a container of it ended by itself."""
+    out_of_memory: int = 0
+    """Times of these that it had used up its memory."""
+    room_in: str = ""
+    """Another pool that the run would go to, where it need not wait; empty while it may wait here."""
+
+
+@dataclass(frozen=True)
+class AttemptFacts:
+    number: int
+    pool: str = ""
+    state: AttemptState = AttemptState.SUBMITTED
+    confirmed: bool = False
+    first_step: int = 0
+    last_step: int = 0
+    reason: str = ""
+    """How it ended; while it lives, why it is being ended by us."""
+    log_tail: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        return self.state.is_live
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the database says of a run and its newest attempt."""
+
+    state: RunState = RunState.QUEUED
+    admitted: bool = False
+    cancel_reason: str = ""
+    not_before: datetime | None = None
+    fruitless: int = 0
+    step: int = 0
+    reason: str = ""
+    kind: str = ""
+    waiting_reason: str = ""
+    attempt: AttemptFacts | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is seen of a run's newest attempt and directory."""
+
+    job: Job = Job()
+    step: int = 0
+    sessions_of_attempt: int = 0
+    outcome: Outcome | None = None
+    has_result: bool = False
+    log_tail: str = ""
+    not_ready: str = ""
+    """Why it cannot be launched now, such as MLflow being away; empty = it can."""
+    pool: str = ""
+    """Where the next attempt would go."""

@@ -1,0 +1,86 @@
+"""Notices a node that has silently gone: cut off from the network, frozen, without power.
+
+A process that dies closes its connections, and the others hear of it at once. A node that goes silently leaves them
+waiting in a collective until that gives up, which must take long enough for a slow store or a slow disk (and at start-up
+for the listing of a data set); torchrun does not interrupt them (pytorch/pytorch#111646). So every node counts up a
+number in the store of the process group, and who sees another's stand still ends itself: its agent then meets those
+that are left.
+"""
+
+import logging
+import os
+import threading
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 2.0
+# A node may be busy with something else for a while, such as swapping or being moved to another host.
+LOST_SECONDS = float(os.environ.get("MCF_LOST_NODE_SECONDS", "15"))
+LEFT = "left"
+
+
+class PeerWatch:
+    """A thread of every rank; the first of each node beats for it."""
+
+    def __init__(self, round_id: str, *, beats: bool) -> None:
+        """`round_id`: the same on every rank, and not used before; `beats`: whether this rank speaks for its node."""
+        self._prefix, self._beats = f"mcf/{round_id}", beats
+        self._node, nodes = int(os.environ["GROUP_RANK"]), int(os.environ["GROUP_WORLD_SIZE"])
+        self._others = [node for node in range(nodes) if node != self._node]
+        # A connection of its own: what waits for a key holds up everybody else on the same one.
+        self._store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
+            timeout=timedelta(seconds=BEAT_SECONDS),
+        )  # fmt: skip
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """This node leaves in good order, and need not be missed."""
+        self._stopping.set()
+        self._thread.join()
+        if self._beats:
+            self._write(LEFT)
+
+    def _run(self) -> None:
+        heard = dict.fromkeys(self._others, ("", time.monotonic()))
+        beat = 0
+        while not self._stopping.wait(BEAT_SECONDS):
+            beat += 1
+            if self._beats:
+                self._write(str(beat))
+            now = time.monotonic()
+            for node in self._others:
+                last, since = heard[node]
+                said = self._read(node)
+                if said not in ("", last):
+                    heard[node] = said, now
+                elif last != LEFT and now - since > LOST_SECONDS and not self._stopping.is_set():
+                    _leave(node, now - since)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._store.set(f"{self._prefix}/{self._node}", text)
+        except (RuntimeError, dist.DistError):
+            # The store is on the first node: where that has gone, nobody is heard any more.
+            logger.debug("the store of the process group does not answer")
+
+    def _read(self, node: int) -> str:
+        """What the node said last; empty while it has said nothing, or cannot be heard."""
+        key = f"{self._prefix}/{node}"
+        try:
+            return str(self._store.get(key).decode()) if self._store.check([key]) else ""
+        except (RuntimeError, dist.DistError):
+            return ""
+
+
+def _leave(node: int, seconds: float) -> None:
+    logger.error("node %d has not been heard of for %.0f s: going on without it", node, seconds)
+    logging.shutdown()
+    # Not by an exception: this thread is not the one that waits, and that one cannot be interrupted.
+    os._exit(1)

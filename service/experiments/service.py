@@ -21,7 +21,7 @@ from service.launcher import Launch, Launcher
 from service.reconciler.repository import cancel_experiment, requeue
 from service.settings import Settings
 from service.tables import Arm, Experiment, Run, RunState, Trial
-from trainer.records import OUTCOME
+from trainer.records import OUT_OF_MEMORY, OUTCOME
 from trainer.resolve import Resolved, check_and_resolve
 from trainer.sources import Library
 from trainer.spec import Placement, Problem, RunSpec, SpecError
@@ -141,7 +141,7 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
     # Before the database says queued: a trainer that finds an outcome believes it and does not train.
     try:
         for id in failed:
-            open_store(settings.run_uri(id)).delete([OUTCOME])
+            open_store(settings.run_uri(id)).delete([OUTCOME, OUT_OF_MEMORY])
     except StorageError as error:
         raise Unavailable(f"The store does not answer, and nothing was queued: {error}") from error
     now = _now()

@@ -5,7 +5,7 @@ may use one namespace.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from typing import Any
@@ -13,61 +13,58 @@ from typing import Any
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler, Stream, filter_regex
-from torchx.specs import AppDef, AppDryRunInfo, runopts
+from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
 
+from k8s.asked import asked, options
 from k8s.jobset import LABEL, PREFIX, WORKER, jobset_for, jobset_name
-from k8s.observed import state_of
+from k8s.observed import Observed, state_of
+from k8s.pods import Manifest
 from k8s.pools import Pool
 
-GROUP, VERSION, PLURAL = "jobset.x-k8s.io", "v1alpha2", "jobsets"
-JOBSET_LABEL, JOB_LABEL = "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s.io/replicatedjob-name"
-INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 NOT_FOUND, CONFLICT = 404, 409
 # A request that is not answered by then is asked again by whoever looks next; an API server may be away for minutes.
 REQUEST_SECONDS = 10
 
 
-class UnknownPool(ValueError):
-    """No such node pool here."""
-
-
 class JobSetScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no types
     """One namespace of one cluster. Raises kubernetes' ApiException, and urllib3's errors where nobody answers."""
+
+    group, version, plural = "jobset.x-k8s.io", "v1alpha2", "jobsets"
+    # Labels of worker pods, with their object's name and their task's, and that of a pod's number.
+    labels = "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s.io/replicatedjob-name"
+    index_label = "batch.kubernetes.io/job-completion-index"
+    manifest_for: Callable[..., Manifest] = staticmethod(jobset_for)
+    state_of: Callable[[Observed, Sequence[Observed]], tuple[AppState, str]] = staticmethod(state_of)
 
     def __init__(
         self, session_name: str, pools: Mapping[str, Pool], namespace: str, api: client.ApiClient | None = None
     ) -> None:
         """`api`: None = the pod's own service account, or the kubeconfig of who runs this."""
-        super().__init__("jobset", session_name)
+        super().__init__(self.plural, session_name)
         self.pools, self.namespace = pools, namespace
         api = api or _api_client()
         # Generated code, whose types say less than nothing.
-        self._jobsets: Any = client.CustomObjectsApi(api)
+        self._objects: Any = client.CustomObjectsApi(api)
         self._pods: Any = client.CoreV1Api(api)
         self._api = api
 
     def _run_opts(self) -> runopts:
-        return runopts()
+        return options(self.pools)
 
     def _validate(self, app: AppDef, scheduler: str, *more: object) -> None:
         """Nothing beyond what building the manifest finds out."""
 
     def _submit_dryrun(self, app: AppDef, cfg: Mapping[str, Any]) -> AppDryRunInfo[dict[str, Any]]:
-        [role] = app.roles
-        asked = role.metadata["pool"]
-        if asked not in self.pools:
-            raise UnknownPool(f"placement.pool: asked for {asked}; possible: {', '.join(sorted(self.pools)) or 'none'}")
-        manifest = jobset_for(
-            app, self.pools[asked], processes=role.metadata["processes_per_node"], namespace=self.namespace
-        )
+        app, pool, processes = asked(app, cfg, self.pools)
+        manifest = self.manifest_for(app, pool, processes=processes, namespace=self.namespace)
         return AppDryRunInfo(manifest, lambda manifest: json.dumps(manifest, indent=2))
 
     def schedule(self, dryrun_info: AppDryRunInfo[dict[str, Any]]) -> str:
         """Send the attempt, or find that it has been sent before. Returns its name."""
         manifest = dryrun_info.request
         try:
-            self._jobsets.create_namespaced_custom_object(
-                GROUP, VERSION, self.namespace, PLURAL, manifest, _request_timeout=REQUEST_SECONDS
+            self._objects.create_namespaced_custom_object(
+                self.group, self.version, self.namespace, self.plural, manifest, _request_timeout=REQUEST_SECONDS
             )
         except ApiException as error:
             if error.status != CONFLICT:
@@ -78,30 +75,40 @@ class JobSetScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no types
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """State of an attempt and why it waits; None when there is none of that name."""
         try:
-            jobset = self._jobsets.get_namespaced_custom_object(
-                GROUP, VERSION, self.namespace, PLURAL, jobset_name(app_id), _request_timeout=REQUEST_SECONDS
+            jobset = self._objects.get_namespaced_custom_object(
+                self.group,
+                self.version,
+                self.namespace,
+                self.plural,
+                jobset_name(app_id),
+                _request_timeout=REQUEST_SECONDS,
             )
         except ApiException as error:
             if error.status == NOT_FOUND:
                 return None
             raise
-        state, message = state_of(jobset, [self._plain(pod) for pod in self._pods_of(app_id)])
+        state, message = self.state_of(jobset, [self._plain(pod) for pod in self._pods_of(app_id)])
         return DescribeAppResponse(app_id=app_id, state=state, num_restarts=0, msg=message)
 
     def list(self) -> list[ListAppResponse]:
         """Every attempt in the namespace."""
-        found = self._jobsets.list_namespaced_custom_object(
-            GROUP, VERSION, self.namespace, PLURAL, label_selector=LABEL, _request_timeout=REQUEST_SECONDS
+        found = self._objects.list_namespaced_custom_object(
+            self.group,
+            self.version,
+            self.namespace,
+            self.plural,
+            label_selector=LABEL,
+            _request_timeout=REQUEST_SECONDS,
         )["items"]
         return [
-            ListAppResponse(app_id=jobset["metadata"]["name"].removeprefix(PREFIX), state=state_of(jobset, [])[0])
+            ListAppResponse(app_id=jobset["metadata"]["name"].removeprefix(PREFIX), state=self.state_of(jobset, [])[0])
             for jobset in found
         ]
 
     def _cancel_existing(self, app_id: str) -> None:
         """Ask its pods to stop. The attempt is there until they have, each within its grace period."""
-        self._jobsets.delete_namespaced_custom_object(
-            GROUP, VERSION, self.namespace, PLURAL, jobset_name(app_id),
+        self._objects.delete_namespaced_custom_object(
+            self.group, self.version, self.namespace, self.plural, jobset_name(app_id),
             propagation_policy="Foreground", _request_timeout=REQUEST_SECONDS,
         )  # fmt: skip
 
@@ -124,7 +131,7 @@ class JobSetScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no types
         self._api.close()
 
     def _lines(self, app_id: str, node: int, *, follow: bool) -> Iterator[str]:
-        pods = [pod for pod in self._pods_of(app_id) if pod.metadata.labels.get(INDEX_LABEL) == str(node)]
+        pods = [pod for pod in self._pods_of(app_id) if pod.metadata.labels.get(self.index_label) == str(node)]
         pods = [pod for pod in pods if pod.status.phase not in ("Pending", "Unknown")]
         for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp):
             answer = self._pods.read_namespaced_pod_log(
@@ -135,7 +142,8 @@ class JobSetScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no types
                     yield line.decode(errors="replace")
 
     def _pods_of(self, app_id: str) -> Sequence[Any]:
-        selector = f"{JOBSET_LABEL}={jobset_name(app_id)},{JOB_LABEL}={WORKER}"
+        of, task = self.labels
+        selector = f"{of}={jobset_name(app_id)},{task}={WORKER}"
         found: Sequence[Any] = self._pods.list_namespaced_pod(
             self.namespace, label_selector=selector, _request_timeout=REQUEST_SECONDS
         ).items

@@ -50,7 +50,7 @@ def rendezvous_pod(role: Role, pool: Pool) -> Manifest:
     """Template of the pod that holds the store."""
     small = pool.rendezvous
     placed = {"restartPolicy": "OnFailure", "nodeSelector": small.node_selector}
-    command = [role.entrypoint, "-m", "trainer.rendezvous", str(PORT)]
+    command = [pool.python, "-m", "trainer.rendezvous", str(PORT)]
     return _pod(pool, placed, command, [], {"cpu": small.cpu, "memory": small.memory}, {})
 
 

@@ -76,7 +76,7 @@ class Launcher(Protocol):
 
 def pools_of(settings: Settings) -> Mapping[str, Pool] | None:
     """The node pools of the cluster; None where attempts are processes of this machine. Raises PoolsError."""
-    return read_pools(settings.pools) if settings.scheduler == "jobset" and settings.pools else None
+    return read_pools(settings.pools) if settings.scheduler != "local" and settings.pools else None
 
 
 class TorchxLauncher:
@@ -93,9 +93,12 @@ class TorchxLauncher:
         if pools is None:
             self._scheduler = LocalScheduler("mcf", settings.attempts_dir)
         else:
-            from k8s.jobset_scheduler import JobSetScheduler  # its client takes a second to import
+            # Their client takes a second to import.
+            from k8s.jobset_scheduler import JobSetScheduler
+            from k8s.volcano_scheduler import VolcanoScheduler
 
-            self._scheduler = JobSetScheduler("mcf", pools, settings.namespace)
+            kind = VolcanoScheduler if settings.scheduler == "volcano" else JobSetScheduler
+            self._scheduler = kind("mcf", pools, settings.namespace)
         self._runner = Runner("mcf", {SCHEDULER: lambda session_name, **_: self._scheduler})
 
     def request(self, launch: Launch) -> dict[str, Any]:

@@ -29,12 +29,12 @@ class Settings(BaseSettings):
     """Bearer token every request has to carry. Required as soon as `host` is not loopback."""
     max_concurrent_runs: int = Field(2, ge=1)
     """Runs in flight at once over all experiments: what this machine or cluster is given at a time."""
-    scheduler: Literal["local", "jobset"] = "local"
-    """Where attempts run: processes of this machine, or JobSets on Kubernetes."""
+    scheduler: Literal["local", "jobset", "volcano"] = "local"
+    """Where attempts run: processes of this machine, or JobSets or Volcano jobs on Kubernetes."""
     pools: Path | None = None
-    """Scheduler jobset: the file of node pools that a spec may name (k8s/pools.py)."""
+    """Schedulers jobset and volcano: the file of node pools that a spec may name (k8s/pools.py)."""
     namespace: str = "default"
-    """Scheduler jobset: the namespace that attempts run in."""
+    """Schedulers jobset and volcano: the namespace that attempts run in."""
 
     tick_seconds: float = Field(0.5, gt=0)
     """Pause between two looks of the reconciler; one look is a few milliseconds of SQL."""
@@ -70,8 +70,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _a_cluster_has_pools_and_a_store_that_its_nodes_reach(self) -> Self:
-        if self.scheduler == "jobset" and not (self.pools and self.store.startswith("s3://")):
-            raise ValueError("MCF_SCHEDULER=jobset needs MCF_POOLS, a file of node pools, and MCF_STORE=s3://...")
+        if self.scheduler != "local" and not (self.pools and self.store.startswith("s3://")):
+            raise ValueError(
+                f"MCF_SCHEDULER={self.scheduler} needs MCF_POOLS, a file of node pools, and MCF_STORE=s3://..."
+            )
         return self
 
     @model_validator(mode="after")

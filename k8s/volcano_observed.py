@@ -25,8 +25,9 @@ def state_of(vcjob: Observed, pods: Sequence[Observed]) -> tuple[AppState, str]:
         return state, "; ".join([note, *filter(None, map(_end, pods))])
     if state is not AppState.PENDING:
         return state, note
-    tasks = vcjob.get("status", {}).get("taskStatusCount") or {}
-    if tasks.get(WORKER, {}).get("phase", {}).get("Running"):
+    # While a pod is made anew, Volcano counts none for a moment.
+    counted = (vcjob.get("status", {}).get("taskStatusCount") or {}).get(WORKER, {}).get("phase", {}).get("Running")
+    if counted or any(pod.get("status", {}).get("phase") == "Running" for pod in pods):
         return AppState.RUNNING, ""
     return state, "; ".join(sorted(set(filter(None, map(_why_it_waits, pods))))) or note
 

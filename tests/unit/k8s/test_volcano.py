@@ -106,6 +106,7 @@ def vcjob(phase: str = "", running: int = 0, retries: int = 0, message: str = ""
     return {"metadata": metadata, "spec": {"queue": "research", "minAvailable": 3}, "status": status if phase else {}}
 
 
+RUNS = {"metadata": {"name": "w-0"}, "status": {"phase": "Running"}}
 WAITS = "waits in the queue research until 3 pods fit at once"
 
 
@@ -120,6 +121,7 @@ WAITS = "waits in the queue research until 3 pods fit at once"
         # A pod is being made anew; the others train on.
         (vcjob("Restarting", running=1, retries=1), [NO_ROOM], AppState.RUNNING, ""),
         (vcjob("Pending", running=1, retries=1), [NO_ROOM], AppState.RUNNING, ""),
+        (vcjob("Restarting", retries=1), [RUNS, NO_ROOM], AppState.RUNNING, ""),
         (vcjob("Restarting", retries=1), [], AppState.PENDING, ""),
         (vcjob("Completing"), [], AppState.RUNNING, "stopping"),
         (vcjob("Terminating", running=1), [], AppState.RUNNING, "stopping"),

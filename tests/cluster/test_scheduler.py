@@ -14,9 +14,9 @@ from torchx.runner import Runner
 from torchx.specs import AppState
 
 from k8s.appdef import LaunchRequest, app_for
+from k8s.jobset_scheduler import JobSetScheduler
 from k8s.observed import Seen
 from k8s.pools import Pool
-from k8s.scheduler import JobSetScheduler
 from tests.cluster.conftest import TRAINER, kubectl, soon
 from trainer.spec import Placement
 

@@ -1,4 +1,4 @@
-"""A real API server with the real CRDs takes what is sent to it. Nothing of Volcano runs there: it validates, no more.
+"""A real API server with the real CRDs takes what is sent. Nothing of Volcano runs there: it validates, no more."""
 
 import copy
 from pathlib import Path

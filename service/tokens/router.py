@@ -15,7 +15,8 @@ from service.tokens.schemas import NewToken, TokenCreated, TokenList, TokenView,
 log = structlog.get_logger()
 
 router = APIRouter(prefix="/v1", tags=["tokens"])
-tokens = APIRouter(prefix="/tokens", dependencies=[Depends(Require(Scope.ADMIN))])
+# A body is read before anybody is asked for a token.
+tokens = APIRouter(prefix="/tokens", dependencies=[Depends(Require(Scope.ADMIN))], max_body_size=4096)
 
 
 @router.get("/whoami")

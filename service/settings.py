@@ -26,7 +26,8 @@ class Settings(BaseSettings):
     tracking_uri: str | None = None
     """MLflow server; None = runs are not tracked, and are not held back by it."""
     token: SecretStr | None = None
-    """Bearer token every request has to carry. Required as soon as `host` is not loopback."""
+    """The first token: admin of every project, and what others are made with (docs/access.md). Required as soon as
+    `host` is not loopback; without it the service asks nobody for a token."""
     max_concurrent_runs: int = Field(2, ge=1)
     """Runs in flight at once over all experiments: what this machine or cluster is given at a time."""
     scheduler: Literal["local", "jobset", "volcano"] = "local"

@@ -23,6 +23,7 @@ class Cache(Frozen):
     """A disk of its own for every node: indexes, shards and teacher features that lie elsewhere."""
 
     size: Quantity = "100Gi"
+    """Of the disk."""
     storage_class: str | None = None
     """None = the node's own disk (emptyDir); else a volume of this class that lives as long as the pod."""
 
@@ -31,6 +32,7 @@ class Queue(Frozen):
     """Who decides when an attempt may start."""
 
     kind: Literal["kueue", "volcano"] = "kueue"
+    """Whose queue it is: kueue for JobSets, volcano for Volcano jobs."""
     name: str
     """Kueue: the LocalQueue of the namespace; Volcano: the queue."""
     priority_class: str | None = None
@@ -41,8 +43,11 @@ class Rendezvous(Frozen):
     """The small pod in which the agents meet; it holds no GPU and belongs on nodes that stay."""
 
     node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that stay."""
     cpu: Quantity = "250m"
+    """Requested and limited alike."""
     memory: Quantity = "1Gi"
+    """Requested and limited alike."""
 
 
 class Pool(Frozen):
@@ -51,13 +56,16 @@ class Pool(Frozen):
     image: str = Field(min_length=1)
     """Container image with the trainer."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    """When the image is pulled."""
     image_pull_secrets: tuple[str, ...] = ()
+    """Secrets to pull the image with."""
     python: str = "python"
     """Interpreter in the image."""
 
     gpus: int = Field(0, ge=0)
     """GPUs of a node; an attempt's pod takes as many as it has processes, or none where this is 0."""
     gpu_resource: str = "nvidia.com/gpu"
+    """Name under which the device plug-in offers GPUs."""
     cpu: Quantity = "1"
     """Of one process. Requested and limited alike (Guaranteed), as memory is."""
     memory: Quantity = "4Gi"
@@ -65,28 +73,41 @@ class Pool(Frozen):
     shm: Quantity = "2Gi"
     """Size of /dev/shm: three copies of the state (docs/recovery.md), batches on their way, NCCL."""
     cache: Cache | None = None
+    """A disk of its own for every node; None = scratch on the node's own disk."""
 
     node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the pool's nodes."""
     affinity: dict[str, Any] = Field(default_factory=dict)
+    """Affinity, as in a pod."""
     tolerations: tuple[dict[str, Any], ...] = ()
+    """Taints of the pool's nodes, as in a pod."""
     dead_node_seconds: int = Field(20, ge=0)
     """How long the pod of a node that does not answer is waited for; Kubernetes' own default is five minutes."""
     one_zone: bool = False
     """Keep all pods of an attempt in one zone: gradients between zones are slow and cost money."""
     topology_spread: tuple[dict[str, Any], ...] = ()
+    """topologySpreadConstraints, as in a pod."""
 
     service_account: str | None = None
+    """Account of the pods, for an object store that knows it (IRSA); None = no account, and no token with it."""
     env: dict[str, str] = Field(default_factory=dict)
     """For every container, such as NCCL's settings."""
     env_from_secrets: tuple[str, ...] = ()
     """Secrets whose keys become variables: credentials of the object store and of MLflow."""
     run_as_user: int = Field(10_001, ge=1)
+    """User id in the container, never root's."""
     runtime_class: str | None = None
+    """RuntimeClass of the pods."""
     priority_class: str | None = None
+    """PriorityClass of the pods."""
     labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the pods and of what makes them."""
     annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations of the pods and of what makes them."""
     queue: Queue | None = None
+    """Who decides when an attempt may start; None = it starts at once."""
     rendezvous: Rendezvous = Rendezvous()
+    """The small pod in which the agents meet."""
 
     grace_seconds: int = Field(120, ge=1)
     """From SIGTERM to SIGKILL: the step that is under way, and a checkpoint."""

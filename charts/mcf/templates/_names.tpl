@@ -16,6 +16,7 @@
 {{- define "mcf.mlflow.serverSecret.ours" -}}{{ include "mcf.fullname" . }}-mlflow-server{{- end }}
 {{- define "mcf.postgresql.name" -}}{{ include "mcf.fullname" . }}-postgresql{{- end }}
 {{- define "mcf.runs.name" -}}{{ include "mcf.fullname" . }}-runs{{- end }}
+{{- define "mcf.uninstall.name" -}}{{ include "mcf.fullname" . }}-uninstall{{- end }}
 {{- define "mcf.runs.namespace" -}}{{ default .Release.Namespace .Values.trainer.namespace }}{{- end }}
 {{/* Of the whole cluster, where two releases may have one name. */}}
 {{- define "mcf.cluster.name" -}}{{ .Release.Namespace }}-{{ include "mcf.fullname" . }}{{- end }}
@@ -38,9 +39,14 @@
 {{- define "mcf.mlflow.database.secret" -}}{{ default (include "mcf.postgresql.name" .) .Values.mlflow.database.existingSecret }}{{- end }}
 {{- define "mcf.mlflow.database.key" -}}{{ empty .Values.mlflow.database.existingSecret | ternary "mlflow-url" .Values.mlflow.database.key }}{{- end }}
 {{- define "mcf.mlflow.serverSecret" -}}{{ default (include "mcf.mlflow.serverSecret.ours" .) .Values.mlflow.auth.existingServerSecret }}{{- end }}
-{{/* What a client of MLflow logs in with; empty where it need not. */}}
+{{/* What the service logs in to MLflow with; empty where it need not. */}}
 {{- define "mcf.mlflow.clientSecret" -}}
 {{- with .Values.mlflow.auth }}{{ if .existingSecret }}{{ .existingSecret }}{{ else if and $.Values.mlflow.enabled .enabled }}{{ include "mcf.mlflow.name" $ }}{{ end }}{{ end }}
+{{- end }}
+{{- define "mcf.mlflow.runsSecret.ours" -}}{{ include "mcf.mlflow.name" . }}-runs{{- end }}
+{{/* The same for runs, who must not be able to delete what others have logged. */}}
+{{- define "mcf.mlflow.runsSecret" -}}
+{{- with .Values.mlflow.auth }}{{ if .existingRunsSecret }}{{ .existingRunsSecret }}{{ else if and $.Values.mlflow.enabled .enabled }}{{ include "mcf.mlflow.runsSecret.ours" $ }}{{ else }}{{ .existingSecret }}{{ end }}{{ end }}
 {{- end }}
 {{- define "mcf.mlflow.url" -}}
 {{- .Values.mlflow.enabled | ternary (printf "http://%s.%s:5000" (include "mcf.mlflow.name" .) .Release.Namespace) .Values.mlflow.url }}
@@ -76,6 +82,11 @@ app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: mcf
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name ($root.Chart.Version | replace "+" "_") }}
+{{- end }}
+
+{{/* What has to outlive the release: see docs/install.md, "How do I remove it?". */}}
+{{- define "mcf.keep" -}}
+annotations: {helm.sh/resource-policy: keep}
 {{- end }}
 
 {{/* (list $ "component" NAME [NAMESPACE]): the metadata of one object */}}

@@ -48,7 +48,7 @@ class Cluster:
     def __init__(self, namespace: str, kind: Kind, api: client.ApiClient | None = None) -> None:
         """`api`: None = the pod's own service account, or the kubeconfig of who runs this."""
         self.namespace, self.kind = namespace, kind
-        self._api = api or _api_client()
+        self._api = api or api_client()
         # Generated code, whose types say less than nothing.
         self._core: Any = client.CoreV1Api(self._api)
         self._custom: Any = client.CustomObjectsApi(self._api)
@@ -230,7 +230,8 @@ def _message(error: ApiException) -> str:
         return str(error.reason)
 
 
-def _api_client() -> client.ApiClient:
+def api_client() -> client.ApiClient:
+    """As the pod's own service account, or as who runs this. Raises ConfigException where there is neither."""
     try:
         config.load_incluster_config()  # type: ignore[no-untyped-call]
     except config.ConfigException:

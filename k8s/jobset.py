@@ -52,7 +52,7 @@ def jobset_for(app: AppDef, pool: Pool, *, processes: int, namespace: str) -> Ma
         "completionMode": "Indexed",
         "backoffLimit": BACKOFF_LIMIT,
         "podReplacementPolicy": "TerminatingOrFailed",
-        "template": rendezvous_pod(role, pool, attempt=app.name),
+        "template": rendezvous_pod(pool, attempt=app.name),
     }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",

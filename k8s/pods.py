@@ -46,11 +46,11 @@ def worker_pod(role: Role, pool: Pool, *, attempt: str, processes: int, endpoint
     return _pod(pool, group, placed, command, [*env, address], resources_of(pool, processes), volumes)
 
 
-def rendezvous_pod(role: Role, pool: Pool, *, attempt: str) -> Manifest:
+def rendezvous_pod(pool: Pool, *, attempt: str) -> Manifest:
     """Template of the pod that holds the store."""
     small = pool.rendezvous
     placed = {"nodeSelector": small.node_selector}
-    command = [role.entrypoint, "-m", "trainer.rendezvous", str(PORT)]
+    command = [pool.python, "-m", "trainer.rendezvous", str(PORT)]
     resources = {"cpu": small.cpu, "memory": small.memory}
     return _pod(pool, {ATTEMPT: attempt, ROLE: RENDEZVOUS}, placed, command, [], resources, {})
 

@@ -36,7 +36,7 @@ class Queue(Frozen):
     name: str
     """Kueue: the LocalQueue of the namespace; Volcano: the queue."""
     priority_class: str | None = None
-    """Kueue: the WorkloadPriorityClass."""
+    """Kueue: the WorkloadPriorityClass; Volcano: the PriorityClass, where it is not that of the pods."""
 
 
 class Rendezvous(Frozen):

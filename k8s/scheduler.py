@@ -16,20 +16,17 @@ from kubernetes import client
 from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler, Stream, filter_regex
 from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
 
+from k8s.asked import asked, options
 from k8s.capacity import Node, nodes_of, shortage
 from k8s.cluster import Cluster, Kind
-from k8s.jobset import PREFIX, job_name, jobset_for
+from k8s.jobset import PREFIX, job_name
 from k8s.logs import lines_of
-from k8s.observed import Seen, jobset_state, observe
+from k8s.observed import Seen, observe
 from k8s.pods import ATTEMPT, POOL, PROCESSES
 from k8s.pools import Pool
 from k8s.watching import Object
 
 ENDED = (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED)
-
-
-class UnknownPool(ValueError):
-    """No such node pool here."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +94,13 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
     # ------------------------------------------------------------ TorchX's interface
 
     def _run_opts(self) -> runopts:
-        return runopts()
+        return options(self.pools)
 
     def _validate(self, app: AppDef, scheduler: str, *more: object) -> None:
         """Nothing beyond what building the manifest finds out."""
 
     def _submit_dryrun(self, app: AppDef, cfg: Mapping[str, Any]) -> AppDryRunInfo[Object]:
-        [role] = app.roles
-        asked = role.metadata["pool"]
-        if asked not in self.pools:
-            raise UnknownPool(f"placement.pool: asked for {asked}; possible: {', '.join(sorted(self.pools)) or 'none'}")
-        manifest = self.manifest(app, self.pools[asked], role.metadata["processes_per_node"])
+        manifest = self.manifest(*asked(app, cfg, self.pools))
         return AppDryRunInfo(manifest, lambda manifest: json.dumps(manifest, indent=2))
 
     def schedule(self, dryrun_info: AppDryRunInfo[Object]) -> str:
@@ -168,16 +161,3 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
             return ""
         processes = int(job["metadata"].get("annotations", {}).get(PROCESSES, 1))
         return shortage(name, self.pools[name], processes, self.nodes(self.pools[name]))
-
-
-class JobSetScheduler(ClusterScheduler):
-    """Attempts as JobSets."""
-
-    backend = "jobset"
-    kind = Kind("jobset.x-k8s.io", "v1alpha2", "jobsets", "batch.kubernetes.io/job-completion-index")
-
-    def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
-        return jobset_for(app, pool, processes=processes, namespace=self.cluster.namespace)
-
-    def job_state(self, job: Object) -> tuple[AppState, str]:
-        return jobset_state(job)

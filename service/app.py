@@ -8,7 +8,8 @@ import anyio
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from service import auth, errors, health
+from service import errors, health
+from service.auth import Require
 from service.compare.router import router as comparison
 from service.db import Database
 from service.experiments.router import router as experiments
@@ -20,7 +21,10 @@ from service.reconciler.loop import Reconciler
 from service.runs.router import MAX_FOLLOWERS
 from service.runs.router import router as runs
 from service.settings import Settings
+from service.tables import Scope
 from service.telemetry import Telemetry
+from service.tokens.router import router as tokens
+from service.tokens.service import Keyring
 from service.tracking import Tracker
 
 DESCRIPTION = "Ablations of face-representation pretraining: submit an experiment, get back a comparison."
@@ -33,6 +37,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state = app.state
     state.settings = settings
     state.db = Database(settings.database)
+    state.keyring = Keyring(state.db)
     state.telemetry = Telemetry()
     state.pools = pools_of(settings)
     state.launcher = launcher or launcher_for(settings, state.pools)
@@ -43,10 +48,12 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
 
     errors.install(app)
     app.include_router(health.router)
-    protected = [Depends(auth.require_token)]
-    for router in experiments, comparison, runs, pools:
-        app.include_router(router, dependencies=protected, responses=errors.responses(errors.Unauthorized))
-    app.include_router(pages)  # asks for the token itself, as a form
+    # To read is the least; what changes something demands more by itself.
+    protected = [Depends(Require(Scope.READ))]
+    refusals = errors.responses(errors.Unauthorized, errors.Forbidden)
+    for router in experiments, comparison, runs, pools, tokens:
+        app.include_router(router, dependencies=protected, responses=refusals)
+    app.include_router(pages)  # asks for the token by itself, in a form
     return app
 
 

@@ -1,25 +1,106 @@
-"""One bearer token protects everything but the probes. Browsers carry it in a cookie that no script can read."""
+"""Who asks, and what they may. A route demands a scope with `Depends(Require(Scope.READ))`.
+
+The token comes in the header; browsers carry it in a cookie that no script can read. A token of one project finds
+the experiments of that project and the runs they use, everything else is not there: for addresses with an
+{experiment_id} or a {run_id} that is seen to here, lists and submissions ask `Principal.within`.
+"""
 
 import hmac
+from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
-from pydantic import SecretStr
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import State
 
-from service.errors import Unauthorized
+from service.errors import Forbidden, Unauthorized
+from service.experiments import service as experiments
+from service.runs import service as runs
+from service.tables import Scope, Token
 
 COOKIE = "mcf_token"
 
+BEARER = HTTPBearer(auto_error=False, description="A token from `mcf token create`, or the service's MCF_TOKEN.")
 
-def require_token(request: Request) -> None:
-    """Dependency of every protected route. Raises Unauthorized."""
-    token: SecretStr | None = request.app.state.settings.token
-    if token is None:
-        return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        given = request.cookies.get(COOKIE, "")
-    if not hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks."""
+
+    name: str
+    scope: Scope
+    project: str | None = None
+    """None = every project."""
+
+    def within(self, asked: str | None) -> str | None:
+        """The project a request is about: the one asked for, else the token's; None = every one. Raises Forbidden."""
+        if self.project and asked not in (None, self.project):
+            raise Forbidden(
+                f"This asks for project {asked!r}, and the token {self.name!r} is of project {self.project!r}. "
+                "Leave the project out, or send a token of that project."
+            )
+        return asked or self.project
+
+
+LOCAL = Principal("local", Scope.ADMIN)
+"""Whoever reaches a service without MCF_TOKEN, which listens on loopback only."""
+FIRST = Principal("MCF_TOKEN", Scope.ADMIN)
+
+
+def principal_of(state: State, secret: str) -> Principal:
+    """Whose secret it is. Raises Unauthorized."""
+    first = state.settings.token
+    if not first:
+        return LOCAL
+    if hmac.compare_digest(secret.encode(), first.get_secret_value().encode()):
+        return FIRST
+    if not secret:
         raise Unauthorized(
-            "This service wants its token: send the header `Authorization: Bearer ...`, "
-            "or open / in a browser and enter it there."
+            "This service wants a token: send the header `Authorization: Bearer ...`, or open / in a browser and "
+            "enter it there. An admin makes one with `mcf token create`."
         )
+    token: Token | None = state.keyring.find(secret)
+    if token is None:
+        raise Unauthorized("That is no token of this service. An admin makes one with `mcf token create`.")
+    if ended := state.keyring.ended(token):
+        raise Unauthorized(f"The token {token.name!r} ({token.id}) {ended}. An admin makes another one.")
+    return Principal(token.name, token.scope, token.project)
+
+
+@dataclass(frozen=True)
+class Require:
+    """Dependency of every route that is not open to all. Raises Unauthorized, Forbidden, NotFound."""
+
+    scope: Scope
+
+    def __call__(
+        self, request: Request, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+    ) -> Principal:
+        # A route may demand more than its router does; who asks is looked up once.
+        principal: Principal | None = getattr(request.state, "principal", None)
+        if principal is None:
+            secret = bearer.credentials if bearer else request.cookies.get(COOKIE, "")
+            principal = principal_of(request.app.state, secret)
+            _refuse_what_is_not_there_for(principal, request)
+            request.state.principal = principal
+        if not principal.scope.includes(self.scope):
+            raise Forbidden(
+                f"This asks for the scope {self.scope.value}, and the token {principal.name!r} has "
+                f"{principal.scope.value}. An admin makes one with `mcf token create NAME --scope {self.scope.value}`."
+            )
+        return principal
+
+
+Reader = Annotated[Principal, Depends(Require(Scope.READ))]
+Submitter = Annotated[Principal, Depends(Require(Scope.SUBMIT))]
+Admin = Annotated[Principal, Depends(Require(Scope.ADMIN))]
+
+
+def _refuse_what_is_not_there_for(principal: Principal, request: Request) -> None:
+    if principal.project is None:
+        return
+    with request.app.state.db.read() as session:
+        if experiment_id := request.path_params.get("experiment_id"):
+            experiments.get(session, experiment_id, project=principal.project)
+        if run_id := request.path_params.get("run_id"):
+            runs.get(session, run_id, project=principal.project)

@@ -22,6 +22,8 @@ from service.compare import schemas
 from service.connection import Connection, McfError, NoSuchThing, Refused, ServiceAway, given
 from service.experiments.schemas import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
 from service.runs.schemas import Checkpoints, Histories, RunDetail, RunList, RunSummary
+from service.tables import Scope
+from service.tokens.schemas import TokenCreated, TokenList, TokenView, Whoami
 
 if TYPE_CHECKING:
     import pandas
@@ -70,27 +72,24 @@ class Client:
 
     # ------------------------------------------------------------ experiments
 
-    def submit(self, spec: Mapping[str, Any] | str | Path) -> "Experiment":
-        """Submit a spec or a file with one. Raises Refused, with every problem of the spec."""
+    def submit(self, spec: Mapping[str, Any] | str | Path, *, project: str | None = None) -> "Experiment":
+        """Submit a spec or a file with one, into a project or the token's own. Raises Refused, with every problem."""
         # The key makes it safe to ask again when an answer was lost on the way.
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
-        body = _payload(spec)
-        answer = self._connection.patiently(
-            lambda: self._connection.call("POST", "/v1/experiments", json=body, headers=headers, timeout=SUBMIT_SECONDS)
-        )
+        options = _submission(spec, project=project) | {"headers": {"Idempotency-Key": uuid.uuid4().hex}}
+        answer = self._connection.patiently(lambda: self._connection.call("POST", "/v1/experiments", **options))
         return Experiment(self, ExperimentDetail.model_validate_json(answer.content))
 
-    def plan(self, spec: Mapping[str, Any] | str | Path) -> Plan:
+    def plan(self, spec: Mapping[str, Any] | str | Path, *, project: str | None = None) -> Plan:
         """What submitting would do; nothing is done."""
-        options = {"json": _payload(spec), "params": {"dry_run": "true"}, "timeout": SUBMIT_SECONDS}
+        options = _submission(spec, project=project, dry_run="true")
         answer = self._connection.call("POST", "/v1/experiments", **options)
         return Plan.model_validate_json(answer.content)
 
-    def experiments(self) -> Iterator[ExperimentSummary]:
-        """All experiments, newest first."""
+    def experiments(self, project: str | None = None) -> Iterator[ExperimentSummary]:
+        """Experiments, newest first, of a project or all."""
         cursor: str | None = None
         while True:
-            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor)
+            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor, project=project)
             yield from page.experiments
             if (cursor := page.next_cursor) is None:
                 return
@@ -101,6 +100,27 @@ class Client:
         same_name = [item.id for item in known if item.name == name]
         found = same_name[0] if same_name else _only(name, [item.id for item in known], "experiment", "mcf list")
         return Experiment(self, self._connection.get(ExperimentDetail, f"/v1/experiments/{found}"))
+
+    # ------------------------------------------------------------ tokens
+
+    def whoami(self) -> Whoami:
+        """What this client's token is good for."""
+        return self._connection.get(Whoami, "/v1/whoami")
+
+    def create_token(
+        self, name: str, scope: Scope, *, project: str | None = None, expires_in_days: int | None = None
+    ) -> TokenCreated:
+        """A new token; its `secret` is shown this once."""
+        wanted = {"name": name, "scope": scope, "project": project, "expires_in_days": expires_in_days}
+        answer = self._connection.call("POST", "/v1/tokens", json=given(**wanted))
+        return TokenCreated.model_validate_json(answer.content)
+
+    def tokens(self, project: str | None = None) -> list[TokenView]:
+        """Newest first, also those that are no longer good."""
+        return self._connection.get(TokenList, "/v1/tokens", project=project).tokens
+
+    def revoke_token(self, token_id: str) -> TokenView:
+        return TokenView.model_validate_json(self._connection.call("DELETE", f"/v1/tokens/{token_id}").content)
 
     # ------------------------------------------------------------ runs
 
@@ -209,6 +229,10 @@ def _only(name: str, ids: Sequence[str], kind: str, lister: str) -> str:
     if found:
         raise NoSuchThing(f"{name!r} is the beginning of {len(found)} {kind}s: {', '.join(found[:4])} ...")
     raise NoSuchThing(f"There is no {kind} {name!r}. `{lister}` shows those there are.")
+
+
+def _submission(spec: Mapping[str, Any] | str | Path, **params: Any) -> dict[str, Any]:
+    return {"json": _payload(spec), "params": given(**params), "timeout": SUBMIT_SECONDS}
 
 
 def _payload(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:

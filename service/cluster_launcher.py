@@ -8,15 +8,17 @@ from typing import ParamSpec, TypeVar
 from k8s.appdef import LaunchRequest, app_for
 from k8s.capacity import PoolState, room, state_of_pool
 from k8s.cluster import ClusterAway
+from k8s.jobset_scheduler import JobSetScheduler
 from k8s.logs import tail_of
 from k8s.pools import Pool
-from k8s.scheduler import ClusterScheduler, JobSetScheduler
+from k8s.scheduler import ClusterScheduler
+from k8s.volcano_scheduler import VolcanoScheduler
 from service.launcher import SCHEDULER, STATES, Launch, LauncherAway, TorchxLauncher
 from service.reconciler.facts import Job
 from service.settings import Settings
 from trainer.spec import Placement
 
-SCHEDULERS: dict[str, type[ClusterScheduler]] = {"jobset": JobSetScheduler}
+SCHEDULERS: dict[str, type[ClusterScheduler]] = {"jobset": JobSetScheduler, "volcano": VolcanoScheduler}
 # An attempt that finds no node for so long looks for another of the pools that its spec names.
 PATIENCE = timedelta(seconds=60)
 

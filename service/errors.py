@@ -1,7 +1,8 @@
 """What the API refuses, and how it says so: {"error": name, "detail": what was asked, what is possible, what to do}.
 
 ApiError
-├── Unauthorized         401  no token, or another one
+├── Unauthorized         401  no token, or one that is not good (any more)
+├── Forbidden            403  the token's scope is too small, or it is another project's
 ├── NotFound             404  no such experiment or run
 ├── Conflict             409  the request is fine, the state of things is not
 │   ├── KeyReused             an Idempotency-Key with another body
@@ -51,6 +52,10 @@ class ApiError(Exception):
 class Unauthorized(ApiError):
     status = 401
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(ApiError):
+    status = 403
 
 
 class NotFound(ApiError):

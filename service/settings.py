@@ -26,11 +26,12 @@ class Settings(BaseSettings):
     tracking_uri: str | None = None
     """MLflow server; None = runs are not tracked, and are not held back by it."""
     token: SecretStr | None = None
-    """Bearer token every request has to carry. Required as soon as `host` is not loopback."""
+    """The first token: admin of every project, and what others are made with (docs/access.md). Required as soon as
+    `host` is not loopback; without it the service asks nobody for a token."""
     max_concurrent_runs: int = Field(2, ge=1)
     """Runs in flight at once over all experiments: what this machine or cluster is given at a time."""
-    scheduler: Literal["local", "jobset"] = "local"
-    """Where attempts run: processes of this machine, or JobSets on Kubernetes."""
+    scheduler: Literal["local", "jobset", "volcano"] = "local"
+    """Where attempts run: processes of this machine, or JobSets or Volcano jobs on Kubernetes."""
     pools: Path | None = None
     """On Kubernetes: the file of node pools that a spec may name (k8s/pools.py)."""
     namespace: str = "default"

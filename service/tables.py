@@ -39,6 +39,22 @@ class AttemptState(StrEnum):
         return self in (AttemptState.SUBMITTED, AttemptState.RUNNING)
 
 
+class Scope(StrEnum):
+    """What a token is good for; each includes the ones before."""
+
+    READ = "read"
+    SUBMIT = "submit"
+    ADMIN = "admin"
+
+    def includes(self, other: "Scope") -> bool:
+        order = list(Scope)
+        return order.index(other) <= order.index(self)
+
+
+DEFAULT_PROJECT = "default"
+"""Of experiments that nobody has given a project."""
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """Times are aware and in UTC on both sides; SQLite forgets the zone."""
 
@@ -67,6 +83,7 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime,
         RunState: _state(RunState),
         AttemptState: _state(AttemptState),
+        Scope: _state(Scope),
     }
 
 
@@ -83,9 +100,11 @@ class Experiment(Leased, Base):
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     name: Mapped[str] = mapped_column(String(63))
+    # In the database, too: while services are replaced, those of the version before still write experiments.
+    project: Mapped[str] = mapped_column(String(63), default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT)
     spec: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
-    idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
+    idempotency_key: Mapped[str | None] = mapped_column(String(200))
     request_digest: Mapped[str] = mapped_column(String(64))
     concurrency: Mapped[int]
     priority: Mapped[int]
@@ -100,7 +119,12 @@ class Experiment(Leased, Base):
     published: Mapped[bool] = mapped_column(default=False)
     """All runs have ended, and the comparison and the final state are in MLflow."""
 
-    __table_args__ = (Index("experiments_newest", "created_at", "id"), Index("experiments_due", "published"))
+    __table_args__ = (
+        Index("experiments_newest", "created_at", "id"),
+        Index("experiments_of_project", "project", "created_at", "id"),
+        Index("experiments_due", "published"),
+        UniqueConstraint("project", "idempotency_key", name="experiments_key_of_project"),
+    )
 
 
 class Arm(Base):
@@ -194,3 +218,22 @@ class Attempt(Base):
     @property
     def name(self) -> str:
         return f"{self.run_id}-{self.number}"
+
+
+class Token(Base):
+    """What a person or a program shows to be let in; the secret itself is nowhere."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63))
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the secret, in hex."""
+    scope: Mapped[Scope]
+    project: Mapped[str | None] = mapped_column(String(63))
+    """None = every project."""
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """Within a minute: not every request writes."""

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import torch
@@ -33,9 +33,9 @@ from trainer.log import RunLog
 from trainer.loop import NonFiniteLoss, Parts, fit
 from trainer.manifest import DataError, Rows, open_images
 from trainer.optim import adamw
-from trainer.records import Outcome, Verdict
+from trainer.records import MemoryNote, Outcome, Verdict
 from trainer.report import RankZero, Report, Silent
-from trainer.rundir import list_checkpoints, read_outcome
+from trainer.rundir import list_checkpoints, read_memory_note, read_outcome
 from trainer.spec import RunSpec
 from trainer.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.storage import Store, open_store, split_uri
@@ -47,7 +47,9 @@ from trainer.weights import WeightsError
 logger = logging.getLogger("trainer")
 
 # The run's own errors: every other attempt would meet them again.
-OWN_ERRORS = (NonFiniteLoss, DataError, TeacherError, WeightsError, torch.OutOfMemoryError, MemoryError)
+OWN_ERRORS = (NonFiniteLoss, DataError, TeacherError, WeightsError)
+# Ranks that run out of memory in the same step do so at about the same time, and that is once.
+SAME_STEP = timedelta(seconds=15)
 # Wrong about where or how it was started; the run itself is none the worse.
 START_ERRORS = (TooManyWorkers, OtherRun)
 
@@ -73,17 +75,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(run, store)
     except OWN_ERRORS as error:
         logger.error("%s: %s", type(error).__name__, error)
-        kept = list_checkpoints(store)
-        outcome = Outcome(
-            verdict=Verdict.FAILED, step=kept[-1].step if kept else 0, reason=str(error), kind=type(error).__name__,
-            ended_at=datetime.now(UTC),
-        )  # fmt: skip
-        store.put(records.OUTCOME, outcome.model_dump_json(indent=1).encode())
-        HostCopy(store.uri, run.digest).remove()
+        fail(run, store, str(error), type(error).__name__)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        logger.error("%s: %s", type(error).__name__, error)
+        if not (first := noted_before(store, str(error))):
+            return 1  # the agent starts the workers once more
+        reason = f"out of memory twice, at {first.at:%Y-%m-%d %H:%M} UTC and now ({error}); lower batch.slice"
+        fail(run, store, reason, "OutOfMemory")
     except START_ERRORS as error:
         logger.error("%s: %s", type(error).__name__, error)
     stop_agent()
     return 1
+
+
+def fail(run: RunSpec, store: Store, reason: str, kind: str) -> None:
+    """The run has ended for good."""
+    kept = list_checkpoints(store)
+    outcome = Outcome(
+        verdict=Verdict.FAILED, step=kept[-1].step if kept else 0, reason=reason, kind=kind, ended_at=datetime.now(UTC)
+    )
+    store.put(records.OUTCOME, outcome.model_dump_json(indent=1).encode())
+    HostCopy(store.uri, run.digest).remove()
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the machine, for which torch has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def noted_before(store: Store, reason: str) -> MemoryNote | None:
+    """The note of an earlier time that memory ran out; None, and a note is made, when this is the first."""
+    now = datetime.now(UTC)
+    note = read_memory_note(store)
+    if note is None:
+        store.put(records.OUT_OF_MEMORY, MemoryNote(at=now, reason=reason).model_dump_json(indent=1).encode())
+    return note if note and now - note.at > SAME_STEP else None
 
 
 def over_already(store: Store, outcome: Outcome) -> int:

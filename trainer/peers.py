@@ -1,10 +1,10 @@
 """Notices a node that has silently gone: cut off from the network, frozen, without power.
 
 A process that dies closes its connections, and the others hear of it at once. A node that goes silently leaves them
-waiting in a collective until that gives up, which must take long enough for a slow store or a slow disk (and at start-up
-for the listing of a data set); torchrun does not interrupt them (pytorch/pytorch#111646). So every node counts up a
-number in the store of the process group, and who sees another's stand still ends itself: its agent then meets those
-that are left.
+waiting in a collective until that gives up, which must take long enough for a slow store, a slow disk, or at start-up
+the listing of a data set; torchrun does not interrupt them (pytorch/pytorch#111646). So every node counts up a number
+in the store of the process group, and who sees another's stand still ends itself: its agent then meets those that are
+left.
 """
 
 import logging

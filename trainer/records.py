@@ -5,6 +5,7 @@
         checkpoints/000000120/state.pt  complete exactly when ...
         checkpoints/000000120/COMMITTED ... this Checkpoint stands beside it
         sessions/0001.json              a Session: one stretch of training at one world size, refreshed as it goes
+        out_of_memory.json              a MemoryNote: it has run out of memory once, and once more would end it
         outcome.json                    an Outcome: how the run ended for good
         result.json                     a Result: the numbers the comparison is made of
         export/                         the online encoder as a plain timm ViT, with its model card
@@ -19,6 +20,7 @@ from trainer.spec import Frozen
 
 SPEC = "spec.json"
 OUTCOME = "outcome.json"
+OUT_OF_MEMORY = "out_of_memory.json"
 RESULT = "result.json"
 SESSIONS = "sessions/"
 CHECKPOINTS = "checkpoints/"
@@ -88,6 +90,13 @@ class Outcome(Frozen):
     kind: str = ""
     """Class of the error, such as NonFiniteLoss; empty when the run succeeded."""
     ended_at: datetime
+
+
+class MemoryNote(Frozen):
+    """Another process may have taken the memory the first time; the second time it was the spec."""
+
+    at: datetime
+    reason: str
 
 
 class Metric(Frozen):

@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from trainer import records
-from trainer.records import Checkpoint, Outcome, Result, Session
+from trainer.records import Checkpoint, MemoryNote, Outcome, Result, Session
 from trainer.spec import Frozen
 from trainer.storage import ObjectMissing, StorageError, Store
 
@@ -16,6 +16,11 @@ Record = TypeVar("Record", bound=Frozen)
 def read_outcome(store: Store) -> Outcome | None:
     """How the run ended for good; None while it has not. Raises StorageError."""
     return _read(store, records.OUTCOME, Outcome)
+
+
+def read_memory_note(store: Store) -> MemoryNote | None:
+    """That the run has run out of memory once; None while it has not. Raises StorageError."""
+    return _read(store, records.OUT_OF_MEMORY, MemoryNote)
 
 
 def read_result(store: Store) -> Result | None:

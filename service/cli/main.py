@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.cli import data, flags, home, show
+from service.cli import data, flags, home, show, tokens
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
 
@@ -30,6 +30,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(name="mcf", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
+app.add_typer(tokens.app, name="token")
 
 
 class Format(StrEnum):
@@ -82,13 +83,14 @@ def submit(
     file: Annotated[Path, typer.Argument(help="A spec in YAML; relative paths in it start at its folder.")],
     watch: Annotated[bool, typer.Option("--watch", help="Show progress, then the comparison.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    project: Annotated[str | None, typer.Option(help="Where it belongs; else the token's, else `default`.")] = None,
 ) -> None:
     """Submit an experiment."""
     client, console = ctx.obj(), show.terminal()
     if dry_run:
-        console.print(show.plan(client.plan(file)))
+        console.print(show.plan(client.plan(file, project=project)))
         return
-    experiment = client.submit(file)
+    experiment = client.submit(file, project=project)
     detail = experiment.detail
     console.print(f"{detail.name} is {detail.id}: {detail.num_arms} arms, {show.counts(detail)}", soft_wrap=True)
     console.print(f"page: {client.url}/experiments/{detail.id}", soft_wrap=True)
@@ -97,9 +99,11 @@ def submit(
 
 
 @app.command("list")
-def list_experiments(ctx: typer.Context) -> None:
+def list_experiments(
+    ctx: typer.Context, project: Annotated[str | None, typer.Option(help="Only those of this project.")] = None
+) -> None:
     """Experiments, newest first."""
-    show.terminal().print(show.experiments(ctx.obj().experiments()))
+    show.terminal().print(show.experiments(ctx.obj().experiments(project)))
 
 
 @app.command("show")

@@ -1,6 +1,7 @@
 """Experiments, runs and comparisons as tables for a terminal."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -10,7 +11,9 @@ from service.client import Comparison
 from service.compare.schemas import ArmRow, Estimate
 from service.experiments.schemas import ExperimentDetail, ExperimentSummary, Plan
 from service.runs.schemas import RunDetail
+from service.tables import DEFAULT_PROJECT
 from service.text import age, duration, first_line
+from service.tokens.schemas import TokenView
 from trainer.records import Checkpoint
 
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}
@@ -23,11 +26,11 @@ def terminal() -> Console:
 
 
 def experiments(found: Iterable[ExperimentSummary]) -> RenderableType:
-    table = _table("id", "name", "state", "done", "arms", "runs", "left", "hours", "submitted")
+    table = _table("id", "name", "project", "state", "done", "arms", "runs", "left", "hours", "submitted")
     for item in found:
         table.add_row(
-            item.id, item.name, state(item.state), f"{item.progress:.0%}", str(item.num_arms), counts(item),
-            duration(item.eta_seconds), f"{item.gpu_hours:.2f}", age(item.created_at),
+            item.id, item.name, item.project, state(item.state), f"{item.progress:.0%}", str(item.num_arms),
+            counts(item), duration(item.eta_seconds), f"{item.gpu_hours:.2f}", age(item.created_at),
         )  # fmt: skip
     return table if table.row_count else Text("No experiments yet; `mcf submit FILE` makes one.")
 
@@ -46,6 +49,7 @@ def experiment(found: ExperimentDetail) -> RenderableType:
     if found.eta_seconds:
         head.append(f", about {duration(found.eta_seconds)} left")
     facts = [f"{counts(found)}; {found.gpu_hours:.2f} process-hours so far"]
+    facts += [f"project {found.project}"] if found.project != DEFAULT_PROJECT else []
     facts += [found.cancel_reason] if found.cancel_reason else []
     facts += [f"MLflow: {found.tracking_url}"] if found.tracking_url else []
     return Group(head, *facts, "", table)
@@ -115,6 +119,20 @@ def plan(found: Plan) -> RenderableType:
     )
 
 
+def tokens(found: Iterable[TokenView]) -> RenderableType:
+    table = _table("id", "name", "scope", "project", "made", "last used", "good until")
+    for item in found:
+        used = age(item.last_used_at) if item.last_used_at else "never"
+        table.add_row(
+            item.id, item.name, item.scope.value, project(item.project), age(item.created_at), used, _good_until(item)
+        )
+    return table if table.row_count else Text("No tokens yet; `mcf token create NAME` makes one.")
+
+
+def project(name: str | None) -> str:
+    return name or "every project"
+
+
 def state(name: str) -> Text:
     return Text(str(name), style=COLOURS.get(str(name), ""))
 
@@ -123,6 +141,14 @@ def counts(found: ExperimentSummary) -> str:
     """`12 runs: 3 running, 9 queued`."""
     parts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
     return f"{found.num_runs} run{'s' * (found.num_runs != 1)}: {parts}"
+
+
+def _good_until(found: TokenView) -> str:
+    if found.revoked_at:
+        return f"revoked {age(found.revoked_at)}"
+    if found.expires_at is None:
+        return "it is revoked"
+    return f"{found.expires_at:%Y-%m-%d}{' (expired)' if found.expires_at <= datetime.now(UTC) else ''}"
 
 
 def _reached(row: ArmRow) -> list[str]:

@@ -27,13 +27,18 @@ class Tally:
         return sum(self.counts.values())
 
 
-def by_key(session: Session, key: str) -> Experiment | None:
-    return session.scalar(select(Experiment).where(Experiment.idempotency_key == key))
+def by_key(session: Session, project: str, key: str) -> Experiment | None:
+    query = select(Experiment).where(Experiment.project == project, Experiment.idempotency_key == key)
+    return session.scalar(query)
 
 
-def page(session: Session, limit: int, before: tuple[datetime, str] | None) -> Sequence[Experiment]:
-    """Newest first."""
+def page(
+    session: Session, limit: int, before: tuple[datetime, str] | None, project: str | None
+) -> Sequence[Experiment]:
+    """Newest first; of one project, or all."""
     query = select(Experiment).order_by(Experiment.created_at.desc(), Experiment.id.desc()).limit(limit)
+    if project:
+        query = query.where(Experiment.project == project)
     if before:
         at, last = before
         older = or_(Experiment.created_at < at, and_(Experiment.created_at == at, Experiment.id < last))

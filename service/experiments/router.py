@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
+from service.auth import Reader, Require, Submitter
 from service.errors import (
     AlreadyEnded,
     BodyTooLarge,
@@ -17,14 +18,16 @@ from service.errors import (
 )
 from service.experiments import examples, repository, service, views
 from service.experiments.body import payload
-from service.experiments.schemas import ExperimentDetail, ExperimentList, Plan
+from service.experiments.schemas import ExperimentDetail, ExperimentList, Plan, ProjectName
 from service.experiments.shelf import Shelf
-from service.tables import Experiment
+from service.tables import DEFAULT_PROJECT, Experiment, Scope
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 
 Payload = Annotated[dict[str, Any], Depends(payload)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern="^[!-~]+$")]
+Project = Annotated[ProjectName | None, Query()]
+MAY_SUBMIT = [Depends(Require(Scope.SUBMIT))]
 
 
 @router.post(
@@ -36,23 +39,30 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     openapi_extra=examples.REQUEST_BODY,
 )
 def submit(
-    request: Request, response: Response, body: Payload, idempotency_key: Key = None, dry_run: bool = False
+    request: Request,
+    response: Response,
+    principal: Submitter,
+    body: Payload,
+    idempotency_key: Key = None,
+    dry_run: bool = False,
+    project: Project = None,
 ) -> ExperimentDetail | Plan:
     """Submit an experiment: arms x seeds are expanded, checked as a whole, and queued.
 
     Runs that exist already (same spec digest) are shared and not trained again. The same Idempotency-Key with
-    the same body returns the experiment it made before. With `dry_run=true` nothing is written.
+    the same body returns the experiment it made before in the project. With `dry_run=true` nothing is written.
+    The project is the token's where none is named.
     """
     state = request.app.state
-    digest = service.request_digest(body)
-    if idempotency_key and not dry_run and (replay := service.find_replay(state.db, idempotency_key, digest)):
+    digest, home = service.request_digest(body), principal.within(project) or DEFAULT_PROJECT
+    if idempotency_key and not dry_run and (replay := service.find_replay(state.db, home, idempotency_key, digest)):
         response.headers["Idempotency-Replayed"] = "true"
         return service.show(state.db, state.settings, replay.id)
-    resolved = service.check(body, Shelf(state.db, state.settings), state.pools)
+    resolved = service.check(body, Shelf(state.db, state.settings, principal.project), state.pools)
     if dry_run:
         response.status_code = 200
         return service.plan(state.db, resolved, state.settings, state.launcher)
-    experiment_id = service.submit(state.db, resolved, idempotency_key, digest)
+    experiment_id = service.submit(state.db, resolved, idempotency_key, digest, project=home)
     state.reconciler.wake()
     response.headers["Location"] = f"/v1/experiments/{experiment_id}"
     return service.show(state.db, state.settings, experiment_id)
@@ -61,14 +71,16 @@ def submit(
 @router.get("", responses=responses(InvalidSpec))
 def list_experiments(
     request: Request,
+    principal: Reader,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(pattern=r"^[0-9T:.+-]+Z?_e[0-9a-f]+$", max_length=64)] = None,
+    project: Project = None,
 ) -> ExperimentList:
-    """Experiments, newest first, with their runs by state and how far they are."""
+    """Experiments, newest first, with their runs by state and how far they are; of one project, or all."""
     state = request.app.state
     before = _position(cursor) if cursor else None
     with state.db.read() as session:
-        found = repository.page(session, limit + 1, before)
+        found = repository.page(session, limit + 1, before, principal.within(project))
         summaries = views.summaries(session, found[:limit], state.settings)
     last = found[limit - 1] if len(found) > limit else None
     return ExperimentList(experiments=summaries, next_cursor=_cursor(last) if last else None)
@@ -80,7 +92,7 @@ def get_experiment(request: Request, experiment_id: str) -> ExperimentDetail:
     return service.show(request.app.state.db, request.app.state.settings, experiment_id)
 
 
-@router.post("/{experiment_id}/cancel", responses=responses(NotFound, AlreadyEnded))
+@router.post("/{experiment_id}/cancel", dependencies=MAY_SUBMIT, responses=responses(NotFound, AlreadyEnded))
 def cancel(request: Request, experiment_id: str) -> ExperimentDetail:
     """Stop the runs that no other experiment wants; each writes a checkpoint first. Doing it twice is harmless."""
     state = request.app.state
@@ -89,7 +101,9 @@ def cancel(request: Request, experiment_id: str) -> ExperimentDetail:
     return service.show(state.db, state.settings, experiment_id)
 
 
-@router.post("/{experiment_id}/retry", responses=responses(NotFound, NothingToRetry, Unavailable))
+@router.post(
+    "/{experiment_id}/retry", dependencies=MAY_SUBMIT, responses=responses(NotFound, NothingToRetry, Unavailable)
+)
 def retry(request: Request, experiment_id: str) -> ExperimentDetail:
     """Queue the failed runs again, from their last checkpoints. What has finished is not touched."""
     state = request.app.state

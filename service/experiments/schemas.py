@@ -2,12 +2,15 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from service.tables import RunState
 from trainer.spec import Problem
+
+ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""As names of experiments: lower-case letters, digits and hyphens."""
 
 
 class ExperimentState(StrEnum):
@@ -30,6 +33,7 @@ class View(BaseModel):
 class ExperimentSummary(View):
     id: str
     name: str
+    project: str
     state: ExperimentState
     created_at: datetime
     num_arms: int

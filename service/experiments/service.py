@@ -20,8 +20,8 @@ from service.experiments.schemas import ExperimentDetail, Plan, PlannedArm, Plan
 from service.launcher import Launch, Launcher
 from service.reconciler.repository import cancel_experiment, requeue
 from service.settings import Settings
-from service.tables import Arm, Experiment, Run, RunState, Trial
-from trainer.records import OUTCOME
+from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState, Trial
+from trainer.records import OUT_OF_MEMORY, OUTCOME
 from trainer.resolve import Resolved, check_and_resolve
 from trainer.sources import Library
 from trainer.spec import Placement, Problem, RunSpec, SpecError
@@ -86,10 +86,10 @@ def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launche
     )  # fmt: skip
 
 
-def find_replay(db: Database, key: str, digest: str) -> Experiment | None:
-    """The experiment an Idempotency-Key has made before. Raises KeyReused when it came with another body."""
+def find_replay(db: Database, project: str, key: str, digest: str) -> Experiment | None:
+    """The experiment an Idempotency-Key has made in the project. Raises KeyReused when it came with another body."""
     with db.read() as session:
-        found = repository.by_key(session, key)
+        found = repository.by_key(session, project, key)
     if found and found.request_digest != digest:
         raise KeyReused(
             f"Idempotency-Key {key!r} has made {found.id} from another body. Send a new key with a new request."
@@ -97,15 +97,15 @@ def find_replay(db: Database, key: str, digest: str) -> Experiment | None:
     return found
 
 
-def submit(db: Database, resolved: Resolved, key: str | None, digest: str) -> str:
+def submit(db: Database, resolved: Resolved, key: str | None, digest: str, *, project: str = DEFAULT_PROJECT) -> str:
     """Write the experiment, and return its id. Of equal requests at the same moment each sees the other's runs."""
     for attempt in range(CONCURRENT_WRITES):
         try:
             with db.write() as session:
-                return _write(session, resolved, key, digest)
+                return _write(session, resolved, key, digest, project)
         except IntegrityError:
             # Another request has written the same key or the same runs since we looked.
-            if key and (replay := find_replay(db, key, digest)):
+            if key and (replay := find_replay(db, project, key, digest)):
                 return replay.id
             if attempt == CONCURRENT_WRITES - 1:
                 raise
@@ -141,7 +141,7 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
     # Before the database says queued: a trainer that finds an outcome believes it and does not train.
     try:
         for id in failed:
-            open_store(settings.run_uri(id)).delete([OUTCOME])
+            open_store(settings.run_uri(id)).delete([OUTCOME, OUT_OF_MEMORY])
     except StorageError as error:
         raise Unavailable(f"The store does not answer, and nothing was queued: {error}") from error
     now = _now()
@@ -153,9 +153,11 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
             user.published, user.next_check_at = False, now
 
 
-def get(session: Session, experiment_id: str, *, lock: bool = False) -> Experiment:
-    """Raises NotFound."""
+def get(session: Session, experiment_id: str, *, lock: bool = False, project: str | None = None) -> Experiment:
+    """`project`: the only one to look in. Raises NotFound."""
     query = select(Experiment).where(Experiment.id == experiment_id.replace("\0", ""))
+    if project:
+        query = query.where(Experiment.project == project)
     found = session.scalar(query.with_for_update() if lock else query)
     if found is None:
         raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists those there are.")
@@ -174,12 +176,12 @@ def run_id(spec: RunSpec, private_to: str) -> str:
     return f"r{digest[:12]}"
 
 
-def _write(session: Session, resolved: Resolved, key: str | None, digest: str) -> str:
+def _write(session: Session, resolved: Resolved, key: str | None, digest: str, project: str) -> str:
     spec, now = resolved.spec, _now()
     experiment = Experiment(
-        id=f"e{secrets.token_hex(5)}", name=spec.name, spec=spec.model_dump(mode="json"), created_at=now,
-        idempotency_key=key, request_digest=digest, concurrency=spec.concurrency, priority=spec.placement.priority,
-        gpu_hours=spec.gpu_hours, next_check_at=now,
+        id=f"e{secrets.token_hex(5)}", name=spec.name, project=project, spec=spec.model_dump(mode="json"),
+        created_at=now, idempotency_key=key, request_digest=digest, concurrency=spec.concurrency,
+        priority=spec.placement.priority, gpu_hours=spec.gpu_hours, next_check_at=now,
     )  # fmt: skip
     arms = [
         Arm(experiment_id=experiment.id, position=n, name=arm.name, levels=arm.levels, is_baseline=arm.is_baseline)

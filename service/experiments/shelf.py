@@ -14,13 +14,15 @@ SHOWN = 4
 class Shelf(MlflowFiles):
     """The names this service knows (trainer.sources.Library)."""
 
-    def __init__(self, db: Database, settings: Settings) -> None:
+    def __init__(self, db: Database, settings: Settings, project: str | None = None) -> None:
+        """`project`: the only one whose runs have names; None = all."""
         super().__init__(settings.tracking_uri)
-        self._db, self._settings = db, settings
+        self._db, self._settings, self._project = db, settings, project
 
     def export_of(self, run: str) -> str:
         with self._db.read() as session:
-            found = {item.id: item.state for item in repository.beginning_with(session, run, SHOWN)} if run else {}
+            runs = repository.beginning_with(session, run, SHOWN, self._project) if run else []
+        found = {item.id: item.state for item in runs}
         if len(found) > 1:
             some = ", ".join(list(found)[: SHOWN - 1])
             raise UnknownWeights(f"{RUN}{run}, the beginning of several runs", f"more of the id: {some}, ...")

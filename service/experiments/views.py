@@ -53,6 +53,7 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
     return ExperimentSummary(
         id=experiment.id,
         name=experiment.name,
+        project=experiment.project,
         state=state_of(experiment, tally.counts),
         created_at=experiment.created_at,
         num_arms=num_arms,

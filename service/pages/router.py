@@ -1,29 +1,31 @@
 """The page: experiments, an experiment, a run. Rendered here, kept fresh by htmx asking for the same again.
 
-Reads through the same functions as the API. Included without dependencies: it asks for the token itself, in a
-form, and its style sheet and script are open to all.
+Reads through the same functions as the API, and shows a token what the API would. Included without dependencies: it
+asks for the token itself, in a form, and its style sheet and script are open to all.
 """
 
-import hmac
 from collections.abc import Callable, Coroutine
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
+import anyio.to_thread
 import jinja2
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 
-from service.auth import COOKIE, require_token
+from service.auth import COOKIE, Reader, Require, principal_of
 from service.compare.service import comparison_of
 from service.errors import ApiError, NotFound, Unauthorized, Unavailable
 from service.experiments import repository, views
 from service.experiments import service as experiments
+from service.experiments.schemas import ProjectName
 from service.pages.curves import curve
 from service.runs import logs
 from service.runs import service as runs
+from service.tables import Scope
 from service.text import age, duration, first_line, short
 
 HERE = Path(__file__).parent
@@ -63,27 +65,30 @@ class PageRoute(APIRoute):
         async def page(request: Request) -> Response:
             try:
                 return await handle(request)
-            except Unauthorized:
-                return _page("token.html", 401, next=_path(request), wrong=False)
+            except Unauthorized as error:
+                # Who has sent none is asked for it; who has sent one is told what is wrong with it.
+                problem = error.detail if COOKIE in request.cookies else ""
+                return _page("token.html", 401, next=_path(request), problem=problem)
             except ApiError as error:
                 return _page("error.html", error.status, error=error)
 
         return page
 
 
-pages = APIRouter(route_class=PageRoute, dependencies=[Depends(require_token)], include_in_schema=False)
+pages = APIRouter(route_class=PageRoute, dependencies=[Depends(Require(Scope.READ))], include_in_schema=False)
 open_to_all = APIRouter(include_in_schema=False)
 
 
 @pages.get("/")
-def index(request: Request) -> Response:
+def index(request: Request, principal: Reader, project: Annotated[ProjectName | None, Query()] = None) -> Response:
     state = request.app.state
     with state.db.read() as session:
-        found = repository.page(session, NUM_EXPERIMENTS + 1, None)
+        found = repository.page(session, NUM_EXPERIMENTS + 1, None, principal.within(project))
         shown = views.summaries(session, found[:NUM_EXPERIMENTS], state.settings)
     return _page(
-        "index.html", experiments=shown, more=len(found) > NUM_EXPERIMENTS, tracking_uri=state.settings.tracking_uri
-    )
+        "index.html", experiments=shown, more=len(found) > NUM_EXPERIMENTS, project=project,
+        tracking_uri=state.settings.tracking_uri,
+    )  # fmt: skip
 
 
 @pages.get("/experiments/{experiment_id}")
@@ -96,9 +101,9 @@ def experiment(request: Request, experiment_id: str) -> Response:
 
 
 @pages.get("/runs/{run_id}")
-def run(request: Request, run_id: str) -> Response:
+def run(request: Request, run_id: str, principal: Reader) -> Response:
     state = request.app.state
-    return _page("run.html", run=runs.detail(state.db, state.settings, run_id))
+    return _page("run.html", run=runs.detail(state.db, state.settings, run_id, principal.project))
 
 
 @pages.get("/runs/{run_id}/curves")
@@ -139,6 +144,12 @@ def run_log(request: Request, run_id: str) -> Response:
     return _part(request, "log.html", run_id, text=logs.text(state.db, state.launcher, run_id, None, LOG_LINES))
 
 
+@open_to_all.get("/login")
+def ask_for_token() -> Response:
+    """The form by itself, for who wants to go on with another token."""
+    return _page("token.html", next="/", problem="")
+
+
 @open_to_all.post("/login")
 async def login(request: Request) -> Response:
     """The token from the form into a cookie that no script can read and no other site can use."""
@@ -146,16 +157,19 @@ async def login(request: Request) -> Response:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_FORM_BYTES:
-            return _page("token.html", 413, next="/", wrong=True)
+            return _page("token.html", 413, next="/", problem="That is longer than any token.")
     form = {name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
     token, target = form.get("token", ""), form.get("next", "/")
-    expected = request.app.state.settings.token
-    if expected is None or not hmac.compare_digest(token.encode(), expected.get_secret_value().encode()):
-        return _page("token.html", 401, next=target, wrong=True)
+    try:
+        await anyio.to_thread.run_sync(principal_of, request.app.state, token)
+    except Unauthorized as error:
+        return _page("token.html", 401, next=target, problem=error.detail)
     # Only to a page of ours: //other.site would be another one.
     safe = target if target.startswith("/") and not target.startswith(("//", "/\\")) else "/"
     answer = RedirectResponse(safe, status_code=303)
-    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+    # TLS mostly ends at an ingress, which says so in a header; who makes that up keeps only themselves out.
+    secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
+    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=secure)
     return answer
 
 

@@ -118,8 +118,8 @@ def _await_end(run: RunFacts, seen: Observed, now: datetime) -> Decision:
 
 def _condemn(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     reason = (
-        f"out of memory {seen.job.out_of_memory} times: the pool's memory is too little for this spec; name a pool with "
-        "more, or lower batch.slice or placement.processes_per_node"
+        f"out of memory {seen.job.out_of_memory} times: the pool has too little for this spec; name a pool with more, "
+        "or lower batch.slice or placement.processes_per_node"
     )
     return _stop_attempt(replace(run, kind=OUT_OF_MEMORY), seen, reason)
 

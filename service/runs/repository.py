@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from service.tables import Arm, Attempt, Experiment, Run, RunState, Trial
 
 
 def page(
-    session: Session, limit: int, after: str | None, experiment: str | None, states: Sequence[RunState]
+    session: Session,
+    limit: int,
+    after: str | None,
+    experiment: str | None,
+    states: Sequence[RunState],
+    project: str | None,
 ) -> Sequence[Run]:
-    """By id."""
+    """By id; those that an experiment, or one of a project, uses."""
     query = select(Run).order_by(Run.id).limit(limit)
     if after:
         query = query.where(Run.id > after)
@@ -19,11 +24,19 @@ def page(
         query = query.where(Run.id.in_(select(Trial.run_id).where(Trial.experiment_id == experiment)))
     if states:
         query = query.where(Run.state.in_(states))
+    if project:
+        query = query.where(Run.id.in_(_used_in(project)))
     return session.scalars(query).all()
 
 
-def beginning_with(session: Session, beginning: str, limit: int) -> Sequence[Run]:
+def is_used_in(session: Session, run_id: str, project: str) -> bool:
+    return session.scalar(_used_in(project).where(Trial.run_id == run_id).limit(1)) is not None
+
+
+def beginning_with(session: Session, beginning: str, limit: int, project: str | None) -> Sequence[Run]:
     query = select(Run).where(Run.id.startswith(beginning.replace("\0", ""), autoescape=True))
+    if project:
+        query = query.where(Run.id.in_(_used_in(project)))
     return session.scalars(query.order_by(Run.id).limit(limit)).all()
 
 
@@ -31,12 +44,20 @@ def attempts(session: Session, run_id: str) -> Sequence[Attempt]:
     return session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.number)).all()
 
 
-def used_by(session: Session, run_id: str) -> Sequence[tuple[Experiment, Arm, int]]:
-    rows = session.execute(
+def used_by(session: Session, run_id: str, project: str | None) -> Sequence[tuple[Experiment, Arm, int]]:
+    query = (
         select(Experiment, Arm, Trial.seed)
         .join(Trial, Trial.experiment_id == Experiment.id)
         .join(Arm, Arm.id == Trial.arm_id)
         .where(Trial.run_id == run_id)
         .order_by(Experiment.created_at)
     )
+    rows = session.execute(query.where(Experiment.project == project) if project else query)
     return [(experiment, arm, seed) for experiment, arm, seed in rows]
+
+
+def _used_in(project: str) -> Select[str]:
+    """Ids of runs: equal ones are shared, so a run may be used in several projects."""
+    return (
+        select(Trial.run_id).join(Experiment, Experiment.id == Trial.experiment_id).where(Experiment.project == project)
+    )

@@ -8,7 +8,9 @@ import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
+from service.auth import Reader
 from service.errors import NotFound, Unavailable, responses
+from service.experiments.schemas import ProjectName
 from service.runs import logs, repository, service
 from service.runs.schemas import Checkpoints, Histories, RunDetail, RunList
 from service.tables import RunState
@@ -23,23 +25,25 @@ LOG_KINDS = responses(NotFound) | {200: {"content": {"text/plain": {}, "text/eve
 @router.get("")
 def list_runs(
     request: Request,
+    principal: Reader,
     experiment: Annotated[str | None, Query(pattern="^e[0-9a-f]+$")] = None,
     state: Annotated[list[RunState] | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     cursor: Annotated[str | None, Query(pattern="^r[0-9a-f]+$")] = None,
+    project: Annotated[ProjectName | None, Query()] = None,
 ) -> RunList:
-    """Runs by id, of one experiment or all, in some states or all."""
+    """Runs by id, of one experiment or project or all, in some states or all."""
     context = request.app.state
     with context.db.read() as session:
-        found = repository.page(session, limit + 1, cursor, experiment, state or [])
+        found = repository.page(session, limit + 1, cursor, experiment, state or [], principal.within(project))
     runs = [service.summary(run, context.settings) for run in found[:limit]]
     return RunList(runs=runs, next_cursor=runs[-1].id if len(found) > limit else None)
 
 
 @router.get("/{run_id}", responses=responses(NotFound))
-def get_run(request: Request, run_id: str) -> RunDetail:
+def get_run(request: Request, run_id: str, principal: Reader) -> RunDetail:
     """A run with its spec, attempts, result, and the experiments that use it."""
-    return service.detail(request.app.state.db, request.app.state.settings, run_id)
+    return service.detail(request.app.state.db, request.app.state.settings, run_id, principal.project)
 
 
 @router.get("/{run_id}/logs", response_class=PlainTextResponse, responses=LOG_KINDS)

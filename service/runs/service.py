@@ -17,20 +17,20 @@ from trainer.rundir import list_checkpoints
 from trainer.storage import StorageError, open_store
 
 
-def get(session: Session, run_id: str) -> Run:
-    """Raises NotFound."""
+def get(session: Session, run_id: str, *, project: str | None = None) -> Run:
+    """`project`: one of its experiments must use the run. Raises NotFound."""
     run = session.get(Run, run_id.replace("\0", ""))
-    if run is None:
+    if run is None or (project and not repository.is_used_in(session, run.id, project)):
         raise NotFound(f"There is no run {run_id!r}. GET /v1/runs lists those there are.")
     return run
 
 
-def detail(db: Database, settings: Settings, run_id: str) -> RunDetail:
-    """Raises NotFound."""
+def detail(db: Database, settings: Settings, run_id: str, project: str | None) -> RunDetail:
+    """`project`: the only one whose experiments are named. Raises NotFound."""
     with db.read() as session:
         run = get(session, run_id)
         attempts = repository.attempts(session, run_id)
-        users = repository.used_by(session, run_id)
+        users = repository.used_by(session, run_id, project)
     return RunDetail(
         **summary(run, settings).model_dump(),
         spec=run.spec,

@@ -183,3 +183,48 @@ def test_the_token_goes_along(tmp_path: Path, tiny_faces: Path) -> None:
         guarded.kill(signal.SIGTERM)
     with pytest.raises(ServiceAway):
         Client(guarded.url, "s3cret").ping()
+
+
+def test_tokens_are_made_used_and_revoked_from_the_command_line(tmp_path: Path, tiny_faces: Path) -> None:
+    guarded = Service(tmp_path, MCF_TOKEN="s3cret")
+    guarded.start()
+
+    def mcf(token: str, *words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "service.cli.main", *words],
+            env=environment(guarded.url) | {"MCF_TOKEN": token}, cwd=tmp_path, capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+
+    try:
+        guarded.wait_until_up()
+        made = mcf("s3cret", "token", "create", "ci", "--scope", "submit", "--project", "faces", "--expires", "90")
+        assert made.returncode == 0, made.stderr
+        secret = made.stdout.strip()  # alone, so that MCF_TOKEN=$(mcf token create ...) works
+        assert secret.startswith("mcf_t")
+        assert "submit in faces, until 20" in made.stderr
+        spec = str(write(tmp_path, cheap(tiny_faces, name="of-faces", seeds=1, factors={})))
+        assert mcf(secret, "submit", spec, "--watch").returncode == 0
+        assert mcf("s3cret", "submit", spec, "--project", "other").returncode == 0
+        assert "other" in mcf("s3cret", "list").stdout
+        listed = mcf(secret, "list").stdout
+        assert "faces" in listed
+        assert "other" not in listed
+        refused = mcf(secret, "submit", spec, "--project", "other")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "is of project 'faces'" in refused.stderr
+        refused = mcf(secret, "token", "list")
+        assert refused.returncode == 1
+        assert "asks for the scope admin, and the token 'ci' has submit" in refused.stderr
+
+        tokens = mcf("s3cret", "token", "list").stdout
+        assert "ci" in tokens
+        assert secret not in tokens
+        token_id = secret.split("_")[1]
+        assert "is revoked" in mcf("s3cret", "token", "revoke", token_id).stdout
+        assert "was revoked at" in mcf(secret, "list").stderr
+        assert " s ago" in mcf("s3cret", "token", "list").stdout.partition("revoked ")[2]
+        assert secret not in (tmp_path / "service.log").read_text()
+    finally:
+        guarded.kill(signal.SIGTERM)
+        stop_all(tmp_path / "attempts", grace_seconds=2)

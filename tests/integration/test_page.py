@@ -149,7 +149,7 @@ def test_the_token_is_asked_for_once_and_no_script_can_read_it(page: Page, tmp_p
         page.get_by_label("Token").fill("wrong")
         with page.expect_response(lambda answer: answer.status == 401):
             page.get_by_role("button", name="Open").click()
-        expect(page.get_by_text("That is not the token")).to_be_visible()
+        expect(page.get_by_text("no token of this service")).to_be_visible()
         page.get_by_label("Token").fill(token)
         page.get_by_role("button", name="Open").click()
         expect(page.get_by_role("heading", name="guarded")).to_be_visible()

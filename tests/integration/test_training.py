@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +28,8 @@ from tests.integration.torchruns import (
     wait_until,
 )  # fmt: skip
 from trainer import hostcopy
-from trainer.records import Verdict
-from trainer.rundir import list_checkpoints, read_outcome, read_result, read_sessions
+from trainer.records import OUT_OF_MEMORY, Verdict
+from trainer.rundir import list_checkpoints, read_memory_note, read_outcome, read_result, read_sessions
 from trainer.spec import RunSpec
 from trainer.storage import DirectoryStore
 
@@ -143,11 +145,13 @@ def undisturbed(tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def train_alone(run: RunSpec, folder: Path, **env: str) -> "subprocess.CompletedProcess[str]":
+def train_alone(
+    run: RunSpec, folder: Path, program: list[str] | None = None, **env: str
+) -> "subprocess.CompletedProcess[str]":
     """The run without torchrun, as a world of one."""
     folder.mkdir(exist_ok=True)
     (folder / "given.json").write_text(run.model_dump_json())
-    command = [sys.executable, "-m", "trainer.main", "--spec", str(folder / "given.json")]
+    command = [*(program or [sys.executable, "-m", "trainer.main"]), "--spec", str(folder / "given.json")]
     env = {**os.environ, **ENV, "MCF_RUN_URI": str(folder), **env}
     return subprocess.run(command, env=env, cwd=ROOT, timeout=240, capture_output=True, text=True)
 
@@ -225,6 +229,24 @@ def test_a_node_may_join_and_leave_and_training_goes_on_from_what_a_survivor_has
     assert max(saved) < firsts[2], "it went on from what the survivor had in memory"
 
 
+def test_a_node_that_silently_goes_is_noticed_and_training_goes_on_without_it(tiny_faces: Path, tmp_path: Path) -> None:
+    # Frozen, it keeps its connections: to the others it looks like one that computes for ever.
+    schedule = {"unit": "steps", "length": 100_000, "warmup": 4}
+    run = small(tiny_faces, schedule=schedule, cadence={"checkpoint_steps": 100_000})
+    folder, patience = tmp_path / "silent", {"MCF_LOST_NODE_SECONDS": "6", "MCF_COLLECTIVE_TIMEOUT_SECONDS": "300"}
+    endpoint = f"127.0.0.1:{free_port()}"
+    with torchrun(run, folder, workers=1, nodes="1:2", endpoint=endpoint, **patience) as first:
+        wait_until(lambda: newest_copy(folder, run) > 0, first, folder / "log")
+        with torchrun(run, folder, workers=1, nodes="1:2", endpoint=endpoint, **patience) as second:
+            wait_until(lambda: world_sizes(folder) == [1, 2], first, folder / "log")
+            for process in [*psutil.Process(second.pid).children(recursive=True), psutil.Process(second.pid)]:
+                process.suspend()
+            frozen = time.monotonic()
+            wait_until(lambda: world_sizes(folder) == [1, 2, 1], first, folder / "log")
+            assert time.monotonic() - frozen < 60  # alone, the collective would wait for 300 s
+            assert "has not been heard of for" in (folder / "log").read_text()
+
+
 def newest_copy(folder: Path, run: RunSpec) -> int:
     """Step of the newest copy of the run's state that any of its agents has in memory."""
     name = sha256(f"{folder} {run.digest}".encode()).hexdigest()[:12]
@@ -253,6 +275,25 @@ def test_a_loss_that_is_not_finite_fails_the_run_for_good_and_keeps_the_last_che
     first = outcome.step * 64
     assert f"Images at positions {first} to {first + 15}" in outcome.reason
     assert len(read_sessions(DirectoryStore(str(folder)))) == 1
+
+
+def test_a_run_fails_for_want_of_memory_the_second_time_and_not_the_first(tiny_faces: Path, tmp_path: Path) -> None:
+    store = DirectoryStore(str(tmp_path / "run"))
+    limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_DATA, (3 << 30,) * 2); "
+    starve = [sys.executable, "-c", limit + "runpy.run_module('trainer.main', run_name='__main__')"]
+    # The activations of such a slice alone are larger than that.
+    batch = {"slice": 8192, "contrastive_group": 8192, "global_batch": 8192}
+    run = small(tiny_faces, batch=batch, input_size=64)
+    assert train_alone(run, tmp_path / "run", starve).returncode == 1
+    assert read_outcome(store) is None
+    note = read_memory_note(store)
+    assert note is not None
+    store.put(OUT_OF_MEMORY, note.model_copy(update={"at": note.at - timedelta(hours=1)}).model_dump_json().encode())
+    assert train_alone(run, tmp_path / "run", starve).returncode == 1
+    outcome = read_outcome(store)
+    assert outcome is not None
+    assert (outcome.verdict, outcome.kind) == (Verdict.FAILED, "OutOfMemory")
+    assert "lower batch.slice" in outcome.reason
 
 
 def test_a_missing_teacher_fails_the_run_without_a_step(tiny_faces: Path, tmp_path: Path) -> None:

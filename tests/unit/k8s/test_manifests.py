@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torchx.specs import AppDef
 
 from k8s.appdef import LaunchRequest, app_for
 from k8s.jobset import jobset_for
@@ -47,8 +48,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def manifest(case: str) -> dict[str, Any]:
-    fields, placed = CASES[case]
+def app_and_pool(fields: dict[str, Any], placed: dict[str, Any]) -> tuple[AppDef, Pool, int]:
+    """An attempt, its pool, and how many workers a node of it has."""
     placement = Placement(pool="a100-spot", **placed)
     pool = Pool(**fields)
     request = LaunchRequest(
@@ -56,11 +57,20 @@ def manifest(case: str) -> dict[str, Any]:
         run_uri="s3://mcf/runs/r0123456789ab", placement=placement, tracking_uri="http://mlflow:5000",
         tracking_run_id="abc", python=pool.python,
     )  # fmt: skip
-    return jobset_for(app_for(request), pool, processes=placement.processes_per_node, namespace="mcf")
+    return app_for(request), pool, placement.processes_per_node
+
+
+def manifest(case: str) -> dict[str, Any]:
+    app, pool, processes = app_and_pool(*CASES[case])
+    return jobset_for(app, pool, processes=processes, namespace="mcf")
+
+
+def as_yaml(manifest: dict[str, Any]) -> str:
+    return yaml.dump(json.loads(json.dumps(manifest)), sort_keys=False, width=120)
 
 
 def as_text(case: str) -> str:
-    return yaml.dump(json.loads(json.dumps(manifest(case))), sort_keys=False, width=120)
+    return as_yaml(manifest(case))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,14 +2,17 @@
 
 import threading
 
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from service.db import MIGRATIONS, Database
-from service.tables import Base
+from service.tables import Attempt, Base, Experiment, Trial
 
 
 def test_migrations_make_the_tables_the_code_expects(database: Database) -> None:
@@ -18,12 +21,67 @@ def test_migrations_make_the_tables_the_code_expects(database: Database) -> None
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_migrations_can_be_taken_back(database: Database) -> None:
+def downgrade(database: Database, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with database.engine.connect() as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        command.downgrade(config, revision)
+
+
+def test_experiments_from_before_there_were_projects_are_in_the_default_one(database: Database) -> None:
+    downgrade(database, "0001")
+    with database.write() as session:
+        fill_as_0001(session)
+    database.migrate()
+    with database.read() as session:
+        rows = session.execute(text("SELECT id, project, idempotency_key, name FROM experiments")).all()
+        assert rows == [("e1", "default", "key", "old")]
+        used = select(Experiment.name, Trial.seed, Attempt.number)
+        used = used.join(Trial, Trial.experiment_id == Experiment.id).join(Attempt, Attempt.run_id == Trial.run_id)
+        assert session.execute(used).all() == [("old", 7, 1)], "what refers to it still does"
+    # One key, two projects; and what is referred to is still held.
+    with database.write() as session:
+        session.execute(text(INSERT_EXPERIMENT.format("id, project", "'e2', 'faces'")))
+    for statement in INSERT_EXPERIMENT.format("id", "'e3'"), "DELETE FROM experiments WHERE id = 'e1'":
+        with pytest.raises(IntegrityError), database.write() as session:
+            session.execute(text(statement))
+    downgrade(database, "0001")
+    with database.read() as session:
+        rows = session.execute(text("SELECT id, idempotency_key FROM experiments ORDER BY id")).all()
+    assert rows == [("e1", "key"), ("e2", None)]
+    database.migrate()
+
+
+INSERT_EXPERIMENT = (
+    "INSERT INTO experiments ({}, name, spec, created_at, idempotency_key, request_digest, concurrency, priority, "
+    "cancel_reason, published, next_check_at) VALUES ({}, 'old', '{{}}', '2026-01-02 03:04:05', 'key', 'd', 1, 0, '', "
+    "false, '2026-01-02 03:04:05')"
+)
+
+
+def fill_as_0001(session: Session) -> None:
+    """One row in each table, as the first version wrote them."""
+    at = "'2026-01-02 03:04:05'"
+    session.execute(text(INSERT_EXPERIMENT.format("id", "'e1'")))
+    session.execute(text("INSERT INTO arms VALUES (1, 'e1', 0, 'all', '{}', true)"))
+    runs = (
+        "id, digest, spec, placement, home_id, created_at, state, admitted, waiting_reason, cancel_reason, fruitless, "
+        "reason, kind, stage, step, total_steps, losses, restarts, world_sizes, train_seconds, process_seconds, "
+        "settled, next_check_at"
+    )
+    values = (
+        f"'r1', 'd', '{{}}', '{{}}', 'e1', {at}, 'queued', false, '', '', 0, '', '', '', 0, 10, '{{}}', 0, '[]', 0, 0, "
+        f"false, {at}"
+    )
+    session.execute(text(f"INSERT INTO runs ({runs}) VALUES ({values})"))
+    session.execute(text("INSERT INTO trials VALUES (1, 'e1', 1, 7, 'r1')"))
+    attempts = "run_id, number, state, confirmed, first_step, last_step, created_at, reason"
+    session.execute(text(f"INSERT INTO attempts ({attempts}) VALUES ('r1', 1, 'running', true, 0, 0, {at}, '')"))
+
+
+def test_migrations_can_be_taken_back(database: Database) -> None:
+    downgrade(database, "base")
     assert inspect(database.engine).get_table_names() == ["alembic_version"]
     database.migrate()
 

@@ -1,0 +1,23 @@
+"""A TorchX scheduler that sends attempts to Kubernetes as Volcano jobs. What is sent is decided in volcano.py."""
+
+from torchx.specs import AppDef, AppState
+
+from k8s.cluster import Kind
+from k8s.pools import Pool
+from k8s.scheduler import ClusterScheduler
+from k8s.volcano import INDEX_LABEL, vcjob_for
+from k8s.volcano_observed import vcjob_state
+from k8s.watching import Object
+
+
+class VolcanoScheduler(ClusterScheduler):
+    """Attempts as Volcano jobs."""
+
+    backend = "volcano"
+    kind = Kind("batch.volcano.sh", "v1alpha1", "jobs", INDEX_LABEL)
+
+    def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
+        return vcjob_for(app, pool, processes=processes, namespace=self.cluster.namespace)
+
+    def job_state(self, job: Object) -> tuple[AppState, str]:
+        return vcjob_state(job)

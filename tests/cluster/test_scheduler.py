@@ -1,0 +1,214 @@
+"""An attempt on a real cluster, as its scheduler sees it: pods that do what a line of Python says."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torchx.runner import Runner
+from torchx.specs import AppState
+
+from k8s.appdef import LaunchRequest, app_for
+from k8s.jobset_scheduler import JobSetScheduler
+from k8s.observed import Seen
+from k8s.pools import Pool
+from tests.cluster.conftest import TRAINER, kubectl, soon
+from trainer.spec import Placement
+
+SMALL: dict[str, Any] = {
+    "image": TRAINER, "cpu": "100m", "memory": "128Mi", "shm": "64Mi", "grace_seconds": 3,
+    "rendezvous": {"cpu": "20m", "memory": "512Mi"},
+}  # fmt: skip
+POOLS = {
+    "cpu": Pool(**SMALL),
+    "gpu": Pool(**SMALL, gpus=8, node_selector={"mcf.dev/pool": "spot"}),
+    "nowhere": Pool(**SMALL, node_selector={"mcf.dev/pool": "none"}),
+    "no-image": Pool(**{**SMALL, "image": "localhost/none:1", "image_pull_policy": "Never"}),
+    "no-secret": Pool(**SMALL, env_from_secrets=("none",)),
+    "no-class": Pool(**SMALL, priority_class="none"),
+    "huge": Pool(**{**SMALL, "memory": "4Ti"}),
+}
+WORK = "import time; print('working', flush=True); time.sleep(600)"
+
+
+class Attempts:
+    """Attempts of one namespace, by name."""
+
+    def __init__(self, scheduler: JobSetScheduler) -> None:
+        self.scheduler = scheduler
+        self.news: list[str] = []
+        self._runner = Runner("mcf", {"mcf": lambda session_name, **_: scheduler})
+
+    def submit(self, name: str, code: str = WORK, **placement: Any) -> None:
+        request = LaunchRequest(
+            name=name, attempt=1, spec_uri="spec", run_uri="run", placement=Placement(**{"pool": "cpu", **placement}),
+            entrypoint=("python", "-c", code),
+        )  # fmt: skip
+        self._runner.run(app_for(request), "mcf", {})
+
+    def seen(self, name: str) -> Seen | None:
+        return self.scheduler.observe(name)
+
+    def state(self, name: str) -> AppState | None:
+        found = self.seen(name)
+        return found and found.state
+
+    def said(self, name: str) -> str:
+        found = self.seen(name)
+        return found.message if found else "nothing of it is left"
+
+    def pods(self, name: str) -> list[str]:
+        return [
+            pod["metadata"]["name"] for pod in self.scheduler.cluster.pods(name) if "worker" in pod["metadata"]["name"]
+        ]
+
+    def stop(self, name: str) -> None:
+        self.scheduler.cancel(name)
+        soon(lambda: self.seen(name) is None, 60, lambda: self.seen(name))
+
+
+@pytest.fixture(scope="module")
+def attempts(namespace: str) -> Iterator[Attempts]:
+    scheduler = JobSetScheduler("mcf", POOLS, namespace)
+    found = Attempts(scheduler)
+    scheduler.start(found.news.append)
+    yield found
+    scheduler.close()
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ("nowhere", "the pool nowhere has no node"),
+        ("gpu", "no node of the pool gpu has 8 free GPUs: 5 of 8 busy"),
+        ("huge", "no node of the pool huge has 100m CPUs and 4Ti of memory free"),
+        ("no-image", "the image localhost/none:1 cannot be pulled"),
+        ("no-secret", 'the container cannot start: secret "none" not found'),
+        ("no-class", "no PriorityClass with name none was found"),
+    ],
+)
+def test_an_attempt_that_waits_says_why_within_ten_seconds(
+    attempts: Attempts, namespace: str, pool: str, words: str
+) -> None:
+    with held_gpus(namespace, 5) if pool == "gpu" else contextlib.nullcontext():
+        attempts.submit(f"w-{pool}-1", pool=pool, processes_per_node=8 if pool == "gpu" else 1)
+        soon(lambda: words in attempts.said(f"w-{pool}-1"), 10, lambda: attempts.said(f"w-{pool}-1"))
+        assert attempts.state(f"w-{pool}-1") is AppState.PENDING
+        attempts.stop(f"w-{pool}-1")
+
+
+@contextlib.contextmanager
+def held_gpus(namespace: str, count: int) -> Iterator[None]:
+    """Somebody else's pod has so many GPUs of the spot node."""
+    container = {
+        "name": "main", "image": TRAINER, "command": ["sleep", "600"],
+        "resources": {"limits": {"nvidia.com/gpu": str(count)}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }  # fmt: skip
+    safe = {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
+    spec = {
+        "nodeSelector": {"mcf.dev/pool": "spot"}, "containers": [container], "securityContext": safe,
+        "terminationGracePeriodSeconds": 0,
+    }  # fmt: skip
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "somebody"}, "spec": spec}
+    kubectl("--namespace", namespace, "apply", "--filename=-", text=yaml.safe_dump(pod))
+    kubectl("--namespace", namespace, "wait", "--for=condition=Ready", "--timeout=60s", "pod/somebody")
+    yield
+    kubectl("--namespace", namespace, "delete", "pod", "somebody")
+
+
+def test_who_has_used_up_the_quota_is_told_so(attempts: Attempts, namespace: str) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": {"pods": "0"}}}
+    kubectl("--namespace", namespace, "apply", "--filename=-", text=yaml.safe_dump(quota))
+    attempts.submit("quota-1")
+    soon(
+        lambda: "the quota of the namespace is used up" in attempts.said("quota-1"),
+        10,
+        lambda: attempts.said("quota-1"),
+    )
+    kubectl("--namespace", namespace, "delete", "resourcequota", "team")
+    attempts.stop("quota-1")
+
+
+def test_an_attempt_is_sent_once_seen_at_once_and_gone_when_its_pods_are(attempts: Attempts) -> None:
+    attempts.submit("once-1")
+    attempts.submit("once-1")
+    assert attempts.state("once-1") is AppState.PENDING
+    soon(lambda: attempts.state("once-1") is AppState.RUNNING, 60, lambda: attempts.said("once-1"))
+    assert len(attempts.pods("once-1")) == 1
+    assert "once-1" in attempts.news
+    assert [app.app_id for app in attempts.scheduler.list()] == ["once-1"]
+    attempts.scheduler.cancel("once-1")
+    assert attempts.state("once-1") is AppState.RUNNING  # it has its grace period
+    soon(lambda: attempts.seen("once-1") is None, 60)
+    assert attempts.pods("once-1") == []
+
+
+def test_an_attempt_that_was_deleted_by_somebody_lives_until_its_pods_have_ended(
+    attempts: Attempts, namespace: str
+) -> None:
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: None)\nwhile 1: time.sleep(1)"
+    attempts.submit("deleted-1", stubborn)
+    soon(lambda: attempts.state("deleted-1") is AppState.RUNNING, 60, lambda: attempts.said("deleted-1"))
+    kubectl("--namespace", namespace, "delete", "jobset", "mcf-deleted-1", "--wait=false")
+    soon(lambda: attempts.said("deleted-1") == "stopping", 10, lambda: attempts.seen("deleted-1"))
+    soon(lambda: attempts.seen("deleted-1") is None, 60, lambda: attempts.seen("deleted-1"))
+
+
+def test_ends_are_counted_and_their_last_words_kept(attempts: Attempts) -> None:
+    attempts.submit("crash-1", "print('first'); raise SystemExit('TeacherError: gone.pt')")
+    found = soon(lambda: (seen := attempts.seen("crash-1")) and seen.restarts >= 2 and seen, 60)
+    soon(lambda: "exit code 1 (Error): TeacherError: gone.pt" in attempts.said("crash-1"), 30)
+    assert found.state is AppState.RUNNING
+    lines = list(attempts.scheduler.log_iter("crash-1", "node", 0))
+    assert lines.count("TeacherError: gone.pt\n") >= 1
+    attempts.stop("crash-1")
+
+
+def test_memory_that_runs_out_is_counted_as_that(attempts: Attempts) -> None:
+    attempts.submit("oom-1", "hoard = [bytearray(1 << 20) for _ in range(4096)]")
+    found = soon(lambda: (seen := attempts.seen("oom-1")) and len(seen.out_of_memory) >= 2 and seen, 90)
+    assert found.restarts >= 2
+    attempts.stop("oom-1")
+
+
+def test_lines_are_followed_through_restarts_until_the_end(attempts: Attempts) -> None:
+    # Its first life leaves a mark in the pod's own folder and ends badly.
+    code = (
+        "import os, sys, time; again = os.path.exists('/dev/shm/mark'); open('/dev/shm/mark', 'w').close()\n"
+        "print('second life' if again else 'first life', flush=True); time.sleep(2); sys.exit(not again)"
+    )
+    attempts.submit("lines-1", code)
+    soon(lambda: attempts.state("lines-1") is AppState.RUNNING, 60)
+    lines = [line for line in attempts.scheduler.log_iter("lines-1", "node", 0, should_tail=True) if line]
+    assert lines == ["first life\n", "second life\n"]
+    assert attempts.state("lines-1") is AppState.SUCCEEDED
+    attempts.stop("lines-1")
+
+
+def test_an_api_server_that_is_away_hides_nothing_for_long(attempts: Attempts) -> None:
+    pid = int(server_pid().read_text())
+    attempts.submit("away-1", "import time; print('up', flush=True); time.sleep(8)")
+    soon(lambda: attempts.state("away-1") is AppState.RUNNING, 60)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(10)  # it ends meanwhile
+        began = time.monotonic()
+        assert attempts.state("away-1") is AppState.RUNNING
+        assert time.monotonic() - began < 1
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    soon(lambda: attempts.state("away-1") is AppState.SUCCEEDED, 30, lambda: attempts.seen("away-1"))
+    attempts.stop("away-1")
+
+
+def server_pid() -> Path:
+    path = Path("/var/lib/mcf-cluster/run/kube-apiserver.pid")
+    if not path.exists():
+        pytest.skip("stops the API server of ../shared/cluster, and this is another cluster")
+    return path

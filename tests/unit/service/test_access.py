@@ -1,0 +1,333 @@
+"""Who may do what: tokens, scopes and projects, as a client meets them."""
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from fastapi.routing import iter_route_contexts
+from pydantic import SecretStr
+from sqlalchemy import text, update
+
+from service.auth import COOKIE
+from service.db import Database
+from service.settings import Settings
+from service.tables import Scope, Token
+from service.tokens.service import Keyring
+from tests.unit.service.bench import Clock
+from tests.unit.service.test_api import Scene, counting_statements
+
+OPEN = {
+    "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc",
+    "/static-offline-docs", "/static/{name}", "/login",
+}  # fmt: skip
+"""Everything that answers without a token. What is not here and not below demands the scope read."""
+
+MORE_THAN_READ = {
+    ("POST", "/v1/experiments"): Scope.SUBMIT,
+    ("POST", "/v1/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
+    ("POST", "/v1/experiments/{experiment_id}/retry"): Scope.SUBMIT,
+    ("GET", "/v1/tokens"): Scope.ADMIN,
+    ("POST", "/v1/tokens"): Scope.ADMIN,
+    ("DELETE", "/v1/tokens/{token_id}"): Scope.ADMIN,
+}
+
+FIRST = "first-token"
+
+
+class Guarded(Scene):
+    """A service that wants a token, on a clock that is set."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
+        url = db.engine.url.render_as_string(hide_password=False)
+        super().__init__(settings.model_copy(update={"token": SecretStr(FIRST), "database_url": url}))
+        self.clock = Clock()
+        self.app.state.keyring = Keyring(self.db, self.clock)
+        self.routes = [
+            (method, context.path or "")
+            for context in iter_route_contexts(self.app.routes)
+            for method in sorted(context.methods or {"GET"})
+        ]
+
+    def ask(self, secret: str, method: str, path: str, **options: Any) -> Any:
+        return self.http.request(method, path, headers={"Authorization": f"Bearer {secret}"}, **options)
+
+    def get(self, secret: str, path: str) -> Any:
+        answer = self.ask(secret, "GET", path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def token(self, scope: Scope, project: str | None = None, by: str = FIRST, **more: Any) -> str:
+        wanted = {"name": f"{project} {scope}", "scope": scope, "project": project, **more}
+        answer = self.ask(by, "POST", "/v1/tokens", json=wanted)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["secret"])
+
+    def submit(self, secret: str, spec: dict[str, Any], **options: Any) -> Any:
+        answer = self.ask(secret, "POST", "/v1/experiments", json=spec, **options)
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+
+@pytest.fixture
+def guarded(settings: Settings, database: Database) -> Iterator[Guarded]:
+    made = Guarded(settings, database)
+    yield made
+    made.db.engine.dispose()
+
+
+def filled(path: str, **known: str) -> str:
+    return re.sub(r"{(\w+)}", lambda match: known.get(match[1], "nope"), path)
+
+
+def kinds(statements: list[str]) -> list[str]:
+    return [statement.split()[0] for statement in statements if not statement.startswith("BEGIN")]
+
+
+def run_of(experiment: dict[str, Any]) -> str:
+    return str(experiment["arms"][0]["trials"][0]["run_id"])
+
+
+# ---------------------------------------------------------------- scopes
+
+
+def test_every_route_demands_a_token_unless_it_is_known_to_be_open(guarded: Guarded) -> None:
+    closed = [(method, path) for method, path in guarded.routes if path not in OPEN]
+    assert {path for _, path in guarded.routes} >= OPEN | {"/", "/v1/whoami", "/runs/{run_id}/log"}
+    assert set(closed) >= set(MORE_THAN_READ)
+    for method, path in closed:
+        for headers in {}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {FIRST}"}:
+            answer = guarded.http.request(method, filled(path), headers=headers)
+            assert answer.status_code == 401, (method, path)
+            if path.startswith("/v1"):
+                assert answer.json()["error"] == "unauthorized"
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("has", Scope)
+def test_a_scope_opens_what_it_says_and_no_more(guarded: Guarded, has: Scope) -> None:
+    secret = guarded.token(has)
+    assert guarded.get(secret, "/v1/whoami") == {"name": f"None {has}", "scope": has, "project": None}
+    for method, path in guarded.routes:
+        if path in OPEN:
+            continue
+        asks = MORE_THAN_READ.get((method, path), Scope.READ)
+        answer = guarded.ask(secret, method, filled(path))
+        assert (answer.status_code != 403) == has.includes(asks), (method, path, answer.text)
+        assert answer.status_code != 401
+        if answer.status_code == 403:
+            assert answer.json()["error"] == "forbidden"
+            assert f"asks for the scope {asks}" in answer.json()["detail"]
+            assert f"has {has}" in answer.json()["detail"]
+
+
+# ---------------------------------------------------------------- projects
+
+
+def test_what_is_another_projects_is_not_there_by_any_address(guarded: Guarded, spec: dict[str, Any]) -> None:
+    ours, theirs = guarded.token(Scope.ADMIN, "ours"), guarded.token(Scope.ADMIN, "theirs")
+    mine = guarded.submit(ours, spec)
+    other = guarded.submit(theirs, spec | {"seeds": [8, 9]})
+    assert (mine["project"], other["project"]) == ("ours", "theirs")
+    asked = 0
+    for method, path in guarded.routes:
+        if not (names := set(re.findall(r"{(\w+)}", path)) - {"name", "token_id"}):
+            continue
+        # An id by another name would not be seen to (service.auth).
+        assert names <= {"experiment_id", "run_id"}, path
+        hidden = guarded.ask(ours, method, filled(path, experiment_id=other["id"], run_id=run_of(other)))
+        absent = guarded.ask(ours, method, filled(path, experiment_id="e0", run_id="r0"))
+        assert hidden.status_code == absent.status_code == 404, (method, path)
+        told = hidden.text.replace(other["id"], "e0").replace(run_of(other), "r0")
+        assert told == absent.text, "nobody can tell what is another's from what does not exist"
+        asked += 1
+        own = guarded.ask(ours, method, filled(path, experiment_id=mine["id"], run_id=run_of(mine)))
+        assert "is no" not in own.text, (method, path)
+    assert asked >= 15
+    assert guarded.get(theirs, f"/v1/experiments/{other['id']}")["counts"] == {"queued": 4}, "nobody has cancelled it"
+
+
+def test_lists_hold_the_tokens_project_and_another_one_is_refused(guarded: Guarded, spec: dict[str, Any]) -> None:
+    ours, theirs = guarded.token(Scope.ADMIN, "ours"), guarded.token(Scope.ADMIN, "theirs")
+    mine = guarded.submit(ours, spec | {"name": "mine"})
+    other = guarded.submit(theirs, spec | {"name": "other", "seeds": [8, 9]})
+    for path, own, foreign in (
+        ("/v1/experiments", mine["id"], other["id"]),
+        ("/v1/runs", run_of(mine), run_of(other)),
+        ("/v1/tokens", "ours admin", "theirs admin"),
+        ("/", mine["id"], other["id"]),
+    ):
+        for address in path, f"{path}?project=ours":
+            listed = guarded.ask(ours, "GET", address).text
+            assert own in listed
+            assert foreign not in listed
+        assert foreign in guarded.ask(FIRST, "GET", path).text
+        assert foreign not in guarded.ask(FIRST, "GET", f"{path}?project=ours").text
+        assert guarded.ask(ours, "GET", f"{path}?project=theirs").status_code == 403
+    assert guarded.get(ours, f"/v1/runs?experiment={other['id']}")["runs"] == []
+    refused = guarded.ask(ours, "POST", "/v1/experiments?project=theirs", json=spec)
+    assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
+    assert "is of project 'ours'" in refused.json()["detail"]
+    assert guarded.submit(FIRST, spec)["project"] == "default"
+
+
+def test_a_teacher_is_a_run_of_the_tokens_project(guarded: Guarded, spec: dict[str, Any]) -> None:
+    ours, theirs = guarded.token(Scope.SUBMIT, "ours"), guarded.token(Scope.SUBMIT, "theirs")
+    run = run_of(guarded.submit(theirs, spec))
+    guarded.finish()
+    taught = {**spec, "base": spec["base"] | {"teacher": {"source": f"run:{run}"}}}
+    problems = {
+        who: guarded.ask(secret, "POST", "/v1/experiments?dry_run=true", json=taught).json()["problems"]
+        for who, secret in (("ours", ours), ("theirs", theirs))
+    }
+    assert "is no run here" in problems["ours"][0]["asked"]
+    # Theirs is found, and lacks only what no trainer has written.
+    assert "is no run here" not in str(problems["theirs"])
+
+
+def test_equal_runs_of_two_projects_are_trained_once_and_each_sees_its_own_use(
+    guarded: Guarded, spec: dict[str, Any]
+) -> None:
+    ours, theirs = guarded.token(Scope.SUBMIT, "ours"), guarded.token(Scope.SUBMIT, "theirs")
+    first = guarded.submit(theirs, spec | {"name": "first"})
+    second = guarded.submit(ours, spec | {"name": "second"})
+    guarded.finish()
+    assert run_of(first) == run_of(second)
+    for secret, own, hours in (theirs, first, 4.0), (ours, second, 0.0):
+        run = guarded.get(secret, f"/v1/runs/{run_of(own)}")
+        assert [use["experiment_id"] for use in run["used_by"]] == [own["id"]]
+        assert own["name"] in guarded.ask(secret, "GET", f"/runs/{run_of(own)}").text
+        assert guarded.get(secret, f"/v1/experiments/{own['id']}")["gpu_hours"] == hours
+    assert first["id"] not in guarded.ask(ours, "GET", f"/runs/{run_of(second)}").text
+    assert len(guarded.get(FIRST, f"/v1/runs/{run_of(first)}")["used_by"]) == 2
+
+
+def test_an_idempotency_key_is_a_projects_own(guarded: Guarded, spec: dict[str, Any]) -> None:
+    key = {"Authorization": f"Bearer {FIRST}", "Idempotency-Key": "k"}
+    ids = [
+        guarded.http.post(f"/v1/experiments?project={project}", json=spec, headers=key).json()["id"]
+        for project in ("a", "b", "a")
+    ]
+    assert ids[0] == ids[2] != ids[1]
+    other = guarded.http.post("/v1/experiments?project=b", json=spec | {"seeds": 1}, headers=key)
+    assert (other.status_code, other.json()["error"]) == (409, "key_reused")
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_a_secret_is_shown_once_and_kept_nowhere(guarded: Guarded, capfd: pytest.CaptureFixture[str]) -> None:
+    secret = guarded.token(Scope.READ, "faces", expires_in_days=90)
+    assert re.fullmatch(r"mcf_t[0-9a-f]{10}_[A-Za-z0-9_-]{43}", secret)
+    guarded.get(secret, "/v1/experiments")
+    [listed] = guarded.get(FIRST, "/v1/tokens")["tokens"]
+    assert set(listed) == {
+        "id", "name", "scope", "project", "created_at", "expires_at", "revoked_at", "last_used_at",
+    }  # fmt: skip
+    with guarded.db.read() as session:
+        rows = session.execute(text("SELECT * FROM tokens")).all()
+    kept = f"{listed} {rows} {capfd.readouterr()}"
+    assert listed["id"] in kept
+    assert secret[len("mcf_t0123456789_") :] not in kept
+
+
+def test_revoked_and_expired_tokens_are_refused_and_say_so(guarded: Guarded) -> None:
+    brief, gone, good = (guarded.token(Scope.READ, expires_in_days=days) for days in (1, 30, 30))
+    token_id = gone.split("_")[1]
+    revoked = [guarded.ask(FIRST, "DELETE", f"/v1/tokens/{token_id}").json() for _ in range(2)]
+    assert revoked[0] == revoked[1], "doing it again changes nothing"
+    guarded.clock.now += timedelta(days=2)
+    for secret, says in (brief, "expired at"), (gone, "was revoked at"), (f"{good[:-1]}!", "no token of this service"):
+        answer = guarded.ask(secret, "GET", "/v1/experiments")
+        assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
+        assert says in answer.json()["detail"]
+    assert guarded.ask(good, "GET", "/v1/experiments").status_code == 200
+    forged = good[:-2] + ("AA" if good[-2:] != "AA" else "BB")
+    assert guarded.ask(forged, "GET", "/v1/experiments").status_code == 401, "the id alone opens nothing"
+    assert guarded.ask(FIRST, "DELETE", "/v1/tokens/t0").status_code == 404
+
+
+def test_a_token_costs_one_statement_and_a_revocation_elsewhere_counts_within_seconds(guarded: Guarded) -> None:
+    secret = guarded.token(Scope.READ)
+    other = Keyring(guarded.db, guarded.clock)  # another replica, or this one before it heard of anything
+    with counting_statements(guarded.db.engine) as statements:
+        token = other.find(secret)
+    assert kinds(statements) == ["SELECT", "UPDATE"], "found, and its use noted"
+    with counting_statements(guarded.db.engine) as statements:
+        assert other.find(secret) is token
+    assert statements == []
+    assert token
+    with guarded.db.write() as session:
+        session.execute(update(Token).values(revoked_at=guarded.clock()))
+    guarded.clock.now += timedelta(seconds=6)
+    with counting_statements(guarded.db.engine) as statements:
+        found = other.find(secret)
+    assert found
+    assert "revoked" in other.ended(found)
+    assert kinds(statements) == ["SELECT"], "what is no longer good is not noted as used"
+
+
+def test_its_last_use_is_known_to_the_minute(guarded: Guarded) -> None:
+    secret, began = guarded.token(Scope.READ), guarded.clock()
+    noted = []
+    for _ in range(13):
+        guarded.get(secret, "/v1/whoami")
+        noted.append(guarded.get(FIRST, "/v1/tokens")["tokens"][0]["last_used_at"])
+        guarded.clock.now += timedelta(seconds=10)
+    assert len(set(noted)) == 3, "two minutes: written at their beginnings and ends"
+    assert noted[0][:19] == f"{began:%Y-%m-%dT%H:%M:%S}"
+
+
+def test_an_admin_of_a_project_makes_and_revokes_tokens_of_that_project_only(guarded: Guarded) -> None:
+    admin, stranger = guarded.token(Scope.ADMIN, "faces"), guarded.token(Scope.READ, "other")
+    made = guarded.token(Scope.SUBMIT, by=admin)
+    assert guarded.get(made, "/v1/whoami")["project"] == "faces", "not every project, although none was named"
+    wanted = {"name": "x", "scope": "read", "project": "other"}
+    assert guarded.ask(admin, "POST", "/v1/tokens", json=wanted).status_code == 403
+    assert guarded.ask(admin, "DELETE", f"/v1/tokens/{stranger.split('_')[1]}").status_code == 404
+    assert guarded.get(stranger, "/v1/whoami")["project"] == "other"
+    assert guarded.ask(admin, "DELETE", f"/v1/tokens/{made.split('_')[1]}").status_code == 200
+    assert guarded.ask(made, "GET", "/v1/whoami").status_code == 401
+
+
+def test_a_wrong_wish_for_a_token_is_refused_with_every_problem(guarded: Guarded) -> None:
+    wanted = {"name": "", "scope": "root", "project": "No Such", "expires_in_days": 0, "secret": "mine"}
+    answer = guarded.ask(FIRST, "POST", "/v1/tokens", json=wanted)
+    assert (answer.status_code, answer.json()["error"]) == (422, "invalid_request")
+    assert {problem["field"] for problem in answer.json()["problems"]} == set(wanted)
+    assert guarded.http.post("/v1/tokens", content=b" " * 10_000).status_code == 413
+
+
+# ---------------------------------------------------------------- the page, and no token at all
+
+
+def test_the_page_takes_any_token_by_its_form_and_shows_what_the_token_may_see(
+    guarded: Guarded, spec: dict[str, Any]
+) -> None:
+    secret = guarded.token(Scope.READ, "faces")
+    guarded.submit(FIRST, spec | {"name": "seen"}, params={"project": "faces"})
+    guarded.submit(FIRST, spec | {"name": "unseen"})
+    wrong = guarded.http.post("/login", data={"token": "mcf_nonsense"})
+    assert wrong.status_code == 401
+    assert "no token of this service" in wrong.text
+    behind_tls = {"X-Forwarded-Proto": "https"}
+    into = guarded.http.post("/login", data={"token": secret}, headers=behind_tls, follow_redirects=False)
+    assert into.status_code == 303
+    assert {"HttpOnly", "Secure", "SameSite=strict"} <= set(into.headers["set-cookie"].split("; "))
+    guarded.http.cookies = {COOKIE: secret}
+    page = guarded.http.get("/").text
+    assert "seen" in page
+    assert "unseen" not in page
+    assert guarded.http.get("/?project=other").status_code == 403
+    guarded.ask(FIRST, "DELETE", f"/v1/tokens/{secret.split('_')[1]}")
+    guarded.http.cookies = {COOKIE: secret}
+    assert "was revoked" in guarded.http.get("/").text
+
+
+def test_without_a_first_token_everybody_on_this_machine_is_admin(settings: Settings, spec: dict[str, Any]) -> None:
+    http = Scene(settings).http
+    assert http.get("/v1/whoami").json() == {"name": "local", "scope": "admin", "project": None}
+    assert http.get("/v1/whoami", headers={"Authorization": "Bearer of-another-service"}).status_code == 200
+    assert http.post("/v1/experiments", json=spec).json()["project"] == "default"
+    assert http.post("/v1/tokens", json={"name": "for later", "scope": "read"}).status_code == 201

@@ -110,12 +110,19 @@ class Cluster:
         return self._all("nodes")
 
     def placed_pods(self) -> list[Object]:
-        """Every pod of the cluster that has not ended: spec and name. A few seconds old."""
+        """Every pod of the cluster that has not ended: spec and name. A few seconds old.
+
+        Only this namespace's where others' pods may not be looked at: then more seems free than is.
+        """
         with self._usage_lock:
             asked_at, found = self._usage
             if time.monotonic() - asked_at > USAGE_SECONDS:
                 selector = "status.phase!=Succeeded,status.phase!=Failed"
-                found = self._list(partial(self._core.list_pod_for_all_namespaces, field_selector=selector))
+                everywhere = partial(self._core.list_pod_for_all_namespaces, field_selector=selector)
+                try:
+                    found = self._list(everywhere)
+                except Forbidden:
+                    found = self._list(partial(self._core.list_namespaced_pod, self.namespace, field_selector=selector))
                 self._usage = time.monotonic(), found
             return found
 
@@ -207,12 +214,16 @@ class Conflict(ClusterAway):
     """There is one already."""
 
 
+class Forbidden(ClusterAway):
+    """Nobody has given us the right to it."""
+
+
 @contextlib.contextmanager
 def _asked(what: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        kinds = {HTTPStatus.NOT_FOUND: Missing, HTTPStatus.CONFLICT: Conflict}
+        kinds = {HTTPStatus.NOT_FOUND: Missing, HTTPStatus.CONFLICT: Conflict, HTTPStatus.FORBIDDEN: Forbidden}
         kind = kinds.get(error.status, ClusterAway)
         raise kind(f"the API server would not {what}: {error.status} {_message(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:

@@ -135,7 +135,9 @@ def joined_world() -> Iterator[World]:
         rank=dist.get_rank(), size=dist.get_world_size(), device=device, local_rank=local_rank,
         _patient=dist.new_group(timeout=patience),
     )  # fmt: skip
-    peers = None if world.is_one_node else PeerWatch(world.share(uuid.uuid4().hex), beats=world.is_first_of_node)
+    # Without torchrun's agents nobody would go on without the one that is missing.
+    watched = "GROUP_RANK" in os.environ and not world.is_one_node
+    peers = PeerWatch(world.share(uuid.uuid4().hex), beats=world.is_first_of_node) if watched else None
     yield world
     # Not after an error: the others may be gone, and leaving in good order would wait for them.
     if peers:

@@ -1,4 +1,4 @@
-"""What a node pool has free now, and in plain words what it lacks. Pure: nodes and pods are arguments."""
+"""What a node pool has free now, and in plain words what it lacks. Pure: what there is is an argument."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ from typing import Any
 
 from kubernetes.utils import quantity
 
-from k8s.pods import resources_of
+from k8s.pods import Object, resources_of
 from k8s.pools import Pool
 
-Object = dict[str, Any]
 Amounts = dict[str, Decimal]
+Usage = Mapping[str, Amounts]
+"""What is requested on each node."""
 # Of no scheduler's interest: they keep no pod away.
 HARMLESS = "PreferNoSchedule"
 
@@ -40,12 +41,17 @@ class PoolState:
     """Pods of full size, all of a node's GPUs or one process where it has none, that would start at once."""
 
 
-def nodes_of(pool: Pool, nodes: Sequence[Object], pods: Sequence[Object]) -> list[Node]:
-    """The pool's nodes by its selector and tolerations, with what `pods` leave of them. Affinity is not looked at."""
+def used_on(pods: Sequence[Object]) -> Usage:
+    """What these pods request, by node."""
     used: dict[str, Amounts] = {}
     for pod in pods:
         if name := pod["spec"].get("nodeName"):
             used[name] = _sum(used.get(name, {}), _requests(pod["spec"]))
+    return used
+
+
+def nodes_of(pool: Pool, nodes: Sequence[Object], used: Usage) -> list[Node]:
+    """The pool's nodes by its selector and tolerations, with what is left of them. Affinity is not looked at."""
     return [
         _node(each, used.get(each["metadata"]["name"], {}))
         for each in nodes
@@ -68,13 +74,7 @@ def state_of_pool(name: str, pool: Pool, nodes: Sequence[Node]) -> PoolState:
 def room(pool: Pool, processes: int, nodes: Sequence[Node]) -> int:
     """How many pods of so many processes would start now."""
     wanted = {name: _amount(amount) for name, amount in resources_of(pool, processes).items()}
-    return sum(
-        int(
-            max(Decimal(0), min(node.free.get(name, Decimal(0)) // amount for name, amount in wanted.items() if amount))
-        )
-        for node in nodes
-        if node.ready
-    )
+    return sum(_times(wanted, node.free) for node in nodes if node.ready)
 
 
 def shortage(name: str, pool: Pool, processes: int, nodes: Sequence[Node]) -> str:

@@ -18,8 +18,9 @@ import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
-from k8s.pods import ATTEMPT
-from k8s.watching import Lister, Object, Watched
+from k8s.capacity import Usage, used_on
+from k8s.pods import ATTEMPT, Object
+from k8s.watching import Lister, Watched
 
 # A request that is not answered by then is asked again by whoever looks next; an API server may be away for minutes.
 REQUEST_SECONDS = 10
@@ -53,7 +54,8 @@ class Cluster:
         self._core: Any = client.CoreV1Api(self._api)
         self._custom: Any = client.CustomObjectsApi(self._api)
         self._watches: dict[str, Watched] = {}
-        self._usage: tuple[float, list[Object]] = (-USAGE_SECONDS, [])
+        self._usage: Usage | None = None
+        self._usage_at = -USAGE_SECONDS
         self._usage_lock = threading.Lock()
 
     def start(self, changed: Callable[[str], None]) -> None:
@@ -109,22 +111,22 @@ class Cluster:
     def nodes(self) -> list[Object]:
         return self._all("nodes")
 
-    def placed_pods(self) -> list[Object]:
-        """Every pod of the cluster that has not ended: spec and name. A few seconds old.
+    def usage(self) -> Usage:
+        """What all pods that have not ended request, by node. A few seconds old, or older while nobody answers.
 
         Only this namespace's where others' pods may not be looked at: then more seems free than is.
         """
         with self._usage_lock:
-            asked_at, found = self._usage
-            if time.monotonic() - asked_at > USAGE_SECONDS:
-                selector = "status.phase!=Succeeded,status.phase!=Failed"
-                everywhere = partial(self._core.list_pod_for_all_namespaces, field_selector=selector)
+            if time.monotonic() - self._usage_at > USAGE_SECONDS:
                 try:
-                    found = self._list(everywhere)
-                except Forbidden:
-                    found = self._list(partial(self._core.list_namespaced_pod, self.namespace, field_selector=selector))
-                self._usage = time.monotonic(), found
-            return found
+                    self._usage = used_on(self._placed_pods())
+                except ClusterAway:
+                    # Everybody who waits asks: one of them waits for the answer in vain, and not each.
+                    if self._usage is None:
+                        raise
+                self._usage_at = time.monotonic()
+            assert self._usage is not None
+            return self._usage
 
     # ------------------------------------------------------------ what is done
 
@@ -195,6 +197,13 @@ class Cluster:
             with contextlib.closing(answer):
                 found: list[Object] = json.loads(answer.data)["items"]
         return found
+
+    def _placed_pods(self) -> list[Object]:
+        selector = "status.phase!=Succeeded,status.phase!=Failed"
+        try:
+            return self._list(partial(self._core.list_pod_for_all_namespaces, field_selector=selector))
+        except Forbidden:
+            return self._list(partial(self._core.list_namespaced_pod, self.namespace, field_selector=selector))
 
     def _get_job(self, name: str) -> Object | None:
         kind = self.kind

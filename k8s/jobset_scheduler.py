@@ -5,9 +5,9 @@ from torchx.specs import AppDef, AppState
 from k8s.cluster import Kind
 from k8s.jobset import jobset_for
 from k8s.observed import jobset_state
+from k8s.pods import Object
 from k8s.pools import Pool
 from k8s.scheduler import ClusterScheduler
-from k8s.watching import Object
 
 
 class JobSetScheduler(ClusterScheduler):

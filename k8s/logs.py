@@ -4,16 +4,13 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from k8s.cluster import Cluster, ClusterAway
-from k8s.pods import ROLE, WORKER
+from k8s.pods import ROLE, WORKER, Object
 
 POLL_SECONDS = 1.0
 # A reader that nobody listens to any more waits with so many lines.
 AHEAD = 1000
-
-Object = dict[str, Any]
 
 
 def lines_of(cluster: Cluster, attempt: str, node: int, lives: Callable[[], bool], *, follow: bool) -> Iterator[str]:

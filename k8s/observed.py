@@ -1,18 +1,16 @@
 """What a cluster says of an attempt, in one state and in words for people. Pure.
 
-Objects are as the API gives them. `lack` tells what its pool lacks for one of its pods (k8s/capacity.py).
+Objects are as the API gives them. `events`, all about the attempt, and `lack`, what its pool lacks for one of its pods
+(k8s/capacity.py), take a while to find, and are asked only where it waits.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from torchx.specs import AppState
 
-from k8s.pods import ROLE, WORKER
-
-Object = dict[str, Any]
+from k8s.pods import ROLE, WORKER, Object
 
 PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 UNMADE = ("FailedCreate", "FailedCreation", "JobCreationFailed")
@@ -35,7 +33,7 @@ class Seen:
     """All its worker pods wait for a node, or it waits in a queue."""
 
 
-def observe(state: AppState | None, note: str, pods: Sequence[Object], events: Sequence[Object],
+def observe(state: AppState | None, note: str, pods: Sequence[Object], events: Callable[[], Sequence[Object]],
             lack: Callable[[], str], now: datetime) -> Seen | None:  # fmt: skip
     """The attempt as a whole; None when nothing of it is left.
 
@@ -80,7 +78,7 @@ def jobset_state(jobset: Object) -> tuple[AppState, str]:
 # ---------------------------------------------------------------- why it waits
 
 
-def _why_it_waits(pod: Object, events: Sequence[Object], lack: Callable[[], str]) -> str:
+def _why_it_waits(pod: Object, events: Callable[[], Sequence[Object]], lack: Callable[[], str]) -> str:
     what = "" if pod["metadata"].get("labels", {}).get(ROLE) == WORKER else "the rendezvous pod: "
     unscheduled = _unscheduled(pod)
     if unscheduled is not None:
@@ -109,20 +107,18 @@ def _unscheduled(pod: Object) -> str | None:
     return None
 
 
-def _unmade(events: Sequence[Object]) -> list[str]:
+def _unmade(events: Callable[[], Sequence[Object]]) -> list[str]:
     """Why there are no pods: quota, a service account or a priority class that is not there."""
-    failed = [
-        event for event in events if event.get("reason") in ("FailedCreate", "FailedCreation", "JobCreationFailed")
-    ]
+    failed = [event for event in events() if event.get("reason") in UNMADE]
     if not failed:
         return []
     text = str(max(failed, key=_time_of).get("message", ""))
     return [f"the quota of the namespace is used up: {text}" if "exceeded quota" in text else f"no pod is made: {text}"]
 
 
-def _queued(note: str, events: Sequence[Object]) -> str:
+def _queued(note: str, events: Callable[[], Sequence[Object]]) -> str:
     """With Kueue's own words for it, where it has said something."""
-    said = [event for event in events if event.get("involvedObject", {}).get("kind") == "Workload"]
+    said = [event for event in events() if event.get("involvedObject", {}).get("kind") == "Workload"]
     return f"{note}: {max(said, key=_time_of).get('message', '')}" if said else note
 
 
@@ -185,10 +181,10 @@ def _lives(pod: Object, now: datetime) -> bool:
     return not deleted or now < datetime.fromisoformat(deleted) + DEAD_AFTER
 
 
-def _event(events: Sequence[Object], pod: Object, reason: str) -> str:
+def _event(events: Callable[[], Sequence[Object]], pod: Object, reason: str) -> str:
     """The newest message of that reason about a pod."""
     name = pod["metadata"]["name"]
-    found = [e for e in events if e.get("reason") == reason and e.get("involvedObject", {}).get("name") == name]
+    found = [e for e in events() if e.get("reason") == reason and e.get("involvedObject", {}).get("name") == name]
     return str(max(found, key=_time_of).get("message", reason)) if found else ""
 
 

@@ -16,6 +16,8 @@ RENDEZVOUS, WORKER = "rendezvous", "worker"
 UNREACHABLE = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
 
 Manifest = dict[str, Any]
+# What the API server answers, in the same form.
+Object = dict[str, Any]
 
 
 def worker_pod(role: Role, pool: Pool, *, attempt: str, processes: int, endpoint: str) -> Manifest:

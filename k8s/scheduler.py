@@ -22,9 +22,8 @@ from k8s.cluster import Cluster, Kind
 from k8s.jobset import PREFIX, job_name
 from k8s.logs import lines_of
 from k8s.observed import Seen, observe
-from k8s.pods import ATTEMPT, POOL, PROCESSES
+from k8s.pods import ATTEMPT, POOL, PROCESSES, Object
 from k8s.pools import Pool
-from k8s.watching import Object
 
 ENDED = (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED)
 
@@ -68,8 +67,8 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         name = job_name(app_id)
         job = self.cluster.job(name)
         state, note = self.job_state(job) if job else (None, "")
-        pods, events = self.cluster.pods(app_id), self.cluster.events(name)
-        seen = observe(state, note, pods, events, cache(lambda: self._lack(job)), now)
+        events, lack = cache(lambda: self.cluster.events(name)), cache(lambda: self._lack(job))
+        seen = observe(state, note, self.cluster.pods(app_id), events, lack, now)
         if seen is None or seen.state in ENDED:
             self._out_of_memory.pop(app_id, None)
             return seen
@@ -89,7 +88,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
 
     def nodes(self, pool: Pool) -> list[Node]:
         """The pool's nodes, with what is free on each."""
-        return nodes_of(pool, self.cluster.nodes(), self.cluster.placed_pods())
+        return nodes_of(pool, self.cluster.nodes(), self.cluster.usage())
 
     # ------------------------------------------------------------ TorchX's interface
 

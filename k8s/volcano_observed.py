@@ -2,7 +2,7 @@
 
 from torchx.specs import AppState
 
-from k8s.observed import Object
+from k8s.pods import Object
 
 # Every other phase is one of an attempt that goes on, whose pods say how far it is.
 ENDS = {

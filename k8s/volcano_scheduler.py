@@ -3,11 +3,11 @@
 from torchx.specs import AppDef, AppState
 
 from k8s.cluster import Kind
+from k8s.pods import Object
 from k8s.pools import Pool
 from k8s.scheduler import ClusterScheduler
 from k8s.volcano import INDEX_LABEL, vcjob_for
 from k8s.volcano_observed import vcjob_state
-from k8s.watching import Object
 
 
 class VolcanoScheduler(ClusterScheduler):

@@ -18,6 +18,8 @@ import structlog
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
+from k8s.pods import Object
+
 log = structlog.get_logger()
 
 # The server ends a watch after so long, and it is taken up again where it was. On a line that has gone dead nothing is
@@ -26,8 +28,6 @@ WATCH_SECONDS, SLACK_SECONDS = 120, 15
 LIST_SECONDS = 30
 # Pauses while the server does not answer; each is drawn anew, so that many services do not ask in step.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
-
-Object = dict[str, Any]
 
 
 class Lister(Protocol):

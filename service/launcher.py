@@ -4,6 +4,7 @@ The only module of the service that knows TorchX and k8s/.
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -115,16 +116,13 @@ def launcher_for(settings: Settings, pools: Mapping[str, Pool] | None, *, entryp
     return ClusterLauncher(settings, pools, entrypoint)
 
 
-class TorchxLauncher:
+class TorchxLauncher(ABC):
     """What is the same wherever attempts run: a TorchX Runner with our own scheduler, given to it by name."""
 
     def __init__(self, settings: Settings, scheduler: Scheduler, entrypoint: tuple[str, ...]) -> None:
         self._settings, self._entrypoint = settings, entrypoint
         self._scheduler: Any = scheduler
         self._runner = Runner("mcf", {SCHEDULER: lambda session_name, **_: scheduler})
-
-    def start(self, changed: Callable[[str], None]) -> None:
-        pass
 
     def close(self) -> None:
         self._scheduler.close()
@@ -161,8 +159,9 @@ class TorchxLauncher:
     def pools(self) -> list[PoolState]:
         return []
 
+    @abstractmethod
     def _request(self, launch: Launch) -> LaunchRequest:
-        raise NotImplementedError
+        """The attempt, with what depends on where it goes."""
 
     def _launch_request(self, launch: Launch, *, gpus_per_node: int, threads: int, python: str) -> LaunchRequest:
         run_uri = self._settings.run_uri(launch.run_id)
@@ -186,6 +185,9 @@ class LocalLauncher(TorchxLauncher):
 
     def __init__(self, settings: Settings, entrypoint: tuple[str, ...] = ()) -> None:
         super().__init__(settings, LocalScheduler("mcf", settings.attempts_dir), entrypoint)
+
+    def start(self, changed: Callable[[str], None]) -> None:
+        """Nobody tells of a process that ends; it is seen at the next look."""
 
     def submit(self, launch: Launch) -> None:
         self._runner.run(app_for(self._request(launch)), SCHEDULER, {"auto_set_cuda_visible_devices": True})

@@ -138,10 +138,13 @@ def joined_world() -> Iterator[World]:
     # Without torchrun's agents nobody would go on without the one that is missing.
     watched = "GROUP_RANK" in os.environ and not world.is_one_node
     peers = PeerWatch(world.share(uuid.uuid4().hex), beats=world.is_first_of_node) if watched else None
-    yield world
+    try:
+        yield world
+    finally:
+        # Also after an error: who writes down how the run has failed must not be ended for want of the others.
+        if peers:
+            peers.stop()
     # Not after an error: the others may be gone, and leaving in good order would wait for them.
-    if peers:
-        peers.stop()
     dist.destroy_process_group()
 
 

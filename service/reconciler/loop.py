@@ -63,7 +63,7 @@ class Reconciler:
         self._swept_at = datetime.min.replace(tzinfo=UTC)
 
     def start(self) -> None:
-        self._world.launcher.start(self._news.add)
+        self._world.launcher.start(self.hear)
         self._thread.start()
 
     def stop(self) -> None:
@@ -75,6 +75,10 @@ class Reconciler:
         self._pool.shutdown()
         self._world.launcher.close()
 
+    def hear(self, attempt: str) -> None:
+        """The scheduler has news of it: its run is looked at in the next tick."""
+        self._news.add(attempt)
+
     def wake(self) -> None:
         """Something was asked for: look now and not at the next tick."""
         self._woken.set()
@@ -82,7 +86,7 @@ class Reconciler:
     def tick(self) -> None:
         """Start every look that is due and for which a helper is free."""
         now = self._clock()
-        self._hear(now)
+        self._look_at_news(now)
         self._admit()
         self._busy = {look for look in self._busy if not look.done()}
         free = self._settings.reconcile_threads - len(self._busy)
@@ -115,7 +119,7 @@ class Reconciler:
             more = len(self._busy) >= self._settings.reconcile_threads
             self._woken.wait(0.05 if more else self._settings.tick_seconds)
 
-    def _hear(self, now: datetime) -> None:
+    def _look_at_news(self, now: datetime) -> None:
         """Attempts that the scheduler has news of are looked at now, and the others in their turn."""
         names = {self._news.pop() for _ in range(len(self._news))}
         if names:

@@ -83,7 +83,7 @@ def _ended(run: RunFacts, seen: Observed) -> bool:
 
 
 def _out_of_memory(run: RunFacts, seen: Observed) -> bool:
-    return seen.job.out_of_memory >= MAX_OUT_OF_MEMORY or run.kind == OUT_OF_MEMORY
+    return seen.job.out_of_memory >= MAX_OUT_OF_MEMORY
 
 
 def _crashes(run: RunFacts, seen: Observed) -> bool:

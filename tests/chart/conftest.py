@@ -11,4 +11,4 @@ def cluster() -> None:
     if not shutil.which("kubectl") or not find_helm():
         pytest.skip("needs kubectl, and helm on PATH or in ~/.cache/mcf-cluster/bin")
     if not cluster_is_up():
-        pytest.skip('needs a cluster whose API server answers: eval "$(/work/shared/cluster/cluster up 2)"')
+        pytest.skip("needs a cluster whose API server answers: run scripts/test-cluster")

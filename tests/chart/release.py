@@ -1,4 +1,4 @@
-"""The chart as a release in the test cluster (/work/shared/cluster, or MCF_CLUSTER's script): values, install, look.
+"""The chart as a release in the test cluster (../shared/cluster, see scripts/test-cluster): values, install, look.
 
     with installed("e2e-1", service={"replicas": 1}) as release:
         client = Client(release.url, token=release.token)
@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -210,16 +209,6 @@ def s3() -> Any:
         "s3", endpoint_url=S3["endpoint"], region_name=S3["region"],
         aws_access_key_id=S3["access_key"], aws_secret_access_key=S3["secret_key"],
     )  # fmt: skip
-
-
-def until(question: Any, *, seconds: float = 60, what: str = "it") -> Any:
-    """The first answer that is true. Raises when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while not (answer := question()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds} s")
-        time.sleep(1)
-    return answer
 
 
 def run(*command: str, text: str | None = None) -> str:

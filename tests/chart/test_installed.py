@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.release import IMAGES, Release, cluster_values, merged, prepare, remove, run, s3, until
+from tests.chart.release import IMAGES, Release, cluster_values, merged, prepare, remove, run, s3
+from tests.cluster.conftest import soon
 
 NAMESPACE = "chart-installed"
 PREVIOUS = Path(__file__).with_name("mcf-0.1.0.tgz")
@@ -66,7 +67,7 @@ def world(cluster: None) -> Iterator[World]:
         world.release.install(VALUES, chart=PREVIOUS)
         world.mlflow("experiments/create", {"name": "of-before"})
         world.release.kubectl("apply", "--filename=-", text=yaml.safe_dump(_jobset()))
-        world.pod = until(world.attempt_pod, what="the attempt")["metadata"]["uid"]
+        world.pod = soon(world.attempt_pod, 60)["metadata"]["uid"]
         made = [each for each in world.release.get("secrets")["items"] if each["type"] == "Opaque"]
         world.secrets = {each["metadata"]["name"]: each["data"] for each in made}
         world.release.install(VALUES)
@@ -188,7 +189,7 @@ def test_uninstalling_leaves_runs_and_data_alone(world: World) -> None:
     assert pod["metadata"]["uid"] == world.pod
     # A pod that is lost now is replaced as before: what it needs to start is still there.
     release.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
-    until(lambda: (now := world.attempt_pod()) and now["metadata"]["uid"] != world.pod, what="another pod")
+    soon(lambda: (now := world.attempt_pod()) and now["metadata"]["uid"] != world.pod, 60)
     [claim] = release.get("persistentvolumeclaims")["items"]
     assert claim["status"]["phase"] == "Bound"
     left = {each["metadata"]["name"] for each in release.get("secrets")["items"]}
@@ -223,7 +224,7 @@ def test_uninstalling_deletes_runs_when_told(world: World) -> None:
     def left() -> set[str]:
         return {name for name in release.kubectl("get", kinds, "--output=name").split() if "/mcf" in name}
 
-    until(lambda: left() <= {"pod/mcf-test"}, what=f"nothing but {left()}")
+    soon(lambda: left() <= {"pod/mcf-test"}, 60, left)
     everywhere = run("kubectl", "get", "clusterroles,clusterrolebindings", "--output=name")
     assert NAMESPACE not in everywhere
 

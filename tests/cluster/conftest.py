@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from kubernetes import client, config
 
-TRAINER = os.environ.get("MCF_TEST_IMAGE_TRAINER", "localhost/mcf-trainer:dev")
+from tests.chart.release import IMAGES
+
+TRAINER = IMAGES["trainer"]
 HOW = "run scripts/test-cluster, which needs ../shared/cluster, or name a cluster with KUBECONFIG"
 
 

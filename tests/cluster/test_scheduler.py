@@ -5,11 +5,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from kubernetes import client, config
 from torchx.runner import Runner
 from torchx.specs import AppState
 
@@ -17,6 +19,10 @@ from k8s.appdef import LaunchRequest, app_for
 from k8s.jobset_scheduler import JobSetScheduler
 from k8s.observed import Seen
 from k8s.pools import Pool
+from service.cluster_launcher import ClusterLauncher
+from service.launcher import Launch
+from service.reconciler.facts import Job
+from service.settings import Settings
 from tests.cluster.conftest import TRAINER, kubectl, soon
 from trainer.spec import Placement
 
@@ -212,3 +218,62 @@ def server_pid() -> Path:
     if not path.exists():
         pytest.skip("stops the API server of ../shared/cluster, and this is another cluster")
     return path
+
+
+def test_the_first_pool_that_has_room_is_taken_and_who_waits_in_vain_moves(
+    namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cluster_launcher.PATIENCE", timedelta(seconds=3))
+    settings = Settings(
+        scheduler="jobset", pools=tmp_path / "pools.yaml", store="s3://mcf", namespace=namespace, work_dir=tmp_path
+    )
+    launcher = ClusterLauncher(settings, POOLS, ("python", "-c", WORK))
+    launcher.start(lambda name: None)
+    wanted = Placement(pool=["nowhere", "cpu"])
+    try:
+        assert launcher.choose(wanted) == "cpu"
+        assert launcher.choose(Placement(pool=["nowhere", "huge"])) == "nowhere"
+        rooms = {pool.name: (pool.nodes, pool.gpus, pool.room > 0) for pool in launcher.pools()}
+        assert rooms["cpu"] == (2, 0, True)
+        assert rooms["gpu"] == (1, 8, True)
+        assert rooms["nowhere"] == (0, 0, False)
+        launcher.submit(Launch("moves", 1, Placement(pool="nowhere")))
+        soon(lambda: launcher.look("moves-1", wanted).room_in == "cpu", 20, lambda: launcher.look("moves-1", wanted))
+        launcher.cancel("moves-1")
+        soon(lambda: launcher.look("moves-1", wanted) == Job(), 60)
+    finally:
+        launcher.close()
+
+
+def test_two_hundred_attempts_cost_the_api_server_less_than_five_requests_a_second(namespace: str) -> None:
+    count = 200
+    scheduler = JobSetScheduler("mcf", {"queue": Pool(**SMALL, queue={"name": "none"})}, namespace, Counting())
+    attempts = Attempts(scheduler)
+    scheduler.start(attempts.news.append)
+    names = [f"many{number}-1" for number in range(count)]
+    for name in names:
+        attempts.submit(name, pool="queue")
+    soon(lambda: all("waits in its queue" in attempts.said(name) for name in names), 60)
+    before, began = Counting.requests, time.monotonic()
+    while time.monotonic() - began < 10:
+        for name in names:
+            assert attempts.state(name) is AppState.PENDING
+        assert len(scheduler.list()) == count
+    assert (Counting.requests - before) / 10 < 5
+    kubectl("--namespace", namespace, "delete", "jobset", "--selector=mcf.dev/pool=queue", "--wait=false")
+    scheduler.close()
+
+
+class Counting(client.ApiClient):
+    """Of the cluster that KUBECONFIG names, with a count of what it is asked."""
+
+    requests = 0
+
+    def __init__(self) -> None:
+        configuration = client.Configuration()
+        config.load_kube_config(client_configuration=configuration)
+        super().__init__(configuration)
+
+    def call_api(self, *args: Any, **kwargs: Any) -> Any:
+        Counting.requests += 1
+        return super().call_api(*args, **kwargs)

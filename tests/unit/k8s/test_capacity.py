@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from k8s.capacity import nodes_of, room, shortage, state_of_pool
+from k8s.capacity import nodes_of, room, shortage, state_of_pool, used_on
 from k8s.pools import Pool
 
 POOL = Pool(
@@ -31,7 +31,7 @@ def pod(on: str, gpus: int = 0, cpu: str = "1", before: str = "0") -> dict[str, 
 
 
 def lack(nodes: list[dict[str, Any]], pods: list[dict[str, Any]], processes: int = 8, pool: Pool = POOL) -> str:
-    return shortage("spot", pool, processes, nodes_of(pool, nodes, pods))
+    return shortage("spot", pool, processes, nodes_of(pool, nodes, used_on(pods)))
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,12 @@ def test_nodes_that_no_pod_of_the_pool_may_go_to_are_none_of_it() -> None:
     away = {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}
     soft = {"key": "team", "effect": "PreferNoSchedule", "value": "other"}
     nodes = [node("a", taints=[gpu, soft]), node("b", taints=[theirs]), node("c", taints=[away], ready=False)]
-    assert [found.name for found in nodes_of(POOL, [*nodes, node("d", unschedulable=True)], [])] == ["a", "c"]
-    assert [found.name for found in nodes_of(CPU, nodes, [])] == ["c"]
+    assert [found.name for found in nodes_of(POOL, [*nodes, node("d", unschedulable=True)], {})] == ["a", "c"]
+    assert [found.name for found in nodes_of(CPU, nodes, {})] == ["c"]
 
 
 def test_room_is_counted_in_whole_pods_by_what_is_scarcest() -> None:
-    found = nodes_of(POOL, [node("a"), node("b"), node("c", ready=False)], [pod("a", 4, before="90")])
+    found = nodes_of(POOL, [node("a"), node("b"), node("c", ready=False)], used_on([pod("a", 4, before="90")]))
     # Of a's 96 CPUs 90 are taken while its pod starts.
     assert [room(POOL, processes, found) for processes in (1, 4, 8)] == [1 + 4, 2, 1]
     state = state_of_pool("spot", POOL, found)

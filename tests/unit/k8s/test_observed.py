@@ -41,7 +41,7 @@ def event(reason: str, message: str, about: str = "w-0", kind: str = "Pod", minu
 
 def seen(job: dict[str, Any] | None, *pods: dict[str, Any], events: Any = (), lack: str = BUSY) -> Seen | None:
     state, note = jobset_state(job) if job else (None, "")
-    return observe(state, note, pods, events, lambda: lack, NOW)
+    return observe(state, note, pods, lambda: events, lambda: lack, NOW)
 
 
 def told(job: dict[str, Any] | None, *pods: dict[str, Any], **more: Any) -> tuple[AppState, str] | None:
@@ -148,3 +148,11 @@ def test_an_attempt_lives_as_long_as_a_pod_of_it_does() -> None:
 
 def test_a_jobset_that_nobody_has_looked_at_yet_waits() -> None:
     assert told({"metadata": {}, "spec": {}}) == (AppState.PENDING, "")
+
+
+def test_nothing_is_looked_for_while_an_attempt_runs() -> None:
+    def asked() -> Any:
+        raise AssertionError("200 attempts that run are looked at every second")
+
+    state, note = jobset_state(jobset())
+    assert observe(state, note, [RUNNING, unplaced()], asked, asked, NOW).state is AppState.RUNNING

@@ -136,7 +136,7 @@ def test_a_job_has_a_state_and_a_reason(seen: dict[str, Any], state: AppState, w
 
 def test_while_a_pod_is_made_anew_the_others_train_on() -> None:
     for phase in "Running", "Restarting", "Pending":
-        found = observe(*vcjob_state(vcjob(phase, retries=1)), [RUNNING, unplaced()], [], lambda: "busy", NOW)
+        found = observe(*vcjob_state(vcjob(phase, retries=1)), [RUNNING, unplaced()], list, lambda: "busy", NOW)
         assert (found.state, found.message) == (AppState.RUNNING, "")
 
 

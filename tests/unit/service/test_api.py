@@ -323,3 +323,10 @@ def test_on_a_cluster_a_spec_names_one_of_its_pools(tmp_path: Path, spec: dict[s
     assert answer.status_code == 422
     assert answer.json()["problems"][0]["field"] == "placement.pool"
     assert answer.json()["problems"][0]["possible"] == "a100-spot"
+    placement = {"pool": ["a100-spot", "a100"], "processes_per_node": 9}
+    answer = http.post("/v1/experiments?dry_run=true", json={**spec, "placement": placement})
+    asked = {problem["field"]: (problem["asked"], problem["possible"]) for problem in answer.json()["problems"]}
+    assert asked == {
+        "placement.pool": ("a100", "a100-spot"),
+        "placement.processes_per_node": ("9", "1 to 8, the GPUs of a node of the pool a100-spot"),
+    }

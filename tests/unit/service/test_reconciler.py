@@ -18,6 +18,7 @@ from service.reconciler import repository
 from service.reconciler.actions import World
 from service.reconciler.facts import JobState
 from service.reconciler.loop import Reconciler
+from service.runs import logs
 from service.settings import Settings
 from service.tables import Experiment, RunState
 from service.telemetry import Telemetry
@@ -358,3 +359,31 @@ def test_random_days_end_well(bench: Bench, spec: dict[str, Any], seed: int) -> 
     finish_all(bench)
     assert set(bench.states()) <= {"succeeded", "failed"}
     assert set(bench.cluster.submissions.values()) == {1}
+
+
+def test_who_has_news_is_looked_at_at_once_and_the_others_in_their_turn(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.settings.observe_seconds = 1000
+    bench.submit(spec | {"factors": {}})
+    bench.go(3)
+    first, second = bench.cluster.live()
+    bench.cluster.succeed(first)
+    bench.cluster.succeed(second)
+    bench.go(3)
+    assert bench.states() == {"starting": 2}
+    bench.reconciler.hear(first)
+    bench.go(1)
+    assert bench.states() == {"starting": 1, "succeeded": 1}
+
+
+def test_what_was_printed_last_is_kept_for_when_the_pods_are_gone(
+    bench: Bench, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(2)
+    [name] = bench.cluster.live()
+    bench.cluster.fail(name)
+    bench.go(2)
+    monkeypatch.setattr(bench.cluster, "lines", lambda *_, **__: iter(()))
+    [run] = bench.runs()
+    told = logs.text(bench.db, bench.cluster, run.id, None, None)
+    assert told.splitlines()[1:] == ["(its pods are gone; what each of them printed last:)", "what was printed last"]

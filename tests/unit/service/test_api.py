@@ -314,7 +314,7 @@ def _run(strategy: Any, check: Any) -> None:
 def test_on_a_cluster_a_spec_names_one_of_its_pools(tmp_path: Path, spec: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="needs MCF_POOLS, a file of node pools, and MCF_STORE=s3://"):
         Settings(scheduler="jobset")
-    (tmp_path / "pools.yaml").write_text("a100-spot: {image: mcf-trainer, gpus: 8}\n")
+    (tmp_path / "pools.yaml").write_text("a100-spot: {image: mcf-trainer, gpus: 2}\n")
     settings = Settings(
         work_dir=tmp_path, scheduler="jobset", pools=tmp_path / "pools.yaml", store="s3://mcf/store"
     )  # fmt: skip
@@ -323,10 +323,10 @@ def test_on_a_cluster_a_spec_names_one_of_its_pools(tmp_path: Path, spec: dict[s
     assert answer.status_code == 422
     assert answer.json()["problems"][0]["field"] == "placement.pool"
     assert answer.json()["problems"][0]["possible"] == "a100-spot"
-    placement = {"pool": ["a100-spot", "a100"], "processes_per_node": 9}
+    placement = {"pool": ["a100-spot", "a100"], "processes_per_node": 3}
     answer = http.post("/v1/experiments?dry_run=true", json={**spec, "placement": placement})
     asked = {problem["field"]: (problem["asked"], problem["possible"]) for problem in answer.json()["problems"]}
     assert asked == {
         "placement.pool": ("a100", "a100-spot"),
-        "placement.processes_per_node": ("9", "1 to 8, the GPUs of a node of the pool a100-spot"),
+        "placement.processes_per_node": ("3", "1 to 2, the GPUs of a node of the pool a100-spot"),
     }

@@ -20,6 +20,7 @@ from kubernetes.client.exceptions import ApiException
 
 from k8s.capacity import Usage, used_on
 from k8s.pods import ATTEMPT, Object
+from k8s.renewal import anew
 from k8s.watching import Lister, Watched
 
 # A request that is not answered by then is asked again by whoever looks next; an API server may be away for minutes.
@@ -41,6 +42,8 @@ class Kind:
     plural: str
     index_label: str
     """Of its pods: which node of the attempt one is."""
+    makes_jobs: bool = False
+    """Whether its pods are those of Jobs that it makes."""
 
 
 class Cluster:
@@ -53,6 +56,7 @@ class Cluster:
         # Generated code, whose types say less than nothing.
         self._core: Any = client.CoreV1Api(self._api)
         self._custom: Any = client.CustomObjectsApi(self._api)
+        self._batch: Any = client.BatchV1Api(self._api)
         self._watches: dict[str, Watched] = {}
         self._usage: Usage | None = None
         self._usage_at = -USAGE_SECONDS
@@ -72,6 +76,8 @@ class Cluster:
             "events": Watched("events", listers["events"]),
             "nodes": Watched("nodes", listers["nodes"]),
         }
+        if self.kind.makes_jobs:
+            self._watches["children"] = Watched("jobs", listers["children"], news)
         for watch in self._watches.values():
             watch.start()
 
@@ -101,6 +107,10 @@ class Cluster:
         else:
             found = self._list(partial(self._listers()["pods"], label_selector=f"{ATTEMPT}={attempt}"))
         return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def children(self, attempt: str) -> list[Object]:
+        """The Jobs that were made for an attempt."""
+        return [job for job in self._all("children") if job["metadata"]["labels"][ATTEMPT] == attempt]
 
     def events(self, name: str) -> list[Object]:
         """Of the job of that name and of all that was made for it; Kueue puts its kind before the name."""
@@ -154,6 +164,18 @@ class Cluster:
                 propagation_policy="Foreground", _request_timeout=REQUEST_SECONDS,
             )  # fmt: skip
 
+    def renew(self, child: Object) -> None:
+        """Put a Job without a past in the place of one that the attempt's JobSet has made."""
+        metadata = child["metadata"]
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
+        with contextlib.suppress(Missing, Conflict), _asked("delete a job"):
+            self._batch.delete_namespaced_job(
+                metadata["name"], self.namespace, body=options, _request_timeout=REQUEST_SECONDS
+            )
+        # JobSet makes what it lacks, but its controller may have been on the node that is gone.
+        with contextlib.suppress(Conflict), _asked("create a job"):
+            self._batch.create_namespaced_job(self.namespace, anew(child), _request_timeout=REQUEST_SECONDS)
+
     def log(self, pod: str, *, previous: bool = False, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         """Lines that a pod has printed, or its container before this one; all, or the last `tail`."""
         with _asked(f"read the log of {pod}"):
@@ -179,6 +201,7 @@ class Cluster:
             "pods": partial(core.list_namespaced_pod, self.namespace, label_selector=ATTEMPT),
             "events": partial(core.list_namespaced_event, self.namespace),
             "nodes": core.list_node,
+            "children": partial(self._batch.list_namespaced_job, self.namespace, label_selector=ATTEMPT),
         }
 
     def _all(self, what: str) -> list[Object]:

@@ -13,11 +13,25 @@ it up for minutes:
     successPolicy of the JobSet   the store never ends by itself
     backoffLimit, maxRestarts     every replaced pod and every restart costs one; then JobSet begins again, and after
                                   that the service makes the next attempt
+    needed (an annotation)        with fewer pods left nobody trains: then the Job's back-off is not waited for
+                                  (renewal.py)
 """
 
 from torchx.specs import AppDef
 
-from k8s.pods import ATTEMPT, POOL, PORT, PROCESSES, RENDEZVOUS, WORKER, Manifest, rendezvous_pod, worker_pod
+from k8s.pods import (
+    ATTEMPT,
+    NEEDED,
+    POOL,
+    PORT,
+    PROCESSES,
+    RENDEZVOUS,
+    ROLE,
+    WORKER,
+    Manifest,
+    rendezvous_pod,
+    worker_pod,
+)
 from k8s.pools import Pool
 
 PREFIX = "mcf-"
@@ -70,11 +84,19 @@ def jobset_for(app: AppDef, pool: Pool, *, processes: int, namespace: str) -> Ma
             },
             "ttlSecondsAfterFinished": pool.ttl_seconds,
             "replicatedJobs": [
-                {"name": RENDEZVOUS, "replicas": 1, "template": {"spec": store}},
-                {"name": WORKER, "replicas": 1, "template": {"spec": workers}},
+                _one_job(app.name, RENDEZVOUS, 1, store),
+                _one_job(
+                    app.name, WORKER, role.num_replicas if role.min_replicas is None else role.min_replicas, workers
+                ),
             ],
         },
     }
+
+
+def _one_job(attempt: str, name: str, needed: int, spec: Manifest) -> Manifest:
+    """A replicated job of one Job; `needed`: so many of its pods it takes to train."""
+    metadata = {"labels": {ATTEMPT: attempt, ROLE: name}, "annotations": {NEEDED: str(needed)}}
+    return {"name": name, "replicas": 1, "template": {"metadata": metadata, "spec": spec}}
 
 
 def job_name(attempt: str) -> str:

@@ -14,7 +14,7 @@ class JobSetScheduler(ClusterScheduler):
     """Attempts as JobSets."""
 
     backend = "jobset"
-    kind = Kind("jobset.x-k8s.io", "v1alpha2", "jobsets", "batch.kubernetes.io/job-completion-index")
+    kind = Kind("jobset.x-k8s.io", "v1alpha2", "jobsets", "batch.kubernetes.io/job-completion-index", makes_jobs=True)
 
     def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
         return jobset_for(app, pool, processes=processes, namespace=self.cluster.namespace)

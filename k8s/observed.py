@@ -51,7 +51,9 @@ def observe(state: AppState | None, note: str, pods: Sequence[Object], events: C
     if state is not AppState.PENDING:
         return Seen(state, note, restarts, killed)
     if any(_runs(pod) for pod in workers):
-        return Seen(AppState.RUNNING, "; ".join(_unique(map(_crash, workers))), restarts, killed)
+        stores = [pod for pod in pods if pod not in workers]
+        return Seen(AppState.RUNNING, "; ".join(_unique([*map(_crash, workers), _no_store(stores, events, lack)])),
+                    restarts, killed)  # fmt: skip
     if note:
         return Seen(AppState.PENDING, _queued(note, events), restarts, killed, pending=True)
     waiting = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
@@ -97,6 +99,15 @@ def _why_it_waits(pod: Object, events: Callable[[], Sequence[Object]], lack: Cal
             if reason and (text := _event(events, pod, kind)):
                 return f"{what}the pod cannot start: {text}"
     return ""
+
+
+def _no_store(stores: Sequence[Object], events: Callable[[], Sequence[Object]], lack: Callable[[], str]) -> str:
+    """Why nodes that are there cannot meet; empty where they can."""
+    alive = [pod for pod in stores if not pod["metadata"].get("deletionTimestamp")]
+    if any(_runs(pod) for pod in alive):
+        return ""
+    reasons = _unique(_why_it_waits(pod, events, lack) for pod in alive)
+    return "; ".join(reasons) or "the nodes wait for a new rendezvous pod"
 
 
 def _unscheduled(pod: Object) -> str | None:

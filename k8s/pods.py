@@ -12,6 +12,8 @@ PORT = 29400
 ATTEMPT, ROLE = "mcf.dev/attempt", "mcf.dev/role"
 # Of the job: where it was sent, and (an annotation) how many processes each of its nodes has.
 POOL, PROCESSES = "mcf.dev/pool", "mcf.dev/processes"
+# Of a Job (an annotation): how many of its pods it takes to train.
+NEEDED = "mcf.dev/needed"
 RENDEZVOUS, WORKER = "rendezvous", "worker"
 UNREACHABLE = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
 

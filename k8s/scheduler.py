@@ -5,6 +5,7 @@ may use one namespace.
 """
 
 import json
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, ClassVar
 
+import structlog
 from kubernetes import client
 from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler, Stream, filter_regex
 from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
@@ -22,9 +24,14 @@ from k8s.cluster import Cluster, Kind
 from k8s.jobset import PREFIX, job_name
 from k8s.logs import lines_of
 from k8s.observed import Seen, observe
-from k8s.pods import ATTEMPT, POOL, PROCESSES, Object
+from k8s.pods import ATTEMPT, POOL, PROCESSES, ROLE, Object
 from k8s.pools import Pool
+from k8s.renewal import is_short
 
+log = structlog.get_logger()
+
+# A Job that lacks pods for so long is made anew.
+SHORT_SECONDS = 3.0
 ENDED = (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED)
 
 
@@ -48,6 +55,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         self.pools = pools
         self.cluster = Cluster(namespace, self.kind, api)
         self._out_of_memory: dict[str, frozenset[str]] = {}
+        self._short_since: dict[str, float] = {}
 
     @abstractmethod
     def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
@@ -77,6 +85,22 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         if known:
             self._out_of_memory[app_id] = known
         return replace(seen, out_of_memory=known)
+
+    def mend(self, app_id: str) -> None:
+        """Make anew what the attempt's JobSet has made, where it would keep everybody waiting (k8s/renewal.py)."""
+        job = self.cluster.job(job_name(app_id)) if self.kind.makes_jobs else None
+        if job is None or "deletionTimestamp" in job["metadata"]:
+            return
+        pods = self.cluster.pods(app_id)
+        for child in self.cluster.children(app_id):
+            role, uid = child["metadata"]["labels"][ROLE], child["metadata"]["uid"]
+            if not is_short(child, [pod for pod in pods if pod["metadata"]["labels"].get(ROLE) == role]):
+                self._short_since.pop(uid, None)
+            # It makes the successor of a pod that it sees go at once, and news of that may be on its way.
+            elif time.monotonic() - self._short_since.setdefault(uid, time.monotonic()) >= SHORT_SECONDS:
+                del self._short_since[uid]
+                log.info("job made anew", attempt=app_id, role=role)
+                self.cluster.renew(child)
 
     def sent(self, app_id: str) -> "Sent | None":
         """Where and when the attempt was sent; None when there is none, or its pool is none of ours any more."""

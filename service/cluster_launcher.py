@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import ParamSpec, TypeVar
 
+from torchx.specs import AppState
+
 from k8s.appdef import LaunchRequest, app_for
 from k8s.capacity import PoolState, room, state_of_pool
 from k8s.cluster import ClusterAway
@@ -19,6 +21,7 @@ from service.settings import Settings
 from trainer.spec import Placement
 
 SCHEDULERS: dict[str, type[ClusterScheduler]] = {"jobset": JobSetScheduler, "volcano": VolcanoScheduler}
+LIVE = (AppState.PENDING, AppState.RUNNING)
 # An attempt that finds no node for so long looks for another of the pools that its spec names.
 PATIENCE = timedelta(seconds=60)
 
@@ -67,6 +70,8 @@ class ClusterLauncher(TorchxLauncher):
         seen = self.scheduler.observe(name)
         if seen is None:
             return Job()
+        if seen.state in LIVE:
+            self.scheduler.mend(name)
         # A queue decides by quota and not by nodes: it is left to do so.
         room_in = self._other_with_room(name, placement) if seen.pending and len(placement.pools) > 1 else ""
         return Job(STATES[seen.state], seen.message, seen.restarts, len(seen.out_of_memory), room_in)

@@ -43,10 +43,13 @@ class HostCopy:
         markers = [marker for base in _bases() for marker in (base / self._name).glob("*.json")]
         for marker in sorted(markers, key=lambda path: path.name, reverse=True):
             state = marker.with_suffix(".pt")
-            with suppress(ValidationError):
+            # A copy that is being replaced may go while it is looked at.
+            with suppress(ValidationError, FileNotFoundError):
                 checkpoint = Checkpoint.model_validate_json(marker.read_bytes())
                 if is_sound(checkpoint, state):
                     return checkpoint, read_state(state)
+            if not state.exists():
+                continue
             logger.warning("the copy of the state in %s is damaged and is not used", state)
         return None
 

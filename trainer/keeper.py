@@ -71,10 +71,12 @@ class Keeper:
     def finish(self, step: int, state: dict[str, Any]) -> None:
         """Rank 0: see this state into the run's directory, and wait for it. Raises StorageError."""
         self._leaving.set()
-        for future in self._writing, self._uploading:
-            if future:
-                future.result()
-        checkpoint, path = self.host.write(state, step, self.world.size)
+        if self._writing:
+            self._writing.result()
+        # Looked at only now: the copy that has just been written may have begun it.
+        if self._uploading:
+            self._uploading.result()
+        checkpoint, path = self.host.write(self._staging.copy(state).on_cpu(), step, self.world.size)
         self._insist(checkpoint, path, PATIENCE_SECONDS)
 
     def close(self) -> None:

@@ -114,13 +114,13 @@ def test_the_service_may_do_what_it_does_and_nothing_else(world: World) -> None:
         assert not may(verb, jobsets, "--namespace=default"), verb
     for verb, kind in [
         ("list", "pods"), ("watch", "pods"), ("list", "events"), ("watch", "events"), ("get", "pods/log"),
-        ("list", "nodes"), ("watch", "nodes"),
+        ("list", "nodes"), ("watch", "nodes"), *((verb, "jobs.batch") for verb in ("create", "list", "watch", "delete")),
     ]:  # fmt: skip
         assert may(verb, kind), f"{verb} {kind}"
     assert may("list", "pods", "--all-namespaces")
     for verb, kind in [
         ("get", "secrets"), ("list", "secrets"), ("create", "pods"), ("delete", "pods"), ("create", "pods/exec"),
-        ("update", jobsets), ("patch", jobsets), ("get", "configmaps"), ("create", "jobs.batch"), ("delete", "nodes"),
+        ("update", jobsets), ("patch", jobsets), ("get", "configmaps"), ("update", "jobs.batch"), ("delete", "nodes"),
         ("patch", "nodes"), ("create", "serviceaccounts/token"), ("*", "*"),
     ]:  # fmt: skip
         assert not may(verb, kind), f"{verb} {kind}"

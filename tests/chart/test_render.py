@@ -266,6 +266,7 @@ def test_the_service_may_do_what_it_does_and_nothing_else(scheduler: str) -> Non
     assert role["metadata"]["namespace"] == RUNS
     assert _rights(role) == {
         (group, plural): {"create", "get", "list", "watch", "delete"},
+        **({("batch", "jobs"): {"create", "list", "watch", "delete"}} if scheduler == "jobset" else {}),
         ("", "pods"): {"list", "watch"},
         ("", "events"): {"list", "watch"},
         ("", "pods/log"): {"get"},
@@ -284,7 +285,7 @@ def test_the_rights_are_those_of_the_requests_that_the_code_makes() -> None:
     verbs = {"create": {"create"}, "delete": {"delete"}, "get": {"get"}, "read": {"get"}, "list": {"list", "watch"}}
     kinds = {
         "namespaced_custom_object": "jobsets", "namespaced_pod": "pods", "namespaced_pod_log": "pods/log",
-        "namespaced_event": "events", "node": "nodes", "pod_for_all_namespaces": "all pods",
+        "namespaced_job": "jobs", "namespaced_event": "events", "node": "nodes", "pod_for_all_namespaces": "all pods",
     }  # fmt: skip
     called = re.findall(
         r"\.((?:create|read|get|list|watch|patch|replace|delete|connect)_[a-z_]*(?:custom|namespace|node)[a-z_]*)\(?",

@@ -50,6 +50,7 @@ def told(job: dict[str, Any] | None, *pods: dict[str, Any], **more: Any) -> tupl
 
 
 RUNNING = pod(phase="Running", state={"running": {}})
+STORE = pod(name="r-0", role=RENDEZVOUS, phase="Running", state={"running": {}})
 PULL = pod(state={"waiting": {"reason": "ImagePullBackOff", "message": "not found"}})
 SECRET = pod(state={"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'}})
 CREATING = pod(state={"waiting": {"reason": "ContainerCreating"}})
@@ -111,11 +112,20 @@ def test_only_who_has_no_node_at_all_might_do_better_elsewhere() -> None:
 
 
 def test_one_pod_that_runs_is_enough_to_run() -> None:
-    assert told(jobset(), RUNNING, unplaced()) == (AppState.RUNNING, "")
+    assert told(jobset(), RUNNING, STORE, unplaced()) == (AppState.RUNNING, "")
+
+
+def test_nodes_that_cannot_meet_say_so() -> None:
+    assert told(jobset(), RUNNING) == (AppState.RUNNING, "the nodes wait for a new rendezvous pod")
+    lost = pod(name="r-0", role=RENDEZVOUS, phase="Running", deleted=NOW, state={"running": {}})
+    found = told(jobset(), RUNNING, lost, unplaced("r-1", RENDEZVOUS))
+    assert found == (
+        AppState.RUNNING, "the rendezvous pod: no node fits: 0/2 nodes are available: 2 Insufficient gpu"
+    )  # fmt: skip
 
 
 def test_an_attempt_that_crashes_runs_and_says_its_last_words() -> None:
-    found = seen(jobset(), CRASHING)
+    found = seen(jobset(), CRASHING, STORE)
     assert found == Seen(
         AppState.RUNNING, "w-0 has ended 3 times, with exit code 1 (Error): TeacherError: gone.pt", restarts=3
     )

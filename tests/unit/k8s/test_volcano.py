@@ -13,7 +13,7 @@ from k8s.observed import observe
 from k8s.volcano import WrongQueue, vcjob_for
 from k8s.volcano_observed import vcjob_state
 from tests.unit.k8s.test_manifests import CASES, GOLDEN, GPU, app_and_pool, as_yaml
-from tests.unit.k8s.test_observed import NOW, RUNNING, unplaced
+from tests.unit.k8s.test_observed import NOW, RUNNING, STORE, unplaced
 
 QUEUE = {"kind": "volcano", "name": "research", "priority_class": "high"}
 VOLCANO = {name: case for name, case in CASES.items() if name != "kueue"} | {
@@ -136,7 +136,7 @@ def test_a_job_has_a_state_and_a_reason(seen: dict[str, Any], state: AppState, w
 
 def test_while_a_pod_is_made_anew_the_others_train_on() -> None:
     for phase in "Running", "Restarting", "Pending":
-        found = observe(*vcjob_state(vcjob(phase, retries=1)), [RUNNING, unplaced()], list, lambda: "busy", NOW)
+        found = observe(*vcjob_state(vcjob(phase, retries=1)), [RUNNING, STORE, unplaced()], list, lambda: "busy", NOW)
         assert (found.state, found.message) == (AppState.RUNNING, "")
 
 

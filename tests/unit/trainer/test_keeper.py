@@ -146,7 +146,7 @@ def test_training_does_not_wait_for_an_upload_and_the_next_checkpoint_waits_its_
     for step in range(1, 10):
         wait_for(lambda: not keeper._busy(mine._writing))
         run_steps(mine, weights, range(step, step + 1))
-    wait_for(lambda: (mine.host.newest() or [None])[0] and mine.host.newest()[0].step == 9)  # copies go on
+    wait_for(lambda: (found := mine.host.newest()) and found[0].step == 9)  # copies go on
     assert not checkpoints(store).list()
     store.opened.set()
     wait_for(lambda: not keeper._busy(mine._uploading))
@@ -157,6 +157,32 @@ def test_training_does_not_wait_for_an_upload_and_the_next_checkpoint_waits_its_
     assert [c.step for c in checkpoints(store).list()] == [2, 11, 12]
     checkpoint, found = checkpoints(store).restore_latest() or pytest.fail("no checkpoint")
     assert bool((found["model"]["w"] == checkpoint.step).all())
+
+
+def test_the_end_waits_for_a_checkpoint_whose_upload_has_only_just_begun(
+    store: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, weights = keeper_of(store), torch.zeros(1000)
+    write, begun = mine.host.write, threading.Event()
+
+    def slow_write(*what: Any) -> Any:
+        begun.set()
+        time.sleep(0.2)
+        return write(*what)
+
+    monkeypatch.setattr(mine.host, "write", slow_write)
+    put, order = store.put_file, []
+
+    def slow_put(name: str, path: Path) -> None:
+        time.sleep(0.5 if "02" in name else 0)
+        put(name, path)
+        order.append(name)
+
+    monkeypatch.setattr(store, "put_file", slow_put)
+    run_steps(mine, weights, range(2, 3))
+    assert begun.wait(5)
+    mine.finish(3, state(weights, 3))
+    assert [name.split("/")[1] for name in order] == ["000000002", "000000003"], order
 
 
 def test_a_store_that_fails_for_a_while_costs_no_checkpoint(store: Gate, caplog: pytest.LogCaptureFixture) -> None:

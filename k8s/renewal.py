@@ -1,0 +1,50 @@
+"""When a Job that a JobSet has made is made anew, because its own back-off would keep a lost pod's successor away.
+
+Pure. A Job waits 10 s after the first pod that it loses, twice that after the next, and so on up to ten minutes, and
+it never forgets. That is meant for programs that fail; here pods are lost to spot reclaims and dead nodes, dozens of
+times in the life of an attempt (docs/decisions/0017-a-job-is-made-anew.md).
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+from k8s.pods import NEEDED, Object
+
+# Losses after which the nodes that are left, and wait for others, are given up with their Job: the next back-off of
+# 40 s and more costs more than their start.
+MANY_LOSSES = 3
+ENDED = ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet")
+
+
+def is_short(job: Object, pods: Sequence[Object]) -> bool:
+    """Whether the Job has lost pods without which nobody can train; `pods`: all of its role."""
+    status = job.get("status", {})
+    if "deletionTimestamp" in job["metadata"] or job["spec"].get("suspend"):
+        return False
+    if any(each["type"] in ENDED and each["status"] == "True" for each in status.get("conditions", [])):
+        return False
+    if any(pod.get("status", {}).get("phase") == "Succeeded" for pod in pods):
+        return False
+    lost = status.get("failed", 0) + status.get("terminating", 0)
+    alive = sum(_lives(pod) for pod in pods)
+    needed = int(job["metadata"].get("annotations", {}).get(NEEDED, 1))
+    return alive < needed and lost >= (MANY_LOSSES if alive else 1)
+
+
+def anew(job: Object) -> Object:
+    """The same Job as nobody has sent it yet: without what the API server and its controllers have added."""
+    fresh = deepcopy(job)
+    metadata, spec = fresh["metadata"], fresh["spec"]
+    fresh.pop("status", None)
+    for name in "uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "finalizers":
+        metadata.pop(name, None)
+    # The Job's own number, by which it knows its pods.
+    spec.pop("selector", None)
+    for labels in metadata.get("labels", {}), spec["template"]["metadata"].get("labels", {}):
+        for name in "controller-uid", "batch.kubernetes.io/controller-uid":
+            labels.pop(name, None)
+    return {"apiVersion": "batch/v1", "kind": "Job", **fresh}
+
+
+def _lives(pod: Object) -> bool:
+    return "deletionTimestamp" not in pod["metadata"] and pod.get("status", {}).get("phase") in ("Pending", "Running")

@@ -1,0 +1,66 @@
+"""A Job whose lost pods would be waited for is made anew, and no other one."""
+
+from typing import Any
+
+import pytest
+
+from k8s.pods import NEEDED
+from k8s.renewal import anew, is_short
+
+ALIVE = {"metadata": {}, "status": {"phase": "Running"}}
+COMING = {"metadata": {}, "status": {"phase": "Pending"}}
+GOING = {"metadata": {"deletionTimestamp": "2026-11-24T12:00:00Z"}, "status": {"phase": "Running"}}
+DONE = {"metadata": {}, "status": {"phase": "Succeeded"}}
+
+
+def job(needed: int = 1, *, suspend: bool = False, deleted: bool = False, **status: Any) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": "mcf-r0-1-worker-0", "annotations": {NEEDED: str(needed)}}
+    if deleted:
+        metadata["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+    return {"metadata": metadata, "spec": {"suspend": suspend}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("found", "pods", "short"),
+    [
+        (job(failed=1), [], True),
+        (job(terminating=1), [GOING], True),
+        (job(failed=9), [ALIVE], False),
+        (job(failed=9), [COMING], False),
+        (job(), [], False),  # it has only just been made
+        (job(2, failed=2), [ALIVE], False),  # the next one comes after 20 s
+        (job(2, failed=3), [ALIVE], True),
+        (job(2, failed=3), [ALIVE, COMING], False),
+        (job(failed=1, succeeded=1), [DONE], False),
+        (job(failed=1, conditions=[{"type": "Failed", "status": "True"}]), [], False),
+        (job(failed=1, suspend=True), [], False),
+        (job(failed=1, deleted=True), [], False),
+    ],
+)
+def test_only_who_has_lost_what_it_takes_to_train_is_short(
+    found: dict[str, Any], pods: list[dict[str, Any]], short: bool
+) -> None:
+    assert is_short(found, pods) is short
+
+
+def test_a_job_made_anew_has_no_past() -> None:
+    number = {"batch.kubernetes.io/controller-uid": "u1", "controller-uid": "u1"}
+    owner = [{"kind": "JobSet", "name": "mcf-r0-1", "uid": "j1", "controller": True}]
+    old = {
+        "metadata": {
+            "name": "mcf-r0-1-worker-0", "uid": "u1", "resourceVersion": "7", "creationTimestamp": "t",
+            "generation": 1, "managedFields": [], "labels": {"a": "b", **number}, "ownerReferences": owner,
+        },
+        "spec": {
+            "parallelism": 2, "selector": {"matchLabels": number},
+            "template": {"metadata": {"labels": {"c": "d", **number}}, "spec": {"containers": []}},
+        },
+        "status": {"failed": 5},
+    }  # fmt: skip
+    assert anew(old) == {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "mcf-r0-1-worker-0", "labels": {"a": "b"}, "ownerReferences": owner},
+        "spec": {"parallelism": 2, "template": {"metadata": {"labels": {"c": "d"}}, "spec": {"containers": []}}},
+    }
+    assert old["metadata"]["uid"] == "u1"

@@ -114,7 +114,8 @@ def test_the_service_may_do_what_it_does_and_nothing_else(world: World) -> None:
         assert not may(verb, jobsets, "--namespace=default"), verb
     for verb, kind in [
         ("list", "pods"), ("watch", "pods"), ("list", "events"), ("watch", "events"), ("get", "pods/log"),
-        ("list", "nodes"), ("watch", "nodes"), *((verb, "jobs.batch") for verb in ("create", "list", "watch", "delete")),
+        ("list", "nodes"), ("watch", "nodes"), 
+        *((verb, "jobs.batch") for verb in ("create", "list", "watch", "delete")),
     ]:  # fmt: skip
         assert may(verb, kind), f"{verb} {kind}"
     assert may("list", "pods", "--all-namespaces")

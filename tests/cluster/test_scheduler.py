@@ -245,29 +245,31 @@ def test_the_first_pool_that_has_room_is_taken_and_who_waits_in_vain_moves(
         launcher.close()
 
 
-def test_a_pod_that_is_lost_again_and_again_is_back_as_soon_as_the_first_time(namespace: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("role", ["rendezvous", "worker"])
+def test_a_pod_that_is_lost_again_and_again_is_back_as_soon_as_the_first_time(
+    namespace: str, tmp_path: Path, role: str
+) -> None:
     settings = Settings(
         scheduler="jobset", pools=tmp_path / "pools.yaml", store="s3://mcf", namespace=namespace, work_dir=tmp_path
     )
     launcher = ClusterLauncher(settings, POOLS, ("python", "-c", WORK))
     launcher.start(lambda name: None)
-    alone = Placement(pool="cpu")
-    launcher.submit(Launch("lost", 1, alone))
+    gone: set[str] = set()
+
+    def successors() -> set[str]:
+        assert launcher.look("lost-1", Placement(pool="cpu")).state
+        return living(launcher, role) - gone
+
+    launcher.submit(Launch("lost", 1, Placement(pool="cpu")))
     try:
-        for role in "rendezvous", "worker":
-            gone: set[str] = set()
-            # The Job itself would wait for 10, 20 and 40 seconds.
-            for _ in range(3):
-                soon(lambda: launcher.look("lost-1", alone) and living(launcher, role) - gone, 30)
-                gone |= living(launcher, role)
-                pods = sorted(living(launcher, role))
-                kubectl("--namespace", namespace, "delete", "pod", "--grace-period=0", "--force", *pods)
-                began = time.monotonic()
-                soon(lambda: launcher.look("lost-1", alone) and living(launcher, role) - gone, 15)
-                assert time.monotonic() - began < 15
+        # After these losses the Job itself would wait for 10, 20 and 40 seconds.
+        for seconds in 60, 15, 15, 15:
+            pods = soon(successors, seconds, lambda: launcher.look("lost-1", Placement(pool="cpu")))
+            gone |= pods
+            kubectl("--namespace", namespace, "delete", "pod", "--grace-period=0", "--force", *sorted(pods))
     finally:
         launcher.cancel("lost-1")
-        soon(lambda: launcher.look("lost-1", alone) == Job(), 60)
+        soon(lambda: launcher.look("lost-1", Placement(pool="cpu")) == Job(), 60)
         launcher.close()
 
 

@@ -167,9 +167,12 @@ def test_an_attempt_that_was_deleted_by_somebody_lives_until_its_pods_have_ended
 
 
 def test_ends_are_counted_and_their_last_words_kept(attempts: Attempts) -> None:
-    attempts.submit("crash-1", "print('first'); raise SystemExit('TeacherError: gone.pt')")
+    # What comes by the other pipe has to be in the log before the last words are.
+    code = "import time; print('first', flush=True); time.sleep(0.5); raise SystemExit('TeacherError: gone.pt')"
+    attempts.submit("crash-1", code)
     found = soon(lambda: (seen := attempts.seen("crash-1")) and seen.restarts >= 2 and seen, 60)
-    soon(lambda: "exit code 1 (Error): TeacherError: gone.pt" in attempts.said("crash-1"), 30)
+    words = "exit code 1 (Error): TeacherError: gone.pt"
+    soon(lambda: words in attempts.said("crash-1"), 30, lambda: attempts.said("crash-1"))
     assert found.state is AppState.RUNNING
     lines = list(attempts.scheduler.log_iter("crash-1", "node", 0))
     assert lines.count("TeacherError: gone.pt\n") >= 1

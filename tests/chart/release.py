@@ -58,7 +58,7 @@ def cluster_values(namespace: str, **values: Any) -> Values:
     on = {node: {"node_selector": {"mcf.dev/pool": node}} for node in ("on-demand", "spot")}
     # Two cores are shared by everything here.
     pod: Values = {"cpu": "500m", "memory": "2Gi", "shm": "256Mi", "grace_seconds": 20}
-    pod["rendezvous"] = {**on["on-demand"], "cpu": "50m", "memory": "512Mi"}
+    pod["rendezvous"] = {"cpu": "50m", "memory": "512Mi"}
     small = {"requests": {"cpu": "20m", "memory": "128Mi"}}
     ours: Values = {
         "service": {"image": _image("service"), "resources": small, "settings": {"tickSeconds": 0.5}},

@@ -1,41 +1,52 @@
-"""Disturb a run on the test cluster in every way there is, then compare it with the same run left alone.
+"""An ablation on the test cluster, disturbed in every way there is, and the same one left alone.
 
-    python -m tests.cluster.storm NAMESPACE [--rounds 1] [--steps 500] [--seed 0]
+    eval "$(bash ../shared/cluster/cluster up 2)"; scripts/test-cluster --collect-only     # images
+    python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--keep]
 
-NAMESPACE holds a release of the chart (tests/chart/release.py), and its bucket shards of faces under `faces`. What
-has to hold: the run succeeds in as many steps, its loss curve is the undisturbed one's (float64), and training goes on
-soon.
+From an empty namespace: the chart, faces in S3, four arms x two seeds on one to two nodes each. What has to hold: every
+run succeeds, nothing is lost or double in MLflow, the loss curves are the undisturbed ones' (float64), and each run
+that was hit goes on soon. Run it alone: pauses are in seconds, and this machine is shared by everything.
 """
 
 import argparse
+import base64
 import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.chart.release import Release, run
+from tests.chart.release import S3, Release, install, remove, run, s3
 from tests.conftest import SHARED
+from tests.integration.faults import Gateway
 
 CLUSTER = Path(os.environ.get("MCF_CLUSTER_SCRIPT", SHARED / "cluster" / "cluster"))
 STATE = Path(os.environ.get("MCF_CLUSTER_STATE", "/var/lib/mcf-cluster")) / "run"
-AWAY_SECONDS, S3_AWAY_SECONDS = 60, 30
+FACES = SHARED / "data" / "faces"
+HOST = urllib.parse.urlsplit(S3["endpoint"]).hostname or "127.0.0.1"
+AWAY_SECONDS, S3_AWAY_SECONDS, NODE_AWAY_SECONDS = 60, 30, 75
 # A disturbance is felt only after a while: so long after it has been done, new steps are timed.
-FELT_SECONDS, NEWS_SECONDS = 40, 6
+FELT_SECONDS, NEWS_SECONDS = 25, 6
 PATIENCE_SECONDS = 300
 
 
+def say(*what: object) -> None:
+    print(time.strftime("%H:%M:%S"), *what, flush=True)  # noqa: T201
+
+
 class Storm:
-    def __init__(self, release: Release, seed: int) -> None:
-        self.release, self.rng = release, random.Random(seed)
-        self.url = release.url
+    def __init__(self, release: Release, gateway: Gateway, seed: int) -> None:
+        self.release, self.gateway, self.rng = release, gateway, random.Random(seed)
+        self.token, self.url = release.token, release.url
 
     # ------------------------------------------------------------ the service
 
@@ -51,55 +62,67 @@ class Storm:
                 with urllib.request.urlopen(request, timeout=10) as answer:
                     return json.load(answer)
             except OSError:
-                assert time.monotonic() < deadline
+                if time.monotonic() > deadline:
+                    raise
                 time.sleep(1)
                 with contextlib.suppress(RuntimeError):
                     self.url = self.release.url
 
-    @property
-    def token(self) -> str:
-        if not hasattr(self, "_token"):
-            self._token = self.release.token
-        return self._token
-
     def submit(self, name: str, steps: int) -> str:
-        """One run of its own on one to two nodes; returns its id."""
+        """Four arms x two seeds on one to two nodes; returns the experiment's id."""
         bucket = self.release.namespace
         spec = {
-            "name": name, "seeds": 1, "share": False,
+            "name": name, "seeds": 2, "share": False,
             "base": {
                 "preset": "tiny", "input_size": 32, "teacher": "none", "precision": "float64",
                 "data": {"uri": f"s3://{bucket}/faces", "format": "shards"},
+                "evaluation": {"landmarks": f"s3://{bucket}/landmarks.json", "held_out": 26},
                 "schedule": {"length": steps, "warmup": 5},
                 "cadence": {"checkpoint_steps": 20, "log_steps": 5, "picture_steps": 100},
             },
+            "factors": {"data.subset_size": [64, 128], "mask_ratio": [0.5, 0.75]},
             "placement": {"pool": "cpu", "min_nodes": 1, "max_nodes": 2},
         }  # fmt: skip
-        detail = self.ask("/v1/experiments", spec)
-        return str(detail["arms"][0]["trials"][0]["run_id"])
+        return str(self.ask("/v1/experiments", spec)["id"])
 
-    def step(self, run_id: str) -> int:
-        return int(self.ask(f"/v1/runs/{run_id}")["step"])
+    def runs(self, experiment_id: str) -> dict[tuple[str, int], str]:
+        """(arm, seed) -> id of the run."""
+        detail = self.ask(f"/v1/experiments/{experiment_id}")
+        return {(arm["name"], trial["seed"]): trial["run_id"] for arm in detail["arms"] for trial in arm["trials"]}
 
-    def finish(self, run_id: str) -> Any:
-        while not (found := self.ask(f"/v1/runs/{run_id}"))["ended_at"]:
-            time.sleep(2)
-        assert found["state"] == "succeeded", found["reason"]
-        return found
+    def target(self, run_ids: list[str]) -> str | None:
+        """Of the runs that train now the one with most to do; None when all have ended."""
+        while True:
+            found = [self.ask(f"/v1/runs/{run_id}") for run_id in run_ids]
+            if all(each["ended_at"] for each in found):
+                return None
+            training = [each for each in found if each["state"] == "running" and 0 < each["step"] < each["total_steps"]]
+            if training:
+                return str(min(training, key=lambda each: each["progress"])["id"])
+            time.sleep(1)
+
+    def finish(self, experiment_id: str) -> dict[tuple[str, int], Any]:
+        """Every run as it has ended, all of them well."""
+        runs = self.runs(experiment_id)
+        while not all((found := self.ask(f"/v1/runs/{run_id}"))["ended_at"] for run_id in runs.values()):
+            time.sleep(3)
+        ended = {trial: self.ask(f"/v1/runs/{run_id}") for trial, run_id in runs.items()}
+        for trial, found in ended.items():
+            assert found["state"] == "succeeded", (trial, found["reason"])
+        return ended
 
     # ------------------------------------------------------------ what is done to it
 
-    def disturbances(self, run_id: str) -> dict[str, Callable[[], None]]:
+    def disturbances(self) -> dict[str, Callable[[str], None]]:
         return {
-            "worker pod": lambda: self.delete(self.pods(run_id, "worker")[-1:]),
-            "rank 0": lambda: self.delete(self.pods(run_id, "worker")[:1]),
-            "rendezvous pod": lambda: self.delete(self.pods(run_id, "rendezvous")),
-            "service pod": lambda: self.delete(self.parts("service")),
-            "MLflow pod": lambda: self.delete(self.parts("mlflow")),
-            "API server": lambda: self.freeze("kube-apiserver", AWAY_SECONDS),
-            "S3 server": lambda: self.freeze("s3", S3_AWAY_SECONDS),
-            # The service and the databases live on one of the two: the other one goes.
-            "node": self.kill_node,
+            "worker pod": lambda run_id: self.delete(self.pods(run_id, "worker")[-1:]),
+            "rank 0": lambda run_id: self.delete(self.pods(run_id, "worker")[:1]),
+            "rendezvous pod": lambda run_id: self.delete(self.pods(run_id, "rendezvous")),
+            "service pod": lambda run_id: self.delete(self.parts("service")),
+            "MLflow pod": lambda run_id: self.delete(self.parts("mlflow")),
+            "API server for 60 s": lambda run_id: self.freeze("kube-apiserver", AWAY_SECONDS),
+            "S3 answering 503 for 30 s": lambda run_id: self.close_s3(),
+            "node for 75 s": lambda run_id: self.kill_node(),
         }
 
     def pods(self, run_id: str, role: str) -> list[str]:
@@ -129,68 +152,149 @@ class Storm:
         finally:
             os.kill(pid, signal.SIGCONT)
 
+    def close_s3(self) -> None:
+        self.gateway.close()
+        time.sleep(S3_AWAY_SECONDS)
+        self.gateway.closed = False
+
     def kill_node(self) -> None:
+        """Of the two the one without the databases, whose disks are folders of the other."""
         placed = self.release.get("pods", "--selector=app.kubernetes.io/component=postgresql")["items"][0]
         other = "0" if placed["spec"]["nodeName"] == "node1" else "1"
         subprocess.run(["bash", str(CLUSTER), "kill-node", other], check=True, capture_output=True)
-        time.sleep(75)
+        time.sleep(NODE_AWAY_SECONDS)
         subprocess.run(["bash", str(CLUSTER), "revive-node", other], check=True, capture_output=True)
 
     # ------------------------------------------------------------ and what comes of it
 
-    def blow(self, run_id: str, rounds: int) -> Iterator[tuple[str, float]]:
-        """Each disturbance with the longest time that passed without a new step, from its beginning on."""
+    def blow(self, run_ids: list[str], rounds: int) -> Iterator[tuple[str, float | None]]:
+        """Each disturbance with the longest time without a new step of the run that was hit, in seconds.
+
+        None where that run came to its end meanwhile, which has pauses of its own.
+        """
         for _ in range(rounds):
-            for name, disturb in self.disturbances(run_id).items():
-                time.sleep(self.rng.uniform(3, 8))
-                acting = threading.Thread(target=disturb)
-                began = last = time.monotonic()
-                step, pause, done = self.step(run_id), 0.0, None
-                acting.start()
-                while done is None or time.monotonic() - done < FELT_SECONDS or time.monotonic() - last > NEWS_SECONDS:
-                    found = self.ask(f"/v1/runs/{run_id}")
-                    now = time.monotonic()
-                    assert now - began < PATIENCE_SECONDS, (name, found["waiting_reason"])
-                    if found["ended_at"]:
-                        acting.join()
-                        return
-                    pause = max(pause, now - last)
-                    if found["step"] > step:
-                        step, last = found["step"], now
-                    if done is None and not acting.is_alive():
-                        done = now
-                    time.sleep(0.5)
-                yield name, pause
+            kinds = list(self.disturbances().items())
+            self.rng.shuffle(kinds)
+            for name, disturb in kinds:
+                time.sleep(self.rng.uniform(1, 8))
+                run_id = self.target(run_ids)
+                if run_id is None:
+                    return
+                yield name, self._pause(run_id, lambda disturb=disturb, run_id=run_id: disturb(run_id))  # type: ignore[misc]
+
+    def _pause(self, run_id: str, disturb: Callable[[], None]) -> float | None:
+        acting = threading.Thread(target=disturb)
+        began = last = time.monotonic()
+        step, pause, done = int(self.ask(f"/v1/runs/{run_id}")["step"]), 0.0, None
+        acting.start()
+        while done is None or time.monotonic() - done < FELT_SECONDS or time.monotonic() - last > NEWS_SECONDS:
+            found = self.ask(f"/v1/runs/{run_id}")
+            now = time.monotonic()
+            assert now - began < PATIENCE_SECONDS, (run_id, found["waiting_reason"])
+            if found["ended_at"] or found["step"] == found["total_steps"]:
+                acting.join()
+                return None
+            pause = max(pause, now - last)
+            if found["step"] > step:
+                step, last = found["step"], now
+            if done is None and not acting.is_alive():
+                done = now
+            time.sleep(0.5)
+        return pause
 
     def curve(self, run_id: str) -> dict[int, float]:
-        return dict(self.ask(f"/v1/runs/{run_id}/metrics?name=loss/total")["metrics"]["loss/total"])
+        """Step -> loss, as MLflow has it: every step once."""
+        secret = self.release.secret(f"{self.release.name}-mlflow")
+        name, password = secret["MLFLOW_TRACKING_USERNAME"], secret["MLFLOW_TRACKING_PASSWORD"]
+        tracking_id = self.ask(f"/v1/runs/{run_id}")["tracking_url"].rpartition("/")[2]
+        query = urllib.parse.urlencode({"run_id": tracking_id, "metric_key": "loss/total", "max_results": 25_000})
+        request = urllib.request.Request(f"{self.release.mlflow_url}/api/2.0/mlflow/metrics/get-history?{query}")
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode())
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            rows = [(int(each["step"]), each["value"]) for each in json.load(answer)["metrics"]]
+        assert len({step for step, _ in rows}) == len(rows), f"{len(rows)} rows, steps more than once"
+        return dict(rows)
+
+
+@contextlib.contextmanager
+def two_jobset_controllers() -> Iterator[None]:
+    """On different nodes: every pod of a JobSet passes its webhook, so that the only one must not die with the node."""
+    deployment = ["--namespace", "jobset-system", "deployment/jobset-controller"]
+    before = json.loads(run("kubectl", "get", *deployment, "--output=json"))["spec"]
+    labels = before["selector"]["matchLabels"]
+    apart = {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"}
+    wanted = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
+    patch = {"spec": {"replicas": 2, "template": {"spec": {"affinity": wanted}}, "strategy": {
+        "type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
+    }}}  # fmt: skip
+    run("kubectl", "patch", *deployment, "--type=merge", f"--patch={json.dumps(patch)}")
+    run("kubectl", "rollout", "status", *deployment, "--timeout=120s")
+    try:
+        yield
+    finally:
+        undo = {"spec": {"replicas": before["replicas"], "template": {"spec": {"affinity": None}}}}
+        run("kubectl", "patch", *deployment, "--type=merge", f"--patch={json.dumps(undo)}")
+
+
+def put_faces(bucket: str) -> None:
+    environment = {
+        **os.environ, "AWS_ENDPOINT_URL_S3": S3["endpoint"], "AWS_ACCESS_KEY_ID": S3["access_key"],
+        "AWS_SECRET_ACCESS_KEY": S3["secret_key"], "AWS_DEFAULT_REGION": S3["region"],
+    }  # fmt: skip
+    command = [sys.executable, "-m", "service.cli.main", "data", "shard", str(FACES / "images"), f"s3://{bucket}/faces"]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    s3().put_object(Bucket=bucket, Key="landmarks.json", Body=(FACES / "landmarks.json").read_bytes())
+
+
+def judge(storm: Storm, rounds: int, steps: int) -> None:
+    disturbed = storm.submit("storm", steps)
+    say("submitted", disturbed)
+    runs = storm.runs(disturbed)
+    longest: dict[str, list[float]] = {}
+    for name, pause in storm.blow(list(runs.values()), rounds):
+        say(name, "the run came to its end" if pause is None else f"at most {pause:.0f} s without a new step")
+        if pause is not None:
+            longest.setdefault(name, []).append(round(pause))
+    ended = storm.finish(disturbed)
+    for name, pauses in longest.items():
+        say(f"{name}: {len(pauses)} times, pauses {sorted(pauses)}")
+    for trial, found in ended.items():
+        attempts = [(each["number"], each["state"], each["reason"][:80]) for each in found["attempts"]]
+        say(*trial, f"{found['restarts']} restarts, world sizes {found['world_sizes']}, attempts {attempts}")
+    table = storm.ask(f"/v1/experiments/{disturbed}/comparison")
+    assert table["complete"], table["words"]
+    calm = storm.finish(storm.submit("calm", steps))
+    time.sleep(5)
+    for trial, found in calm.items():
+        theirs, ours = storm.curve(found["id"]), storm.curve(ended[trial]["id"])
+        assert ours.keys() == theirs.keys(), (trial, sorted(ours.keys() ^ theirs.keys()))
+        off = max(abs(ours[step] - theirs[step]) / abs(theirs[step]) for step in theirs)
+        probes = [each["result"]["probe"]["value"] for each in (found, ended[trial])]
+        say(*trial, f"{len(theirs)} logged steps, largest relative difference {off:.2g}, probes {probes}")
+        assert off < 1e-6
+        assert abs(probes[0] - probes[1]) < 1e-6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("namespace")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--namespace", default="storm")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=400, help="of every run")
+    parser.add_argument("--seed", type=int, default=0, help="of order and moments")
+    parser.add_argument("--keep", action="store_true", help="leave the release there afterwards")
     options = parser.parse_args()
     run("kubectl", "version", "--output=json")
-    storm = Storm(Release(options.namespace), options.seed)
-    disturbed = storm.submit("storm", options.steps)
-    while storm.step(disturbed) < 5:
-        time.sleep(1)
-    for name, seconds in storm.blow(disturbed, options.rounds):
-        print(f"{name}: at most {seconds:.0f} s without a new step", flush=True)  # noqa: T201
-    found = storm.finish(disturbed)
-    attempts = [(each["number"], each["state"], each["reason"][:80]) for each in found["attempts"]]
-    print(f"{found['restarts']} restarts, world sizes {found['world_sizes']}, attempts {attempts}", flush=True)  # noqa: T201
-    calm = storm.submit("calm", options.steps)
-    storm.finish(calm)
-    time.sleep(5)
-    theirs, ours = storm.curve(calm), storm.curve(disturbed)
-    assert ours.keys() == theirs.keys(), sorted(ours.keys() ^ theirs.keys())
-    off = max(abs(ours[step] - theirs[step]) / abs(theirs[step]) for step in theirs)
-    print(f"{len(theirs)} logged steps, largest relative difference {off:.2g}")  # noqa: T201
-    assert off < 1e-6
+    gateway = Gateway(int(urllib.parse.urlsplit(S3["endpoint"]).port or 80), HOST)
+    with two_jobset_controllers():
+        settings = {"tickSeconds": 0.5, "maxConcurrentRuns": 2}
+        release = install(options.namespace, store={"endpoint": gateway.url}, service={"settings": settings})
+        try:
+            say("installed")
+            put_faces(options.namespace)
+            judge(Storm(release, gateway, options.seed), options.rounds, options.steps)
+        finally:
+            if not options.keep:
+                remove(options.namespace)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import pytest
 
 
 class Gateway:
-    """A TCP way to a server on this machine. While `closed` every request is answered with 503."""
+    """A TCP way to a server, at its own address. While `closed` every request is answered with 503."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._host, self._port = host, port
+        self._listener = socket.create_server((host, 0))
         self._open: set[socket.socket] = set()
         self.closed = False
         self.refused = 0
@@ -26,7 +26,7 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"http://{self._host}:{self._listener.getsockname()[1]}"
 
     def close(self) -> None:
         """From now on; requests that are under way are cut off."""
@@ -49,7 +49,7 @@ class Gateway:
                 pass
 
     def _pass(self, client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", self._port)) as server:
+        with client, socket.create_connection((self._host, self._port)) as server:
             self._open |= {client, server}
             back = threading.Thread(target=_copy, args=[server, client], daemon=True)
             back.start()

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
 
 from k8s.capacity import PoolState
 from service.db import Database
@@ -26,6 +27,18 @@ from trainer.spec import Placement, RunSpec
 from trainer.storage import open_store
 
 
+@contextmanager
+def counting_statements(engine: Engine) -> Iterator[list[str]]:
+    statements: list[str] = []
+
+    def note(conn: object, cursor: object, statement: str, *rest: object) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(engine, "before_cursor_execute", note)
+
+
 class Killed(BaseException):
     """The service is killed here."""
 
@@ -39,6 +52,7 @@ class Cluster:
         self.says: dict[str, Job] = {}
         """More of an attempt than its state."""
         self.submissions: Counter[str] = Counter()
+        self.looks = 0
         self.most_live = 0
         self.killed_before: str = ""
         self.killed_after: str = ""
@@ -71,6 +85,7 @@ class Cluster:
 
     def look(self, name: str, placement: Placement) -> Job:
         self._kill("look", self.killed_before)
+        self.looks += 1
         seen = self.says.get(name, Job())
         return replace(seen, state=self.jobs.get(name, JobState.ABSENT))
 

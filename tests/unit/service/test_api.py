@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr, ValidationError
-from sqlalchemy import Engine, event, select, update
+from sqlalchemy import select, update
 
 from service.app import create_app
 from service.auth import COOKIE
 from service.experiments import service as experiments
 from service.settings import Settings
 from service.tables import Run, RunState
-from tests.unit.service.bench import Clock, Cluster, result
+from tests.unit.service.bench import Clock, Cluster, counting_statements, result
 from trainer.resolve import check_and_resolve
 from trainer.spec import RunSpec
 
@@ -53,18 +52,6 @@ def scene(settings: Settings) -> Iterator[Scene]:
     made = Scene(settings)
     yield made
     made.db.engine.dispose()
-
-
-@contextmanager
-def counting_statements(engine: Engine) -> Iterator[list[str]]:
-    statements: list[str] = []
-
-    def note(conn: object, cursor: object, statement: str, *rest: object) -> None:
-        statements.append(statement)
-
-    event.listen(engine, "before_cursor_execute", note)
-    yield statements
-    event.remove(engine, "before_cursor_execute", note)
 
 
 # ---------------------------------------------------------------- submitting

@@ -23,7 +23,7 @@ from service.settings import Settings
 from service.tables import Experiment, RunState
 from service.telemetry import Telemetry
 from service.tracking import Tracker
-from tests.unit.service.bench import Bench, Killed
+from tests.unit.service.bench import Bench, Killed, counting_statements
 from trainer.storage import open_store
 
 
@@ -136,6 +136,26 @@ def test_54_runs_all_end_at_any_concurrency(bench: Bench, spec: dict[str, Any], 
     assert bench.states() == {"succeeded": 54}
     assert set(bench.cluster.submissions.values()) == {1}
     assert bench.cluster.most_live <= concurrency
+
+
+def test_of_a_thousand_queued_runs_only_those_with_a_place_are_asked_for(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.settings.max_concurrent_runs = 8
+    ratios = [round(0.3 + 0.001 * number, 3) for number in range(500)]
+    bench.submit(spec | {"factors": {"mask_ratio": ratios}, "seeds": 2})
+    assert len(bench.runs()) == 1000
+    for turn in range(1, 4):
+        bench.go(2)
+        assert (len(bench.cluster.live()), len(bench.cluster.submissions)) == (8, 8 * turn)
+        before = bench.cluster.looks
+        with counting_statements(bench.db.engine) as statements:
+            bench.go(5)
+        assert bench.cluster.looks - before <= 5 * 8
+        assert len(statements) < 5 * 100
+        for name in bench.cluster.live():
+            bench.cluster.succeed(name)
+        bench.go(1)
+    assert bench.cluster.most_live == 8
+    assert set(bench.cluster.submissions.values()) == {1}
 
 
 def test_higher_priority_goes_first_and_who_waits_is_told_for_what(bench: Bench, spec: dict[str, Any]) -> None:

@@ -93,7 +93,9 @@ def comparison(found: Comparison) -> RenderableType:
     reached = _table("", "arm", "n", metric, "95 % interval", "to baseline", "95 % interval", "p (Holm)", "verdict")
     sanity = _sanity(found)
     told = [name.removeprefix("sanity/") for name in sanity]
-    beneath = _table("arm", "floors: pixels", "random encoder", "above both", *told, "images", "hours", "restarts")
+    beneath = _table(
+        "arm", "floors: pixels", "random encoder", "above both", *told, "images", "hours", "restarts", "processes"
+    )
     for row in found.arms:
         reached.add_row(*_reached(row))
         beneath.add_row(*_beneath(row, sanity))
@@ -104,7 +106,14 @@ def comparison(found: Comparison) -> RenderableType:
         for run in row.missing
     ]
     return Group(
-        Text(f"{found.name} ({found.experiment_id})", style="bold"), reached, "", beneath, "", *words, *missing
+        Text(f"{found.name} ({found.experiment_id})", style="bold"),
+        reached,
+        "",
+        beneath,
+        "",
+        *_factors(found),
+        *words,
+        *missing,
     )
 
 
@@ -178,7 +187,26 @@ def _beneath(row: ArmRow, sanity: list[str]) -> list[str]:
         f"{row.images_seen:,.0f}" if row.images_seen is not None else "",
         f"{row.gpu_hours:.2f}",
         str(row.restarts),
+        ", ".join(map(str, row.world_sizes)),
     ]
+
+
+def _factors(found: Comparison) -> list[RenderableType]:
+    """Where there is one factor, the arms are its levels."""
+    if len(found.factors) < 2:
+        return []
+    table = _table(
+        "factor", "level", "mean over the others", "95 % interval", "to baseline", "95 % interval", "p (Holm)"
+    )
+    for factor in found.factors:
+        for level in factor.levels:
+            effect = level.effect
+            table.add_row(
+                factor.name, level.level, _mean(level.estimate), _interval(level.estimate),
+                _mean(effect, "+.3g") if effect else "baseline", _interval(effect, "+.3g"),
+                f"{effect.p_holm:.2g}" if effect and effect.p_holm is not None else "",
+            )  # fmt: skip
+    return [table, ""]
 
 
 def _sanity(found: Comparison) -> list[str]:

@@ -1,6 +1,7 @@
 """The comparison as the API returns it: one row an arm, and what may be said about it in words."""
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -151,3 +152,22 @@ class Comparison(Part):
     """Of every pair of such factors."""
     words: list[str]
     """What the table shows and what it does not."""
+
+
+class Digest(Part):
+    """What the numbers are of."""
+
+    what: str
+    name: str
+    sha256: str
+
+
+class Report(Part):
+    """Everything a report shows, so that it can be read back and submitted again."""
+
+    spec: dict[str, Any]
+    """The request as it was understood, defaults filled in."""
+    comparison: Comparison
+    digests: list[Digest]
+    software: dict[str, str]
+    """Versions of what made the report; runs do not record theirs."""

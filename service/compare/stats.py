@@ -71,6 +71,22 @@ def against_zero(differences: Sequence[float]) -> Paired:
     return Paired(summary, float(2 * stdtr(summary.n - 1, -abs(t))))
 
 
+def unpaired(values: Sequence[float], others: Sequence[float]) -> Paired:
+    """Mean of `values` minus mean of `others`, with Welch's interval and p; n is the smaller one, and sd is None."""
+    one, two = summarise(values), summarise(others)
+    n = min(one.n, two.n)
+    if one.mean is None or two.mean is None:
+        return Paired(Summary(n, None, None, None, None), None)
+    mean = one.mean - two.mean
+    if one.sd is None or two.sd is None or not (one.sd or two.sd):
+        return Paired(Summary(n, mean, None, None, None), None)
+    parts = one.sd**2 / one.n, two.sd**2 / two.n
+    error = math.sqrt(sum(parts))
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (one.n - 1) + parts[1] ** 2 / (two.n - 1))
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    return Paired(Summary(n, mean, None, mean - half, mean + half), float(2 * stdtr(freedom, -abs(mean) / error)))
+
+
 def verdict(found: Paired, p_holm: float | None, higher_is_better: bool) -> str:
     """better, worse, no difference shown, or why nothing can be said."""
     summary = found.summary

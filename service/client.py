@@ -55,6 +55,12 @@ class Comparison(schemas.Comparison):
 
         return report.markdown(self)
 
+    def to_latex(self) -> str:
+        """A table for booktabs."""
+        from service.compare.latex import latex
+
+        return latex(self)
+
     def _repr_markdown_(self) -> str:
         return self.to_markdown()
 
@@ -205,6 +211,19 @@ class Experiment:
     def table(self) -> Comparison:
         """The comparison with everything the service says."""
         return self._connection.get(Comparison, f"/v1/experiments/{self.id}/comparison")
+
+    def report(self) -> str:
+        """Table, figures, spec and digests in one HTML file."""
+        # Drawn while one waits.
+        return self._connection.call("GET", f"/v1/experiments/{self.id}/report.html", timeout=SUBMIT_SECONDS).text
+
+    def figure(self, name: str, form: str = "svg") -> bytes:
+        """forest, factors, interactions or cost; as svg, png or pdf. Raises Refused where there is nothing to draw."""
+        return self._connection.call("GET", f"/v1/experiments/{self.id}/figures/{name}.{form}").content
+
+    def specs(self) -> dict[str, dict[str, Any]]:
+        """Arm -> spec of the run of its first seed, with the digests of what it saw."""
+        return {arm.name: self._client.run(arm.trials[0].run_id).spec for arm in self.detail.arms}
 
     def runs(self) -> list[RunSummary]:
         return list(self._client.runs(self.id))

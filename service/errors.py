@@ -7,7 +7,8 @@ ApiError
 ├── Conflict             409  the request is fine, the state of things is not
 │   ├── KeyReused             an Idempotency-Key with another body
 │   ├── NothingToRetry        no failed run
-│   └── AlreadyEnded          cancelling what has ended
+│   ├── AlreadyEnded          cancelling what has ended
+│   └── NothingToDraw         a figure of numbers that are not there
 ├── BodyTooLarge         413
 ├── InvalidSpec          422  a spec with problems, all of them listed
 ├── UnreadableBody       422  not JSON or YAML, or no object
@@ -75,6 +76,10 @@ class NothingToRetry(Conflict):
 
 
 class AlreadyEnded(Conflict):
+    pass
+
+
+class NothingToDraw(Conflict):
     pass
 
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.cli import data, flags, home, show, tokens
+from service.cli import data, flags, home, papers, show, tokens
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
 
@@ -38,6 +38,7 @@ class Format(StrEnum):
     MARKDOWN = "md"
     CSV = "csv"
     JSON = "json"
+    LATEX = "tex"
 
 
 Name = Annotated[str, typer.Argument(help="An experiment: its name, its id, or the beginning of it.")]
@@ -145,16 +146,21 @@ def logs(
 def compare(
     ctx: typer.Context,
     name: Name,
+    other: Annotated[str | None, typer.Argument(help="Another experiment, to see both side by side.")] = None,
     form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
 ) -> None:
-    """The comparison of an experiment's arms, finished or not."""
+    """The comparison of an experiment's arms, finished or not; or of two experiments, arm by arm."""
+    if other is not None:
+        papers.across(ctx.obj(), name, other, as_json=_is_json(form))
+        return
     found = ctx.obj().experiment(name).table()
     if form is Format.TABLE:
         show.terminal().print(show.comparison(found))
     elif form is Format.JSON:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        typer.echo(found.to_markdown() if form is Format.MARKDOWN else found.to_csv(), nl=False)
+        texts = {Format.MARKDOWN: found.to_markdown, Format.CSV: found.to_csv, Format.LATEX: found.to_latex}
+        typer.echo(texts[form](), nl=False)
 
 
 @app.command()
@@ -171,7 +177,15 @@ def retry(ctx: typer.Context, name: Name) -> None:
     typer.echo(f"{detail.name} ({detail.id}) goes on: {show.counts(detail)}")
 
 
+app.command("report")(papers.report)
+app.command("reproduce")(papers.reproduce)
 app.command("import-flags", context_settings={"ignore_unknown_options": True})(flags.import_flags)
+
+
+def _is_json(form: Format) -> bool:
+    if form not in (Format.TABLE, Format.JSON):
+        raise typer.BadParameter("two experiments are shown as table or json", param_hint="--format")
+    return form is Format.JSON
 
 
 def _watch(experiment: Experiment, console: Console) -> int:

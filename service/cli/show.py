@@ -26,7 +26,7 @@ def terminal() -> Console:
 
 
 def experiments(found: Iterable[ExperimentSummary]) -> RenderableType:
-    table = _table("id", "name", "project", "state", "done", "arms", "runs", "left", "hours", "submitted")
+    table = columns("id", "name", "project", "state", "done", "arms", "runs", "left", "hours", "submitted")
     for item in found:
         table.add_row(
             item.id, item.name, item.project, state(item.state), f"{item.progress:.0%}", str(item.num_arms),
@@ -36,7 +36,7 @@ def experiments(found: Iterable[ExperimentSummary]) -> RenderableType:
 
 
 def experiment(found: ExperimentDetail) -> RenderableType:
-    table = _table("arm", "seed", "run", "state", "step", "restarts", "")
+    table = columns("arm", "seed", "run", "state", "step", "restarts", "")
     for arm in found.arms:
         for index, trial in enumerate(arm.trials):
             name = f"{arm.name}{' (baseline)' if arm.is_baseline else ''}" if index == 0 else ""
@@ -59,7 +59,7 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
     head = Text.assemble((found.id, "bold"), "  ", state(found.state), f"  step {found.step} of {found.total_steps}")
     if found.eta_seconds:
         head.append(f", about {duration(found.eta_seconds)} left")
-    facts = _table("", "")
+    facts = columns("", "")
     facts.show_header = False
     speed = f"{found.images_per_second:.1f}" if found.images_per_second else ""
     rows = {
@@ -80,7 +80,7 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
     for name, value in rows.items():
         if value:
             facts.add_row(name, value)
-    attempts = _table("attempt", "state", "steps", "started", "reason")
+    attempts = columns("attempt", "state", "steps", "started", "reason")
     for item in found.attempts:
         steps = f"{item.first_step} to {item.last_step}"
         attempts.add_row(item.name, state(item.state), steps, age(item.created_at), first_line(item.reason))
@@ -90,10 +90,12 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
 def comparison(found: Comparison) -> RenderableType:
     """Two tables, so that each fits a terminal: what the arms reached, and what lies beneath it. Then the words."""
     metric = f"{found.metric.name.removeprefix('probe/')} ({found.metric.unit})" if found.metric else "probe"
-    reached = _table("", "arm", "n", metric, "95 % interval", "to baseline", "95 % interval", "p (Holm)", "verdict")
+    reached = columns("", "arm", "n", metric, "95 % interval", "to baseline", "95 % interval", "p (Holm)", "verdict")
     sanity = _sanity(found)
     told = [name.removeprefix("sanity/") for name in sanity]
-    beneath = _table("arm", "floors: pixels", "random encoder", "above both", *told, "images", "hours", "restarts")
+    beneath = columns(
+        "arm", "floors: pixels", "random encoder", "above both", *told, "images", "hours", "restarts", "processes"
+    )
     for row in found.arms:
         reached.add_row(*_reached(row))
         beneath.add_row(*_beneath(row, sanity))
@@ -104,12 +106,19 @@ def comparison(found: Comparison) -> RenderableType:
         for run in row.missing
     ]
     return Group(
-        Text(f"{found.name} ({found.experiment_id})", style="bold"), reached, "", beneath, "", *words, *missing
+        Text(f"{found.name} ({found.experiment_id})", style="bold"),
+        reached,
+        "",
+        beneath,
+        "",
+        *_factors(found),
+        *words,
+        *missing,
     )
 
 
 def plan(found: Plan) -> RenderableType:
-    table = _table("arm", "seed", "run", "steps", "")
+    table = columns("arm", "seed", "run", "steps", "")
     for item in found.runs:
         table.add_row(item.arm, str(item.seed), item.id, str(item.total_steps), item.already or "new")
     new = len(found.launch_requests)
@@ -120,7 +129,7 @@ def plan(found: Plan) -> RenderableType:
 
 
 def tokens(found: Iterable[TokenView]) -> RenderableType:
-    table = _table("id", "name", "scope", "project", "made", "last used", "good until")
+    table = columns("id", "name", "scope", "project", "made", "last used", "good until")
     for item in found:
         used = age(item.last_used_at) if item.last_used_at else "never"
         table.add_row(
@@ -178,7 +187,26 @@ def _beneath(row: ArmRow, sanity: list[str]) -> list[str]:
         f"{row.images_seen:,.0f}" if row.images_seen is not None else "",
         f"{row.gpu_hours:.2f}",
         str(row.restarts),
+        ", ".join(map(str, row.world_sizes)),
     ]
+
+
+def _factors(found: Comparison) -> list[RenderableType]:
+    """Where there is one factor, the arms are its levels."""
+    if len(found.factors) < 2:
+        return []
+    table = columns(
+        "factor", "level", "mean over the others", "95 % interval", "to baseline", "95 % interval", "p (Holm)"
+    )
+    for factor in found.factors:
+        for level in factor.levels:
+            effect = level.effect
+            table.add_row(
+                factor.name, level.level, _mean(level.estimate), _interval(level.estimate),
+                _mean(effect, "+.3g") if effect else "baseline", _interval(effect, "+.3g"),
+                f"{effect.p_holm:.2g}" if effect and effect.p_holm is not None else "",
+            )  # fmt: skip
+    return [table, ""]
 
 
 def _sanity(found: Comparison) -> list[str]:
@@ -197,9 +225,9 @@ def _interval(found: Estimate | None, form: str = ".4g") -> str:
     )
 
 
-def _table(*columns: str) -> Table:
+def columns(*names: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
+    for column in names:
         # Where the terminal is narrow, the other columns give way.
         table.add_column(column, no_wrap=column == "arm")
     return table

@@ -1,10 +1,11 @@
-"""When an experiment has ended: its comparison, shared runs and final state go into MLflow."""
+"""When an experiment has ended: its comparison, report and figures, shared runs and final state go into MLflow."""
 
 from sqlalchemy import select
 
-from service.compare import report
+from service.compare import figures, paper, report
+from service.compare.latex import latex
 from service.compare.plot import svg
-from service.compare.service import comparison_of
+from service.compare.service import report_of
 from service.db import Database
 from service.reconciler.actions import trial_tags
 from service.tables import Arm, Experiment, Run, RunState, Trial
@@ -15,7 +16,7 @@ from trainer.records import Result
 def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedRun) -> None:
     """Raises TrackingAway; doing it again replaces what is there. No session is open while MLflow is waited for."""
     with db.read() as session:
-        comparison = comparison_of(session, experiment_id, tracker.uri)
+        found = report_of(session, experiment_id, tracker.uri)
         experiment = session.get_one(Experiment, experiment_id)
         rows = session.execute(
             select(Run, Arm, Trial.seed)
@@ -26,11 +27,16 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
     for run, arm, seed in rows:
         if run.home_id != experiment_id and run.state is RunState.SUCCEEDED:
             _copy(tracker, parent, experiment_id, run, arm, seed)
+    comparison = found.comparison
+    drawn = {name: figures.draw(comparison, name, "svg").decode() for name in figures.drawable(comparison)}
     files = {
+        "report.html": paper.html(found, drawn),
         "comparison.md": report.markdown(comparison),
         "comparison.csv": report.comma_separated(comparison),
         "comparison.json": comparison.model_dump_json(indent=2),
+        "comparison.tex": latex(comparison),
         "comparison.svg": svg(comparison),
+        **{f"figures/{name}.svg": text for name, text in drawn.items()},
     }
     tracker.write(parent.run_id, files)
     states = {run.state for run, _, _ in rows}

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from service.compare.schemas import ArmRow, Comparison, Estimate
+from service.compare.schemas import ArmRow, Comparison, Estimate, Factor, Interaction
 from service.compare.words import count_states
 
 
@@ -13,10 +13,14 @@ def markdown(table: Comparison) -> str:
     sanity = _sanity_names(table)
     metric = f"{table.metric.name} ({table.metric.unit})" if table.metric else "probe"
     header = ["rank", "arm", "n", metric, "sd", "95 % interval", "difference to baseline", "p (Holm)", "verdict"]
-    header += ["floors: pixels / random", "above floors", *sanity, "images seen", "GPU-hours", "restarts"]
+    header += ["floors: pixels / random", "above floors", *sanity, "images seen", "GPU-hours", "restarts", "processes"]
     lines = [f"# {table.name} ({table.experiment_id})", "", _line(header), _line(["---"] * len(header))]
     lines += [_line(_markdown_row(row, sanity)) for row in table.arms]
     lines += ["", *(f"* {word}" for word in table.words)]
+    if len(table.factors) > 1:
+        lines += ["", "Factors, in the mean over the others:", "", *_factors(table.factors)]
+    for pair in table.interactions:
+        lines += ["", f"{pair.factor} with {pair.other}:", "", *_interaction(pair)]
     missing = [(row.name, run) for row in table.arms for run in row.missing]
     if missing:
         lines += ["", "Missing runs:", "", _line(["arm", "seed", "run", "state", "reason"]), _line(["---"] * 5)]
@@ -36,6 +40,28 @@ def comma_separated(table: Comparison) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _factors(factors: Sequence[Factor]) -> list[str]:
+    header = ["factor", "level", "n", "mean", "95 % interval", "to the baseline's level", "p (Holm)", "verdict"]
+    lines = [_line(header), _line(["---"] * len(header))]
+    for factor in factors:
+        for level in factor.levels:
+            mean, effect = level.estimate, level.effect
+            versus = [_signed(effect), _number(effect.p_holm), effect.verdict] if effect else ["baseline", "", ""]
+            lines.append(_line([factor.name, level.level, str(mean.n), _number(mean.mean), _interval(mean), *versus]))
+    return lines
+
+
+def _interaction(pair: Interaction) -> list[str]:
+    header = [pair.factor, pair.other, "n", "mean", "95 % interval", "difference of differences", "p (Holm)", "verdict"]
+    contrasts = {(contrast.level, contrast.other_level): contrast for contrast in pair.contrasts}
+    lines = [_line(header), _line(["---"] * len(header))]
+    for cell in pair.cells:
+        mean, contrast = cell.estimate, contrasts.get((cell.level, cell.other_level))
+        versus = [_signed(contrast), _number(contrast.p_holm), contrast.verdict] if contrast else ["", "", ""]
+        lines.append(_line([cell.level, cell.other_level, str(mean.n), _number(mean.mean), _interval(mean), *versus]))
+    return lines
 
 
 def _markdown_row(row: ArmRow, sanity: Sequence[str]) -> list[str]:
@@ -61,6 +87,7 @@ def _markdown_row(row: ArmRow, sanity: Sequence[str]) -> list[str]:
         f"{row.images_seen:,.0f}" if row.images_seen is not None else "",
         _number(row.gpu_hours),
         str(row.restarts),
+        ", ".join(map(str, row.world_sizes)),
     ]
 
 
@@ -75,12 +102,13 @@ def _csv_row(table: Comparison, row: ArmRow, factors: Sequence[str], sanity: Seq
     }
     for name in "mean", "sd", "low", "high":
         cells[name] = getattr(probe, name, None)
-    for name in "n", "mean", "low", "high", "p", "p_holm", "verdict":
+    for name in "n", "mean", "low", "high", "p", "p_holm", "verdict", "more_seeds":
         cells[f"difference_{name}"] = getattr(difference, name, None)
     for name in "pixels", "random_encoder", "above":
         cells[f"floor_{name}"] = getattr(floors, name, None)
     cells |= {name: row.sanity.get(name) for name in sanity}
     cells |= {"images_seen": row.images_seen, "gpu_hours": row.gpu_hours, "restarts": row.restarts}
+    cells["world_sizes"] = " ".join(map(str, row.world_sizes))
     cells["runs"] = " ".join(f"{run.seed}:{run.run_id}:{run.state.value}" for run in row.runs)
     return cells
 

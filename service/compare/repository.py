@@ -1,11 +1,23 @@
 """What a comparison needs of the database: three statements, however many runs there are."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.compare.schemas import Digest
 from service.compare.table import ArmTrials, TrialRow
 from service.tables import Arm, Experiment, Run, Trial
 from trainer.records import Result
+
+NAMED = (
+    ("data", "data", "uri"),
+    ("initial encoder", "initial", "source"),
+    ("probe's images and annotations", "evaluation", "images"),
+    ("teacher", "teacher", "source"),
+)
+"""What is digested, the part of a run's spec that holds its sha256, and the field that names it."""
 
 
 def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tuple[Experiment, list[ArmTrials]] | None:
@@ -17,17 +29,42 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
     rows = session.execute(
         select(
             Trial.arm_id, Trial.seed, Run.id, Run.state, Run.reason, Run.result, Run.process_seconds, Run.restarts,
-            Run.tracking_id, Run.tracking_run_id,
+            Run.tracking_id, Run.tracking_run_id, Run.world_sizes,
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.seed)
     )  # fmt: skip
     trials: dict[int, list[TrialRow]] = {arm.id: [] for arm in arms}
-    for arm_id, seed, run_id, state, reason, result, seconds, restarts, tracking_id, tracking_run_id in rows:
+    for arm_id, seed, run_id, state, reason, result, seconds, restarts, tracking_id, tracking_run_id, sizes in rows:
         url = None
         if tracking_uri and tracking_run_id:
             url = f"{tracking_uri.rstrip('/')}/#/experiments/{tracking_id}/runs/{tracking_run_id}"
         parsed = Result.model_validate(result) if result else None
-        trials[arm_id].append(TrialRow(seed, run_id, state, reason, parsed, seconds, restarts, url))
+        trials[arm_id].append(TrialRow(seed, run_id, state, reason, parsed, seconds, restarts, url, sizes))
     return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id]) for arm in arms]
+
+
+def digests(session: Session, experiment_id: str) -> list[Digest]:
+    """Of the data, teachers and annotations of an experiment's runs, each once."""
+    rows = session.execute(
+        select(Run.spec, Run.result).where(
+            Run.id.in_(select(Trial.run_id).where(Trial.experiment_id == experiment_id))
+        )
+    )  # fmt: skip
+    found = {}
+    for spec, result in rows:
+        for item in _digests(spec, Result.model_validate(result) if result else None):
+            found[item.what, item.name, item.sha256] = item
+    return [found[key] for key in sorted(found)]
+
+
+def _digests(spec: Mapping[str, Any], result: Result | None) -> Iterator[Digest]:
+    # Not as a RunSpec: a run of an older version may have fields that are no more.
+    for what, part, field in NAMED:
+        found = spec.get(part, {})
+        if sha256 := found.get("sha256"):
+            yield Digest(what=what, name=str(found.get(field) or spec["data"]["uri"]), sha256=sha256)
+    if result:
+        yield Digest(what="data subset", name=f"{result.subset_size:,} images", sha256=result.subset_digest)
+        yield Digest(what="held-out images", name="", sha256=result.held_out_digest)

@@ -1,14 +1,16 @@
-"""GET /v1/experiments/{id}/comparison, as JSON, CSV, Markdown and picture."""
+"""GET /v1/experiments/{id}/comparison in every form, its figures, and the report that holds them all."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from service.compare import report
+from service.compare import figures, paper, report
+from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.schemas import Comparison
-from service.compare.service import comparison_of
-from service.errors import NotFound, responses
+from service.compare.service import comparison_of, report_of
+from service.errors import NotFound, NothingToDraw, responses
 
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["comparison"], responses=responses(NotFound))
 
@@ -17,6 +19,11 @@ def _comparison(request: Request, experiment_id: str) -> Comparison:
     state = request.app.state
     with state.db.read() as session:
         return comparison_of(session, experiment_id, state.settings.tracking_uri)
+
+
+def _binary(kinds: Iterable[str]) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: which media types it answers with."""
+    return {200: {"content": {kind: {} for kind in kinds}}}
 
 
 Found = Annotated[Comparison, Depends(_comparison)]
@@ -28,16 +35,47 @@ def get_comparison(comparison: Found) -> Comparison:
     return comparison
 
 
-@router.get("/comparison.md", response_class=Response, responses={200: {"content": {"text/markdown": {}}}})
+@router.get("/comparison.md", response_class=Response, responses=_binary(["text/markdown"]))
 def get_markdown(comparison: Found) -> Response:
     return Response(report.markdown(comparison), media_type="text/markdown; charset=utf-8")
 
 
-@router.get("/comparison.csv", response_class=Response, responses={200: {"content": {"text/csv": {}}}})
+@router.get("/comparison.csv", response_class=Response, responses=_binary(["text/csv"]))
 def get_csv(comparison: Found) -> Response:
     return Response(report.comma_separated(comparison), media_type="text/csv; charset=utf-8")
 
 
-@router.get("/comparison.svg", response_class=Response, responses={200: {"content": {"image/svg+xml": {}}}})
+@router.get("/comparison.svg", response_class=Response, responses=_binary(["image/svg+xml"]))
 def get_plot(comparison: Found) -> Response:
     return Response(svg(comparison), media_type="image/svg+xml")
+
+
+@router.get("/comparison.tex", response_class=Response, responses=_binary(["application/x-tex"]))
+def get_latex(comparison: Found) -> Response:
+    """A table for booktabs."""
+    return Response(latex(comparison), media_type="application/x-tex; charset=utf-8")
+
+
+@router.get(
+    "/figures/{name}.{form}",
+    response_class=Response,
+    responses=_binary(figures.FORMS.values()) | responses(NothingToDraw),
+)
+def get_figure(comparison: Found, name: str, form: str) -> Response:
+    """A figure for a paper: forest, factors, interactions or cost, as svg, png or pdf."""
+    if name not in figures.FIGURES or form not in figures.FORMS:
+        names, forms = ", ".join(figures.FIGURES), ", ".join(figures.FORMS)
+        raise NotFound(f"{name}.{form} was asked for. Figures are {names}; each as {forms}.")
+    try:
+        return Response(figures.draw(comparison, name, form), media_type=figures.FORMS[form])
+    except figures.Undrawable as error:
+        raise NothingToDraw(str(error)) from error
+
+
+@router.get("/report.html", response_class=Response, responses=_binary(["text/html"]))
+def get_report(request: Request, experiment_id: str) -> Response:
+    """Everything in one file: table, figures, spec, digests, and the same again for programs."""
+    state = request.app.state
+    with state.db.read() as session:
+        found = report_of(session, experiment_id, state.settings.tracking_uri)
+    return Response(paper.html(found), media_type="text/html; charset=utf-8", headers=paper.SECURITY)

@@ -1,6 +1,7 @@
 """The comparison as the API returns it: one row an arm, and what may be said about it in words."""
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -39,13 +40,68 @@ class Estimate(Part):
     high: float | None
 
 
-class Difference(Estimate):
-    """Arm minus baseline over the same seeds."""
+class Tested(Estimate):
+    """A difference over seeds, tested against zero."""
 
     p: float | None
     p_holm: float | None
     verdict: str
     """better, worse, no difference shown, or why there is no verdict."""
+
+
+class Difference(Tested):
+    """Arm minus baseline over the same seeds."""
+
+    more_seeds: int | None
+    """Seeds to add until a difference like this one would be shown (80 % power, 0.05 / number of arms compared);
+    10000 = that or more, None = unknown."""
+
+
+class Effect(Tested):
+    """A level minus the baseline's level of the same factor: the mean over the other factors' cells, in each seed."""
+
+    pairs: int
+    """Pairs of runs that differ in this factor alone and have both finished."""
+    missing_pairs: int
+
+
+class FactorLevel(Part):
+    level: str
+    estimate: Estimate
+    """Mean over the other factors' cells, over the seeds that have all of them."""
+    effect: Effect | None
+    """None for the baseline's own level."""
+
+
+class Factor(Part):
+    """A factor with its levels in the order of the request."""
+
+    name: str
+    baseline: str
+    """Level of the baseline."""
+    levels: list[FactorLevel]
+
+
+class FactorCell(Part):
+    level: str
+    other_level: str
+    estimate: Estimate
+
+
+class Contrast(Tested):
+    """Difference of differences: what `level` does at `other_level`, minus what it does at the baseline's."""
+
+    level: str
+    other_level: str
+
+
+class Interaction(Part):
+    """Two factors: every cell, and every 2 x 2 contrast against the baseline's levels."""
+
+    factor: str
+    other: str
+    cells: list[FactorCell]
+    contrasts: list[Contrast]
 
 
 class FloorCheck(Floors):
@@ -74,6 +130,8 @@ class ArmRow(Part):
     gpu_hours: float
     """Process-hours over all attempts of all runs of the arm, however they ended."""
     restarts: int
+    world_sizes: list[int]
+    """Numbers of processes that its runs have been trained with, each once."""
     runs: list[SeedValue]
     missing: list[SeedValue]
     """Trials that are not in the mean: still to come, failed or cancelled."""
@@ -88,5 +146,28 @@ class Comparison(Part):
     metric: RankingMetric | None
     baseline: str
     arms: list[ArmRow]
+    factors: list[Factor]
+    """Main effects of factors with two levels or more; empty without a probe."""
+    interactions: list[Interaction]
+    """Of every pair of such factors."""
     words: list[str]
     """What the table shows and what it does not."""
+
+
+class Digest(Part):
+    """What the numbers are of."""
+
+    what: str
+    name: str
+    sha256: str
+
+
+class Report(Part):
+    """Everything a report shows, so that it can be read back and submitted again."""
+
+    spec: dict[str, Any]
+    """The request as it was understood, defaults filled in."""
+    comparison: Comparison
+    digests: list[Digest]
+    software: dict[str, str]
+    """Versions of what made the report; runs do not record theirs."""

@@ -1,19 +1,43 @@
-"""The comparison of one experiment."""
+"""The comparison of one experiment, and what a report of it needs besides."""
 
+import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 
 from sqlalchemy.orm import Session
 
 from service.compare import repository
-from service.compare.schemas import Comparison
-from service.compare.table import compare
+from service.compare.schemas import Comparison, Report
+from service.compare.table import ArmTrials, compare
 from service.errors import NotFound
+from service.tables import Experiment
+
+SOFTWARE = ("mcf", "scipy", "matplotlib")
 
 
 def comparison_of(session: Session, experiment_id: str, tracking_uri: str | None) -> Comparison:
     """Raises NotFound."""
+    return _compared(*_load(session, experiment_id, tracking_uri))
+
+
+def report_of(session: Session, experiment_id: str, tracking_uri: str | None) -> Report:
+    """Raises NotFound."""
+    experiment, arms = _load(session, experiment_id, tracking_uri)
+    return Report(
+        spec=experiment.spec,
+        comparison=_compared(experiment, arms),
+        digests=repository.digests(session, experiment_id),
+        software={"python": platform.python_version(), **{name: version(name) for name in SOFTWARE}},
+    )
+
+
+def _load(session: Session, experiment_id: str, tracking_uri: str | None) -> tuple[Experiment, list[ArmTrials]]:
     found = repository.load(session, experiment_id, tracking_uri)
     if found is None:
         raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists those there are.")
-    experiment, arms = found
+    return found
+
+
+def _compared(experiment: Experiment, arms: Sequence[ArmTrials]) -> Comparison:
     return compare(experiment.id, experiment.name, arms, datetime.now(UTC))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean
 
+from service.compare.factors import Cell, interactions, main_effects
 from service.compare.schemas import (
     ArmRow,
     Comparison,
@@ -14,7 +15,7 @@ from service.compare.schemas import (
     RankingMetric,
     SeedValue,
 )
-from service.compare.stats import MIN_PAIRS, Paired, Summary, holm, paired, summarise
+from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
 from service.compare.words import describe
 from service.tables import RunState
 from trainer.records import Metric, Result
@@ -32,6 +33,8 @@ class TrialRow:
     process_seconds: float
     restarts: int
     tracking_url: str | None
+    world_sizes: Sequence[int] = ()
+    """Of its stretches of training, in their order."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,10 @@ def compare(experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datet
     differences = {arm.name: paired(_values(arm, metric), base_values) for arm in arms if arm is not baseline}
     adjusted = holm({name: difference.p for name, difference in differences.items() if difference.p is not None})
     rows = [
-        _row(arm, metric, _difference(differences.get(arm.name), adjusted.get(arm.name), metric))
+        _row(arm, metric, _difference(differences.get(arm.name), adjusted.get(arm.name), metric, len(differences)))
         for arm in arms
-    ]  # fmt: skip
+    ]
+    cells = [Cell(arm.levels, _values(arm, metric), [trial.seed for trial in arm.trials]) for arm in arms]
     table = Comparison(
         experiment_id=experiment_id,
         name=name,
@@ -61,6 +65,8 @@ def compare(experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datet
         metric=metric,
         baseline=baseline.name,
         arms=_ranked(rows, metric),
+        factors=main_effects(cells, baseline.levels, metric.higher_is_better) if metric else [],
+        interactions=interactions(cells, baseline.levels, metric.higher_is_better) if metric else [],
         words=[],
     )
     return table.model_copy(update={"words": describe(table, doubt)})
@@ -102,13 +108,14 @@ def _row(arm: ArmTrials, metric: RankingMetric | None, difference: Difference | 
         is_baseline=arm.is_baseline,
         rank=None,
         seeds=len(arm.trials),
-        probe=_estimate(summarise(list(_values(arm, metric).values()))) if metric else None,
+        probe=Estimate(**vars(summarise(list(_values(arm, metric).values())))) if metric else None,
         difference=difference,
         floors=_floors(arm, metric),
         sanity=_sanity([metric for result in results for metric in result.sanity]),
         images_seen=fmean(result.images_seen for result in results) if results else None,
         gpu_hours=sum(trial.process_seconds for trial in arm.trials) / 3600,
         restarts=sum(trial.restarts for trial in arm.trials),
+        world_sizes=sorted({size for trial in arm.trials for size in trial.world_sizes}),
         runs=runs,
         missing=[run for run in runs if run.state is not RunState.SUCCEEDED],
     )
@@ -122,27 +129,15 @@ def _seed(trial: TrialRow) -> SeedValue:
     )  # fmt: skip
 
 
-def _estimate(summary: Summary) -> Estimate:
-    return Estimate(n=summary.n, mean=summary.mean, sd=summary.sd, low=summary.low, high=summary.high)
-
-
-def _difference(found: Paired | None, p_holm: float | None, metric: RankingMetric | None) -> Difference | None:
+def _difference(
+    found: Paired | None, p_holm: float | None, metric: RankingMetric | None, comparisons: int
+) -> Difference | None:
     if found is None or metric is None:
         return None
-    verdict = _verdict(found, p_holm, metric)
-    return Difference(**_estimate(found.summary).model_dump(), p=found.p, p_holm=p_holm, verdict=verdict)
-
-
-def _verdict(found: Paired, p_holm: float | None, metric: RankingMetric) -> str:
-    summary = found.summary
-    if summary.n < MIN_PAIRS or summary.mean is None:
-        return f"n = {summary.n}: no verdict"
-    if not found.has_spread:
-        same = "identical at every seed" if summary.mean == 0 else "the same difference at every seed"
-        return f"{same}: no verdict"
-    if p_holm is None or p_holm >= 0.05:
-        return "no difference shown"
-    return "better" if (summary.mean > 0) == metric.higher_is_better else "worse"
+    return Difference(
+        **vars(found.summary), p=found.p, p_holm=p_holm, verdict=verdict(found, p_holm, metric.higher_is_better),
+        more_seeds=more_seeds(found, comparisons),
+    )  # fmt: skip
 
 
 def _floors(arm: ArmTrials, metric: RankingMetric | None) -> FloorCheck | None:

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from service.compare.schemas import ArmRow, Comparison, SeedValue
-from service.compare.stats import MIN_PAIRS
+from service.compare.schemas import ArmRow, Comparison, Factor, FactorLevel, Interaction, SeedValue
+from service.compare.stats import MIN_PAIRS, MOST_SEEDS
 
 SANITY = "The sanity metrics show that training works; they do not rank arms."
 
@@ -20,6 +20,9 @@ def describe(table: Comparison, doubt: str) -> list[str]:
         if table.metric.note:
             words.append(table.metric.note[0].upper() + table.metric.note[1:].rstrip(".") + ".")
         words += _against_baseline(table)
+        words += _power(table.arms)
+        words += _effects(table)
+        words += _interactions(table.interactions)
         words += _floors(table.arms)
     if any(row.sanity for row in table.arms):
         words.append(SANITY)
@@ -56,6 +59,66 @@ def _against_baseline(table: Comparison) -> list[str]:
     if not told:
         told.append(f"No arm is shown to differ from the baseline ({baseline.name}) after Holm's correction.")
     return told
+
+
+def _power(rows: Sequence[ArmRow]) -> list[str]:
+    undecided = [row for row in rows if row.difference and row.difference.verdict == "no difference shown"]
+    needed = [
+        f"{row.name}: {count:,}{'' if count < MOST_SEEDS else ' or more'}"
+        for row in undecided
+        if row.difference and (count := row.difference.more_seeds) is not None
+    ]
+    if not needed:
+        return []
+    return [
+        "Seeds to add until a difference as large as the one seen would be shown (80 % power, spread as seen, at 0.05 "
+        f"over the number of arms compared): {_list(needed)}."
+    ]
+
+
+def _effects(table: Comparison) -> list[str]:
+    """With one factor the arms are its levels, and everything is said."""
+    if len(table.factors) < 2:
+        return []
+    told = []
+    for verdict in "better", "worse":
+        names = [_versus(factor, level) for factor, level in _levels(table) if _verdict(level) == verdict]
+        if names:
+            told.append(f"{verdict.capitalize()} in the mean over the other factors: {_list(names)}.")
+    if not told:
+        told.append("No factor is shown to matter in the mean over the others, after Holm's correction over all.")
+    if missing := sum(level.effect.missing_pairs for _, level in _levels(table) if level.effect):
+        total = missing + sum(level.effect.pairs for _, level in _levels(table) if level.effect)
+        told.append(
+            f"Effects of factors are of the pairs of runs that there are: {missing} of {total} pairs (same seed, same "
+            "levels of the other factors) have not both finished."
+        )
+    return told
+
+
+def _interactions(found: Sequence[Interaction]) -> list[str]:
+    shown = [
+        f"{pair.factor}={contrast.level} with {pair.other}={contrast.other_level} ({contrast.mean:+.3g})"
+        for pair in found
+        for contrast in pair.contrasts
+        if contrast.verdict == "interaction shown"
+    ]
+    if not shown:
+        return []
+    return [f"The effect of one factor depends on the other, so read the cells and not the means: {_list(shown)}."]
+
+
+def _levels(table: Comparison) -> list[tuple[Factor, FactorLevel]]:
+    return [(factor, level) for factor in table.factors for level in factor.levels if level.effect]
+
+
+def _verdict(level: FactorLevel) -> str:
+    return level.effect.verdict if level.effect else ""
+
+
+def _versus(factor: Factor, level: FactorLevel) -> str:
+    assert level.effect
+    return f"{factor.name}={level.level} than {factor.baseline} ({level.effect.mean:+.3g})"
 
 
 def _floors(rows: Sequence[ArmRow]) -> list[str]:

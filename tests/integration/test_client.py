@@ -1,6 +1,7 @@
 """The client and the `mcf` command against a real service whose attempts are cheap."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 
 from k8s.local import stop_all
 from service.client import Client, NoSuchThing, Refused, ServiceAway
+from service.compare.paper import html, read_back
 from tests.conftest import free_port
 from tests.integration.test_service import Service
 from tests.integration.test_service import request as cheap
@@ -123,10 +125,56 @@ def test_watching_ends_with_the_comparison_and_says_whether_all_went_well(
     bad = mcf("submit", str(write(tmp_path, spec)), "--watch")
     assert bad.returncode == 1
     assert "the loss is not finite" in bad.stdout
-    for form, start in ("md", "# half"), ("csv", "rank,arm"), ("json", "{"):
+    for form, start in ("md", "# half"), ("csv", "rank,arm"), ("json", "{"), ("tex", "% e"):
         assert mcf("compare", "half", "--format", form).stdout.startswith(start)
     assert "half" in mcf("list").stdout
     assert "temperature=0.5" in mcf("show", "half").stdout
+
+
+def test_a_report_is_trained_again_and_it_is_said_number_by_number_what_moved(
+    mcf: Mcf, client: Client, tiny_faces: Path, tmp_path: Path
+) -> None:
+    client.submit(cheap(tiny_faces, name="told", seeds=2)).wait(poll_seconds=0.2, timeout_seconds=60)
+    written = mcf("report", "told")
+    assert written.returncode == 0, written.stderr
+    file = tmp_path / "told.html"
+    assert mcf("report", "told", "--out", "-").stdout.startswith("<!doctype html>")
+    same = mcf("reproduce", str(file))
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert re.search(r"\n0 of \d+ numbers moved", same.stdout)
+    again = client.experiment("told")
+    was = read_back(file.read_text())
+    # It was trained, not shared.
+    assert again.id != was.comparison.experiment_id
+    assert not any(trial.shared for arm in again.detail.arms for trial in arm.trials)
+    assert not {run.id for run in again.runs()} & {run.run_id for row in was.comparison.arms for run in row.runs}
+
+    number = was.comparison.arms[0].runs[1]
+    assert number.value is not None
+    number.value += 0.25
+    file.write_text(html(was))
+    moved = mcf("reproduce", str(file), "--with", again.id)
+    assert moved.returncode == 1
+    assert re.search(r"\n1 of \d+ numbers moved", moved.stdout)
+    assert f"seed {number.seed}" in next(line for line in moved.stdout.splitlines() if line.rstrip().endswith("-0.25"))
+    wrong = mcf("reproduce", str(write(tmp_path, {})))
+    assert wrong.returncode == 1
+    assert "no report of mcf" in wrong.stderr
+
+
+def test_two_experiments_are_compared_arm_by_arm(mcf: Mcf, client: Client, tiny_faces: Path) -> None:
+    ratios = ({"mask_ratio": [0.75, 0.5]}, {"mask_ratio": [0.5, 0.25]})
+    for name, factors in zip(("left-one", "right-one"), ratios, strict=True):
+        experiment = client.submit(cheap(tiny_faces, name=name, factors=factors))
+        experiment.wait(poll_seconds=0.2, timeout_seconds=60)
+    shown = mcf("compare", "left-one", "right-one")
+    assert shown.returncode == 0, shown.stderr
+    [line] = [line for line in shown.stdout.splitlines() if line.startswith("mask_ratio=0.5 ")]
+    assert line.rstrip().endswith("3 shared")
+    assert re.search(r"Only in left-one .*: mask_ratio=0.75\.", shown.stdout)
+    assert re.search(r"Only in right-one .*: mask_ratio=0.25\.", shown.stdout)
+    assert '"same_runs": 3' in mcf("compare", "left-one", "right-one", "--format", "json").stdout
+    assert mcf("compare", "left-one", "right-one", "--format", "csv").returncode == 2
 
 
 def test_ctrl_c_while_watching_leaves_the_experiment_alone_and_says_so(

@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
+from service.compare.paper import read_back
 from service.compare.service import comparison_of
 from service.db import Database
 from service.experiments import service as experiments
@@ -80,7 +81,7 @@ def tracked(url: str, name: str) -> tuple[list[Run], list[Run]]:
 
 
 def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(
-    bench: Bench, spec: dict[str, Any], mlflow_server: str
+    bench: Bench, spec: dict[str, Any], mlflow_server: str, tmp_path: Path
 ) -> None:
     experiment = bench.submit(spec)
     finish(bench)
@@ -95,7 +96,12 @@ def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(
     assert {child.data.tags["mcf.factor.mask_ratio"] for child in children} == {"0.5", "0.75"}
     client = MlflowClient(mlflow_server)
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert names == {"comparison.md", "comparison.csv", "comparison.json", "comparison.svg"}
+    forms = {f"comparison.{form}" for form in ("md", "csv", "json", "tex", "svg")}
+    assert names == forms | {"report.html", "figures"}
+    figures = {item.path for item in client.list_artifacts(parent.info.run_id, "figures")}
+    assert figures == {"figures/forest.svg", "figures/factors.svg", "figures/cost.svg"}  # one factor: no interactions
+    report = client.download_artifacts(parent.info.run_id, "report.html", str(tmp_path))
+    assert read_back(Path(report).read_text()).comparison.experiment_id == experiment
     with bench.db.read() as session:
         table = comparison_of(session, experiment, mlflow_server)
     assert table.arms[0].runs[0].tracking_url in {

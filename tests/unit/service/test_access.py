@@ -132,7 +132,7 @@ def test_what_is_another_projects_is_not_there_by_any_address(guarded: Guarded, 
     assert (mine["project"], other["project"]) == ("ours", "theirs")
     asked = 0
     for method, path in guarded.routes:
-        if not (names := set(re.findall(r"{(\w+)}", path)) - {"name", "token_id"}):
+        if not (names := set(re.findall(r"{(\w+)}", path)) - {"name", "form", "token_id"}):
             continue
         # An id by another name would not be seen to (service.auth).
         assert names <= {"experiment_id", "run_id"}, path

@@ -19,6 +19,8 @@ from sqlalchemy import select, update
 
 from service.app import create_app
 from service.auth import COOKIE
+from service.compare.paper import read_back
+from service.compare.schemas import Comparison
 from service.experiments import service as experiments
 from service.settings import Settings
 from service.tables import Run, RunState
@@ -161,7 +163,15 @@ def test_bodies_and_experiments_of_absurd_size_are_refused_before_they_cost_anyt
 # ---------------------------------------------------------------- reading
 
 
-@pytest.mark.parametrize("path", ["/v1/experiments/nope", "/v1/experiments/nope/comparison.md", "/v1/runs/nope/logs"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/experiments/nope",
+        "/v1/experiments/nope/comparison.md",
+        "/v1/experiments/nope/report.html",
+        "/v1/runs/nope/logs",
+    ],
+)
 def test_what_does_not_exist_is_404_and_says_where_to_look(scene: Scene, path: str) -> None:
     answer = scene.http.get(path)
     assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
@@ -196,7 +206,7 @@ def test_200_runs_cost_no_more_statements_than_two(scene: Scene, spec: dict[str,
     small = experiments.submit(scene.db, check_and_resolve(spec | {"factors": {}, "seeds": 2}), None, "a")
     large = experiments.submit(scene.db, check_and_resolve(spec | {"factors": {"mask_ratio": ratios}}), None, "b")
     scene.finish()
-    for path in "", "/comparison", "/comparison.md", "/comparison.csv":
+    for path in "", "/comparison", "/comparison.md", "/comparison.csv", "/comparison.tex", "/report.html":
         counts = {}
         for name in small, large:
             with counting_statements(scene.db.engine) as statements:
@@ -215,10 +225,57 @@ def test_the_comparison_comes_in_every_form(scene: Scene, spec: dict[str, Any]) 
     scene.finish()
     table = scene.http.get(f"/v1/experiments/{experiment}/comparison").json()
     assert [arm["rank"] for arm in table["arms"]] == [1, 2]
-    for form, kind in ("md", "text/markdown"), ("csv", "text/csv"), ("svg", "image/svg+xml"):
+    forms = {"md": "text/markdown", "csv": "text/csv", "svg": "image/svg+xml", "tex": "application/x-tex"}
+    for form, kind in forms.items():
         answer = scene.http.get(f"/v1/experiments/{experiment}/comparison.{form}")
         assert answer.headers["content-type"].startswith(kind)
-        assert "mask_ratio=0.75" in answer.text
+        assert ("mask\\_ratio=0.75" if form == "tex" else "mask_ratio=0.75") in answer.text
+
+
+def test_an_arm_tells_with_how_many_processes_it_was_trained(scene: Scene, spec: dict[str, Any]) -> None:
+    experiment = scene.http.post("/v1/experiments", json=spec).json()["id"]
+    with scene.db.write() as session:
+        session.execute(update(Run).values(world_sizes=[8, 2, 8]))
+    for arm in scene.http.get(f"/v1/experiments/{experiment}/comparison").json()["arms"]:
+        assert arm["world_sizes"] == [2, 8]
+
+
+def test_figures_come_as_files_or_say_why_not(scene: Scene, spec: dict[str, Any]) -> None:
+    experiment = scene.http.post("/v1/experiments", json=spec | {"seeds": 3}).json()["id"]
+    address = f"/v1/experiments/{experiment}/figures"
+    answer = scene.http.get(f"{address}/forest.svg")
+    assert (answer.status_code, answer.json()["error"]) == (409, "nothing_to_draw")
+    scene.finish()
+    kinds = {"svg": ("image/svg+xml", b"<?xml"), "png": ("image/png", b"\x89PNG"), "pdf": ("application/pdf", b"%PDF-")}
+    for form, (kind, start) in kinds.items():
+        answer = scene.http.get(f"{address}/forest.{form}")
+        assert (answer.headers["content-type"], answer.content[:5].startswith(start)) == (kind, True)
+    answer = scene.http.get(f"{address}/interactions.pdf")
+    assert answer.status_code == 409
+    assert "two factors or more" in answer.json()["detail"]
+    for wrong in "forest.gif", "volcano.svg":
+        answer = scene.http.get(f"{address}/{wrong}")
+        assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+        assert "forest, factors, interactions, cost; each as svg, png, pdf" in answer.json()["detail"]
+
+
+def test_the_report_holds_spec_numbers_and_digests_and_forbids_itself_to_load_anything(
+    scene: Scene, spec: dict[str, Any]
+) -> None:
+    experiment = scene.http.post("/v1/experiments", json=spec | {"seeds": 3}).json()["id"]
+    scene.finish()
+    answer = scene.http.get(f"/v1/experiments/{experiment}/report.html")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    found = read_back(answer.text)
+    table = Comparison.model_validate(scene.http.get(f"/v1/experiments/{experiment}/comparison").json())
+    assert found.comparison == table.model_copy(update={"made_at": found.comparison.made_at})
+    assert found.spec == scene.http.get(f"/v1/experiments/{experiment}").json()["spec"]
+    with scene.db.read() as session:
+        run = session.scalars(select(Run)).first()
+    assert run
+    assert {(item.what, item.sha256) for item in found.digests} == {
+        ("data", run.spec["data"]["sha256"]), ("data subset", "0" * 64), ("held-out images", "1" * 64),
+    }  # fmt: skip
 
 
 def test_logs_are_followed_until_the_run_has_ended(scene: Scene, spec: dict[str, Any]) -> None:

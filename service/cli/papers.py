@@ -1,0 +1,179 @@
+"""`mcf report`, `mcf reproduce` and `mcf compare ONE OTHER`: results that leave the service, and come back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from service.cli import show
+from service.cli.watch import watch
+from service.client import Client, Experiment, McfError
+
+if TYPE_CHECKING:
+    from service.compare.across import Across
+    from service.compare.reproduce import Number
+    from service.compare.schemas import Estimate, Report
+
+MOVED, INTERRUPTED = 1, 130
+
+
+def report(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="An experiment: its name, its id, or the beginning of it.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it; else NAME.html here, `-` prints it.")] = None,
+) -> None:
+    """Write everything about an experiment into one HTML file, which needs no network."""
+    experiment = ctx.obj().experiment(name)
+    text = experiment.report()
+    if out == Path("-"):
+        typer.echo(text, nl=False)
+        return
+    file = out or Path(f"{experiment.detail.name}.html")
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise McfError(f"{file} cannot be written: {error.strerror}. Name another with --out.") from error
+    typer.echo(f"{file}: {len(text) / 1000:.0f} kB. `mcf reproduce {file}` trains it again and says what moved.")
+
+
+def reproduce(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="REPORT", help="A file of `mcf report`.")],
+    against: Annotated[
+        str | None, typer.Option("--with", help="An experiment that has trained it again; nothing is submitted.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Relative; what moved by less has not moved.")
+    ] = 0.0,
+    project: Annotated[str | None, typer.Option(help="Where it belongs; else the token's, else `default`.")] = None,
+) -> None:
+    """Train a report's experiment again and say which numbers moved. Exit code 0: none."""
+    from service.compare.paper import read_back
+    from service.compare.reproduce import numbers, other_digests
+
+    client, console, was = ctx.obj(), show.terminal(), _read(file)
+    experiment = client.experiment(against) if against else _submit(client, was, project)
+    try:
+        watch(experiment, console)
+    except KeyboardInterrupt:
+        again = f"mcf reproduce {file} --with {experiment.id}"
+        console.print(f"\nStopped watching; {experiment.id} goes on. `{again}` to look again.", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    now = read_back(experiment.report())
+    for difference in other_digests(was.digests, now.digests):
+        console.print(f"not the same input: {difference}", soft_wrap=True)
+    for name in sorted(was.software.keys() | now.software.keys()):
+        if was.software.get(name) != now.software.get(name):
+            console.print(f"not the same version: {name} {was.software.get(name)}, today {now.software.get(name)}")
+    found = numbers(was.comparison, now.comparison, tolerance)
+    moved = [number for number in found if number.has_moved]
+    console.print(_numbers(found))
+    within = f" by more than {tolerance:g} of it" if tolerance else ""
+    console.print(
+        f"\n{len(moved)} of {len(found)} numbers moved{within}: {file} against {experiment.id}.", soft_wrap=True
+    )
+    raise typer.Exit(MOVED if moved or not found else 0)
+
+
+def across(client: Client, name: str, other: str, *, as_json: bool) -> None:
+    """Two experiments, arm by arm."""
+    from service.compare.across import across as side_by_side
+    from service.compare.across import dotted
+
+    one, two = client.experiment(name), client.experiment(other)
+    specs, other_specs = (
+        {arm: dotted(spec) for arm, spec in experiment.specs().items()} for experiment in (one, two)
+    )  # fmt: skip
+    found = side_by_side(one.table(), two.table(), specs, other_specs)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        show.terminal().print(_across(found))
+
+
+def _read(file: Path) -> "Report":
+    from service.compare.paper import NoReport, read_back
+
+    try:
+        return read_back(file.read_text())
+    except OSError as error:
+        raise McfError(f"{file} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, NoReport) as error:
+        raise McfError(f"{file}: {error}. `mcf report EXPERIMENT` writes one.") from error
+
+
+def _submit(client: Client, was: "Report", project: str | None) -> Experiment:
+    from service.compare.reproduce import other_runs
+
+    console = show.terminal()
+    if others := other_runs(was, client.plan(was.spec, project=project)):
+        console.print(
+            f"{len(others)} runs will not be those of the report, because the data, a teacher or the defaults of mcf "
+            f"have changed since: {'; '.join(others[:4])}{' ...' if len(others) > 4 else ''}.",
+            soft_wrap=True,
+        )
+    experiment = client.submit({**was.spec, "share": False}, project=project)
+    console.print(
+        f"{was.comparison.experiment_id} is trained again as {experiment.id}: {show.counts(experiment.detail)}",
+        soft_wrap=True,
+    )
+    return experiment
+
+
+def _numbers(found: "list[Number]") -> RenderableType:
+    table = show.columns("arm", "number", "report", "today", "moved by")
+    for number in found:
+        by = number.now - number.was if number.now is not None and number.was is not None else None
+        told = f"{by:+.3g}" if by else "" if not number.has_moved else "missing"
+        table.add_row(
+            number.arm, number.name, _value(number.was), _value(number.now), told,
+            style="yellow" if number.has_moved else "",
+        )  # fmt: skip
+    return table
+
+
+def _across(found: "Across") -> RenderableType:
+    unit = f"{found.metric.name.removeprefix('probe/')} ({found.metric.unit})" if found.metric else "probe"
+    one, other = (f"{item.name} ({item.experiment_id})" for item in (found.one, found.other))
+    table = show.columns(
+        "arm", one, other, "difference", "95 % interval", "over common seeds", "n", "95 % interval", "runs"
+    )
+    for pair in found.pairs:
+        same = f"{pair.same_runs} shared" if pair.same_runs else ""
+        table.add_row(
+            pair.one, _mean(pair.probe), _mean(pair.other_probe), *_difference(pair.unpaired),
+            _mean(pair.paired, "+.3g"), str(pair.paired.n) if pair.paired else "", _interval(pair.paired), same,
+        )  # fmt: skip
+    words = [f"{unit}: second minus first."] if found.metric else [
+        "The two were not measured by the same probe, or one has no finished run: no numbers stand side by side."
+    ]  # fmt: skip
+    for pair in found.pairs:
+        if pair.differs:
+            told = "; ".join(f"{field} {was} there, {now} here" for field, (was, now) in pair.differs.items())
+            words.append(f"{pair.one} has the same levels in both, but another spec: {told}.")
+    words += [f"Only in {one}: {'; '.join(found.only_one)}."] if found.only_one else []
+    words += [f"Only in {other}: {'; '.join(found.only_other)}."] if found.only_other else []
+    return Group(_filled(table), *(Text(f"* {word}") for word in words))
+
+
+def _filled(table: Table) -> RenderableType:
+    return table if table.row_count else Text("No arm of one has the spec or the levels of an arm of the other.")
+
+
+def _difference(found: "Estimate | None") -> list[str]:
+    return [_mean(found, "+.3g"), _interval(found)]
+
+
+def _mean(found: "Estimate | None", form: str = ".4g") -> str:
+    return format(found.mean, form) if found and found.mean is not None else ""
+
+
+def _interval(found: "Estimate | None") -> str:
+    return f"{found.low:+.3g} to {found.high:+.3g}" if found and found.low is not None else ""
+
+
+def _value(value: float | None) -> str:
+    return "missing" if value is None else repr(value)

@@ -1,0 +1,71 @@
+"""What moved between a report and the same request trained again, number by number."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from service.compare.schemas import Comparison, Digest, Report
+from service.experiments.schemas import Plan
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a comparison, in the report and today; None = it was or is missing."""
+
+    arm: str
+    name: str
+    was: float | None
+    now: float | None
+
+    @property
+    def has_moved(self) -> bool:
+        return self.was != self.now
+
+
+def numbers(was: Comparison, now: Comparison, tolerance: float = 0.0) -> list[Number]:
+    """Every measured number of both; `tolerance` is relative: what moved by less has not moved."""
+    before, after = dict(_measured(was)), dict(_measured(now))
+    found = []
+    for arm, name in dict.fromkeys([*before, *after]):
+        old, new = before.get((arm, name)), after.get((arm, name))
+        if old is not None and new is not None and math.isclose(old, new, rel_tol=tolerance, abs_tol=0.0):
+            new = old
+        found.append(Number(arm, name, old, new))
+    return found
+
+
+def other_runs(report: Report, planned: Plan) -> list[str]:
+    """Arms and seeds whose runs would not be those of the report, because the data, a teacher or mcf has changed.
+
+    A shared run is named by the digest of its spec and of all it sees; runs that were trained again on purpose are not.
+    """
+    if not report.spec.get("share", True):
+        return []
+    known = {(row.name, run.seed): run.run_id for row in report.comparison.arms for run in row.runs}
+    return [
+        f"{run.arm}, seed {run.seed}"
+        for run in planned.runs
+        if known.get((run.arm, run.seed)) != f"r{run.digest[:12]}"
+    ]  # fmt: skip
+
+
+def other_digests(was: Sequence[Digest], now: Sequence[Digest]) -> list[str]:
+    """What the numbers are of, where that is not the same."""
+    before, after = ({(item.what, item.sha256): item.name for item in items} for items in (was, now))
+    gone = [
+        f"{what} {before[what, digest]} {digest[:12]}: only in the report" for what, digest in before.keys() - after
+    ]
+    new = [f"{what} {after[what, digest]} {digest[:12]}: only today" for what, digest in after.keys() - before]
+    return sorted(gone) + sorted(new)
+
+
+def _measured(table: Comparison) -> Iterator[tuple[tuple[str, str], float | None]]:
+    probe = table.metric.name if table.metric else "probe"
+    for row in table.arms:
+        for run in row.runs:
+            yield (row.name, f"{probe}, seed {run.seed}"), run.value
+        if row.floors:
+            yield (row.name, "floor: raw pixels"), row.floors.pixels
+            yield (row.name, "floor: untrained encoder"), row.floors.random_encoder
+        for name, value in row.sanity.items():
+            yield (row.name, name), value

@@ -21,7 +21,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,11 @@ class Storm:
                 with contextlib.suppress(RuntimeError):
                     self.url = self.release.url
 
-    def submit(self, name: str, steps: int) -> str:
-        """Four arms x two seeds on one to two nodes; returns the experiment's id."""
+    def submit(self, name: str, steps: int, *, arms: int = 4, seeds: int = 2) -> str:
+        """Two or four arms on one to two nodes; returns the experiment's id."""
         bucket = self.release.namespace
         spec = {
-            "name": name, "seeds": 2, "share": False,
+            "name": name, "seeds": seeds, "share": False,
             "base": {
                 "preset": "tiny", "input_size": 32, "teacher": "none", "precision": "float64",
                 "data": {"uri": f"s3://{bucket}/faces", "format": "shards"},
@@ -80,7 +80,7 @@ class Storm:
                 "schedule": {"length": steps, "warmup": 5},
                 "cadence": {"checkpoint_steps": 20, "log_steps": 5, "picture_steps": 100},
             },
-            "factors": {"data.subset_size": [64, 128], "mask_ratio": [0.5, 0.75]},
+            "factors": {"mask_ratio": [0.5, 0.75], **({"data.subset_size": [64, 128]} if arms == 4 else {})},
             "placement": {"pool": "cpu", "min_nodes": 1, "max_nodes": 2},
         }  # fmt: skip
         return str(self.ask("/v1/experiments", spec)["id"])
@@ -167,13 +167,13 @@ class Storm:
 
     # ------------------------------------------------------------ and what comes of it
 
-    def blow(self, run_ids: list[str], rounds: int) -> Iterator[tuple[str, float | None]]:
+    def blow(self, run_ids: list[str], rounds: int, only: Sequence[str] = ()) -> Iterator[tuple[str, float | None]]:
         """Each disturbance with the longest time without a new step of the run that was hit, in seconds.
 
         None where that run came to its end meanwhile, which has pauses of its own.
         """
         for _ in range(rounds):
-            kinds = list(self.disturbances().items())
+            kinds = [(name, what) for name, what in self.disturbances().items() if not only or name in only]
             self.rng.shuffle(kinds)
             for name, disturb in kinds:
                 time.sleep(self.rng.uniform(1, 8))
@@ -247,6 +247,7 @@ def put_faces(bucket: str) -> None:
 
 
 def judge(storm: Storm, rounds: int, steps: int) -> None:
+    """Print what came of it. Raises AssertionError where something that has to hold does not."""
     disturbed = storm.submit("storm", steps)
     say("submitted", disturbed)
     runs = storm.runs(disturbed)
@@ -263,8 +264,11 @@ def judge(storm: Storm, rounds: int, steps: int) -> None:
         say(*trial, f"{found['restarts']} restarts, world sizes {found['world_sizes']}, attempts {attempts}")
     table = storm.ask(f"/v1/experiments/{disturbed}/comparison")
     assert table["complete"], table["words"]
-    calm = storm.finish(storm.submit("calm", steps))
-    time.sleep(5)
+    compare(storm, ended, storm.finish(storm.submit("calm", steps)))
+
+
+def compare(storm: Storm, ended: dict[tuple[str, int], Any], calm: dict[tuple[str, int], Any]) -> None:
+    """Raises AssertionError where a disturbed run's numbers are not those of its undisturbed twin."""
     for trial, found in calm.items():
         theirs, ours = storm.curve(found["id"]), storm.curve(ended[trial]["id"])
         assert ours.keys() == theirs.keys(), (trial, sorted(ours.keys() ^ theirs.keys()))
@@ -273,6 +277,21 @@ def judge(storm: Storm, rounds: int, steps: int) -> None:
         say(*trial, f"{len(theirs)} logged steps, largest relative difference {off:.2g}, probes {probes}")
         assert off < 1e-6
         assert abs(probes[0] - probes[1]) < 1e-6
+
+
+@contextlib.contextmanager
+def stormy(namespace: str, seed: int, *, keep: bool = False) -> Iterator[Storm]:
+    """A release of its own in a cluster that bears the loss of a node, with faces in its bucket."""
+    gateway = Gateway(int(urllib.parse.urlsplit(S3["endpoint"]).port or 80), HOST)
+    settings = {"tickSeconds": 0.5, "maxConcurrentRuns": 2}
+    with two_jobset_controllers():
+        try:
+            release = install(namespace, store={"endpoint": gateway.url}, service={"settings": settings})
+            put_faces(namespace)
+            yield Storm(release, gateway, seed)
+        finally:
+            if not keep:
+                remove(namespace)
 
 
 def main() -> None:
@@ -284,17 +303,9 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the release there afterwards")
     options = parser.parse_args()
     run("kubectl", "version", "--output=json")
-    gateway = Gateway(int(urllib.parse.urlsplit(S3["endpoint"]).port or 80), HOST)
-    with two_jobset_controllers():
-        settings = {"tickSeconds": 0.5, "maxConcurrentRuns": 2}
-        release = install(options.namespace, store={"endpoint": gateway.url}, service={"settings": settings})
-        try:
-            say("installed")
-            put_faces(options.namespace)
-            judge(Storm(release, gateway, options.seed), options.rounds, options.steps)
-        finally:
-            if not options.keep:
-                remove(options.namespace)
+    with stormy(options.namespace, options.seed, keep=options.keep) as storm:
+        say("installed")
+        judge(storm, options.rounds, options.steps)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ RUN echo hatchling==1.33.0 > /tmp/build.txt && uv pip install --no-cache --no-de
     && python -c "import torch, torchvision; torchvision.ops.nms(torch.rand(1, 4), torch.rand(1), .5)"
 USER 10001
 CMD ["python", "-m", "trainer.main", "--help"]
-ARG VERSION=0.1.0 REVISION=unknown
+ARG VERSION=0.1.0 REVISION=
 LABEL org.opencontainers.image.description="mcf: trainer" \
     org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
+# Every run writes down what it was trained with.
+ENV MCF_REVISION=${REVISION}

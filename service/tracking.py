@@ -109,6 +109,10 @@ class Tracker:
             for key, value in metrics.items():
                 self._client.log_metric(run_id, key, value)
 
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        with self._calling(f"the MLflow run {run_id}"):
+            self._client.log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
+
     def write(self, run_id: str, files: Mapping[str, str]) -> None:
         """Text artifacts by name; the same name again replaces."""
         with self._calling(f"artifacts of the MLflow run {run_id}"):

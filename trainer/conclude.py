@@ -18,6 +18,7 @@ from trainer.pictures import MAX_ROWS, hide, panel
 from trainer.records import Outcome, Result, Verdict
 from trainer.report import RankZero
 from trainer.sanity import held_out_noise
+from trainer.software import software
 from trainer.spec import RunSpec
 from trainer.storage import Store
 
@@ -41,7 +42,7 @@ def conclude(
         subset_digest=split.train.digest, held_out_digest=split.held_out.digest, probe=evaluated.probe,
         floors=evaluated.floors, probe_note=evaluated.probe_note, sanity=evaluated.sanity,
         losses=report.mean_losses(), export=export_address(store),
-        undecodable=tuple(sorted(parts.undecodable.values())),
+        undecodable=tuple(sorted(parts.undecodable.values())), software=software(),
     )  # fmt: skip
     for name, data in export(run, parts.model, result, store).items():
         report.log.artifact(name, data)

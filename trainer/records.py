@@ -16,6 +16,8 @@ The trainer writes, the service reads. Nothing here is ever changed by two write
 from datetime import datetime
 from enum import StrEnum
 
+from pydantic import Field
+
 from trainer.spec import Frozen
 
 SPEC = "spec.json"
@@ -135,3 +137,5 @@ class Result(Frozen):
     """Means over the last logged steps; not comparable between teachers or mask ratios."""
     export: str
     """Address of the exported encoder."""
+    software: dict[str, str] = Field(default_factory=dict)
+    """What it was trained with: name -> version, and the commit."""

@@ -65,9 +65,10 @@ def reproduce(
     now = read_back(experiment.report())
     for difference in other_digests(was.digests, now.digests):
         console.print(f"not the same input: {difference}", soft_wrap=True)
-    for name in sorted(was.software.keys() | now.software.keys()):
-        if was.software.get(name) != now.software.get(name):
-            console.print(f"not the same version: {name} {was.software.get(name)}, today {now.software.get(name)}")
+    for name in sorted(was.trained_with.keys() | now.trained_with.keys()):
+        before, today = (" and ".join(found.trained_with.get(name, ["unknown"])) for found in (was, now))
+        if before != today:
+            console.print(f"not the same version: {name} {before}, today {today}", soft_wrap=True)
     found = numbers(was.comparison, now.comparison, tolerance)
     moved = [number for number in found if number.has_moved]
     console.print(_numbers(found))

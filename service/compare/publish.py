@@ -25,8 +25,12 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
             .where(Trial.experiment_id == experiment_id)
         ).all()
     for run, arm, seed in rows:
-        if run.home_id != experiment_id and run.state is RunState.SUCCEEDED:
+        if run.state is not RunState.SUCCEEDED:
+            continue
+        if run.home_id != experiment_id:
             _copy(tracker, parent, experiment_id, run, arm, seed)
+        elif run.tracking_run_id:
+            _complete(tracker, run.tracking_run_id, run)
     comparison = found.comparison
     drawn = {name: figures.draw(comparison, name, "svg").decode() for name in figures.drawable(comparison)}
     files = {
@@ -57,7 +61,23 @@ def _copy(tracker: Tracker, parent: TrackedRun, experiment_id: str, run: Run, ar
         params=flat(run.spec),
     )
     tracker.log_metrics(child.run_id, _final_metrics(Result.model_validate(run.result)))
+    _complete(tracker, child.run_id, run)
     tracker.finish(child.run_id, run.state, {"mcf.state": run.state.value})
+
+
+def _complete(tracker: Tracker, tracking_run_id: str, run: Run) -> None:
+    """What only the service knows of a run, or MLflow's table has no column for: cost, and what it was trained on."""
+    result = Result.model_validate(run.result)
+    cost = {"process_hours": run.process_seconds / 3600, "restarts": run.restarts, "images_seen": result.images_seen}
+    tracker.log_metrics(tracking_run_id, {f"cost/{name}": float(value) for name, value in cost.items()})
+    known = {
+        "mcf.subset_digest": result.subset_digest,
+        "mcf.held_out_digest": result.held_out_digest,
+        "mcf.teacher_digest": run.spec.get("teacher", {}).get("sha256"),
+        "mcf.world_sizes": " ".join(map(str, run.world_sizes)),
+        **{f"mcf.trained_with.{name}": number for name, number in result.software.items()},
+    }
+    tracker.tag(tracking_run_id, {name: value for name, value in known.items() if value})
 
 
 def _final_metrics(result: Result) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.tables import RunState
 from trainer.records import Floors
@@ -170,4 +170,6 @@ class Report(Part):
     comparison: Comparison
     digests: list[Digest]
     software: dict[str, str]
-    """Versions of what made the report; runs do not record theirs."""
+    """Versions of what made the report."""
+    trained_with: dict[str, list[str]] = Field(default_factory=dict)
+    """Versions that the finished runs were trained with, and their commits: more than one where they differ."""

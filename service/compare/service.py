@@ -29,6 +29,7 @@ def report_of(session: Session, experiment_id: str, tracking_uri: str | None) ->
         comparison=_compared(experiment, arms),
         digests=repository.digests(session, experiment_id),
         software={"python": platform.python_version(), **{name: version(name) for name in SOFTWARE}},
+        trained_with=_trained_with(arms),
     )
 
 
@@ -37,6 +38,14 @@ def _load(session: Session, experiment_id: str, tracking_uri: str | None) -> tup
     if found is None:
         raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists those there are.")
     return found
+
+
+def _trained_with(arms: Sequence[ArmTrials]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for trial in (trial for arm in arms for trial in arm.trials if trial.result):
+        for name, number in trial.result.software.items() if trial.result else ():
+            found.setdefault(name, set()).add(number)
+    return {name: sorted(numbers) for name, numbers in found.items()}
 
 
 def _compared(experiment: Experiment, arms: Sequence[ArmTrials]) -> Comparison:

@@ -1,5 +1,7 @@
 """What the service writes into a real MLflow server, also when it is killed on the way."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from service.tables import Experiment
 from service.telemetry import Telemetry
 from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingGone
 from tests.unit.service.bench import Bench, Killed
+
+RECOMPUTE = Path(__file__).parents[2] / "examples" / "recompute.py"
 
 
 class KilledTracker(Tracker):
@@ -107,6 +111,29 @@ def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(
     assert table.arms[0].runs[0].tracking_url in {
         f"{mlflow_server}/#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}" for child in children
     }
+
+
+def test_every_number_of_the_table_can_be_computed_anew_from_mlflow_by_somebody_else(
+    bench: Bench, spec: dict[str, Any], mlflow_server: str, tmp_path: Path
+) -> None:
+    spec["factors"]["contrastive.temperature"] = [0.1, 0.2]
+    bench.submit(spec | {"name": f"{spec['name']}-first"})
+    finish(bench)
+    # Its numbers come into MLflow by the service; here no trainer logs any.
+    experiment = bench.submit(spec)
+    finish(bench)
+    command = [sys.executable, str(RECOMPUTE), mlflow_server, experiment]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[0]) > 40
+    client = MlflowClient(mlflow_server)
+    _, children = tracked(mlflow_server, spec["name"])
+    assert {child.data.tags["mcf.subset_digest"] for child in children} == {"0" * 64}
+    name = next(name for name in children[0].data.metrics if name.startswith("probe/"))
+    client.log_metric(children[0].info.run_id, name, children[0].data.metrics[name] + 1e-6)
+    moved = subprocess.run(command, capture_output=True, text=True)
+    assert moved.returncode == 1
+    assert "mcf says" in moved.stdout
 
 
 @pytest.mark.parametrize("point", ["parent", "child"])

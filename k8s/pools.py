@@ -45,7 +45,7 @@ class Rendezvous(Frozen):
     node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that stay."""
     cpu: Quantity = "250m"
-    """Requested and limited alike."""
+    """Requested; at its start the pod may take more, for everybody waits for it."""
     memory: Quantity = "1Gi"
     """Requested and limited alike."""
 

@@ -25,8 +25,9 @@ def is_short(job: Object, pods: Sequence[Object]) -> bool:
         return False
     if any(pod.get("status", {}).get("phase") == "Succeeded" for pod in pods):
         return False
-    lost = status.get("failed", 0) + status.get("terminating", 0)
-    alive = sum(_lives(pod) for pod in pods)
+    lost = int(status.get("failed", 0)) + int(status.get("terminating", 0))
+    # By its own count, too: then it has seen them go and has made no other ones.
+    alive = max(sum(_lives(pod) for pod in pods), int(status.get("active", 0)))
     needed = int(job["metadata"].get("annotations", {}).get(NEEDED, 1))
     return alive < needed and lost >= (MANY_LOSSES if alive else 1)
 

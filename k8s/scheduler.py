@@ -5,7 +5,6 @@ may use one namespace.
 """
 
 import json
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -30,8 +29,6 @@ from k8s.renewal import is_short
 
 log = structlog.get_logger()
 
-# A Job that lacks pods for so long is made anew.
-SHORT_SECONDS = 3.0
 ENDED = (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED)
 
 
@@ -55,7 +52,6 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         self.pools = pools
         self.cluster = Cluster(namespace, self.kind, api)
         self._out_of_memory: dict[str, frozenset[str]] = {}
-        self._short_since: dict[str, float] = {}
 
     @abstractmethod
     def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
@@ -93,12 +89,8 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
             return
         pods = self.cluster.pods(app_id)
         for child in self.cluster.children(app_id):
-            role, uid = child["metadata"]["labels"][ROLE], child["metadata"]["uid"]
-            if not is_short(child, [pod for pod in pods if pod["metadata"]["labels"].get(ROLE) == role]):
-                self._short_since.pop(uid, None)
-            # It makes the successor of a pod that it sees go at once, and news of that may be on its way.
-            elif time.monotonic() - self._short_since.setdefault(uid, time.monotonic()) >= SHORT_SECONDS:
-                del self._short_since[uid]
+            role = child["metadata"]["labels"][ROLE]
+            if is_short(child, [pod for pod in pods if pod["metadata"]["labels"].get(ROLE) == role]):
                 log.info("job made anew", attempt=app_id, role=role)
                 self.cluster.renew(child)
 

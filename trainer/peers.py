@@ -37,27 +37,45 @@ class PeerWatch:
             timeout=timedelta(seconds=BEAT_SECONDS),
         )  # fmt: skip
         self._stopping = threading.Event()
+        self._answers = 0
+        """Questions that have been answered or given up."""
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="peers-guard", daemon=True).start()
 
     def stop(self) -> None:
         """This node leaves in good order, and need not be missed."""
         self._stopping.set()
-        self._thread.join()
-        if self._beats:
+        # It may be asking a store that is no more.
+        self._thread.join(3 * BEAT_SECONDS)
+        if self._beats and not self._thread.is_alive():
             self._write(LEFT)
+
+    def _guard(self) -> None:
+        """The store is on the first node: when that goes silently, a question to it is never answered, nor given up.
+
+        Counted in beats and not by the clock: a process that was frozen itself has missed nothing.
+        """
+        answers, still = 0, 0
+        while not self._stopping.wait(BEAT_SECONDS):
+            still = still + 1 if answers == self._answers else 0
+            answers = self._answers
+            if still * BEAT_SECONDS > LOST_SECONDS:
+                _leave(0, still * BEAT_SECONDS)
 
     def _run(self) -> None:
         heard = dict.fromkeys(self._others, ("", time.monotonic()))
         beat = 0
         while not self._stopping.wait(BEAT_SECONDS):
             beat += 1
+            self._answers += 1
             if self._beats:
                 self._write(str(beat))
             now = time.monotonic()
             for node in self._others:
                 last, since = heard[node]
                 said = self._read(node)
+                self._answers += 1
                 if said not in ("", last):
                     heard[node] = said, now
                 elif last != LEFT and now - since > LOST_SECONDS and not self._stopping.is_set():

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -229,22 +231,44 @@ def test_a_node_may_join_and_leave_and_training_goes_on_from_what_a_survivor_has
     assert max(saved) < firsts[2], "it went on from what the survivor had in memory"
 
 
-def test_a_node_that_silently_goes_is_noticed_and_training_goes_on_without_it(tiny_faces: Path, tmp_path: Path) -> None:
-    # Frozen, it keeps its connections: to the others it looks like one that computes for ever.
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_node_that_silently_goes_is_noticed_and_training_goes_on_without_it(
+    tiny_faces: Path, tmp_path: Path, rank: str
+) -> None:
+    # Frozen, it keeps its connections: to the others it looks like one that computes for ever. The first one also holds
+    # the store of the group, which then answers nobody.
     schedule = {"unit": "steps", "length": 100_000, "warmup": 4}
     run = small(tiny_faces, schedule=schedule, cadence={"checkpoint_steps": 100_000})
     folder, patience = tmp_path / "silent", {"MCF_LOST_NODE_SECONDS": "6", "MCF_COLLECTIVE_TIMEOUT_SECONDS": "300"}
-    endpoint = f"127.0.0.1:{free_port()}"
-    with torchrun(run, folder, workers=1, nodes="1:2", endpoint=endpoint, **patience) as first:
-        wait_until(lambda: newest_copy(folder, run) > 0, first, folder / "log")
-        with torchrun(run, folder, workers=1, nodes="1:2", endpoint=endpoint, **patience) as second:
-            wait_until(lambda: world_sizes(folder) == [1, 2], first, folder / "log")
-            for process in [*psutil.Process(second.pid).children(recursive=True), psutil.Process(second.pid)]:
+    port = free_port()
+    node = {"workers": 1, "nodes": "1:2", "endpoint": f"127.0.0.1:{port}", "hosts": False, **patience}
+    with rendezvous(port), torchrun(run, folder, **node) as one:
+        wait_until(lambda: newest_copy(folder, run) > 0, one, folder / "log")
+        with torchrun(run, folder, **node) as other:
+            wait_until(lambda: world_sizes(folder) == [1, 2], one, folder / "log")
+            lost, left = (one, other) if group_rank(one) == rank else (other, one)
+            for process in [*psutil.Process(lost.pid).children(recursive=True), psutil.Process(lost.pid)]:
                 process.suspend()
             frozen = time.monotonic()
-            wait_until(lambda: world_sizes(folder) == [1, 2, 1], first, folder / "log")
+            wait_until(lambda: world_sizes(folder) == [1, 2, 1], left, folder / "log")
             assert time.monotonic() - frozen < 60  # alone, the collective would wait for 300 s
-            assert "has not been heard of for" in (folder / "log").read_text()
+            assert f"node {rank} has not been heard of for" in (folder / "log").read_text()
+
+
+def group_rank(agent: "subprocess.Popen[bytes]") -> str:
+    """Which node of its group an agent is now."""
+    [worker] = psutil.Process(agent.pid).children()
+    return worker.environ()["GROUP_RANK"]
+
+
+@contextmanager
+def rendezvous(port: int) -> Iterator[None]:
+    """The store in which agents meet, in a process of its own, as on a cluster."""
+    with subprocess.Popen([sys.executable, "-m", "trainer.rendezvous", str(port)], cwd=ROOT) as store:
+        try:
+            yield
+        finally:
+            store.kill()
 
 
 def newest_copy(folder: Path, run: RunSpec) -> int:

@@ -53,16 +53,20 @@ def state_in(file: Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def torchrun(
-    run: RunSpec, folder: Path, *, workers: int = 2, nodes: str = "1", endpoint: str = "127.0.0.1:0", **env: str
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """A torchrun agent training `run` in `folder`, with its output in folder/log; killed if it is still there."""
+    run: RunSpec, folder: Path, *, workers: int = 2, nodes: str = "1", endpoint: str = "127.0.0.1:0",
+    hosts: bool = True, **env: str,
+) -> Iterator["subprocess.Popen[bytes]"]:  # fmt: skip
+    """A torchrun agent training `run` in `folder`, with its output in folder/log; killed if it is still there.
+
+    `hosts`: the first agent holds the store at `endpoint`; else somebody else does.
+    """
     folder.mkdir(exist_ok=True)
     spec = folder / "given.json"
     spec.write_text(run.model_dump_json())
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", str(workers),
         "--max-restarts", "9", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", folder.name,
-        "--rdzv-conf", "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=1",
+        "--rdzv-conf", "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=1" + (not hosts) * ",is_host=0",
         "-m", "trainer.main", "--spec", str(spec),
     ]  # fmt: skip
     # torch 2.15 tells a node that joins a later round no address when the agents' store is shared with the workers:

@@ -83,11 +83,14 @@ def pods(case: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_pod_is_guaranteed_its_resources_and_may_do_nothing_else(case: str) -> None:
+def test_every_pod_has_its_resources_for_itself_and_may_do_nothing_else(case: str) -> None:
     for pod in pods(case):
         [container] = pod["containers"]
-        assert container["resources"]["requests"] == container["resources"]["limits"]
-        assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        # Guaranteed; only the store's pod may start as fast as it can.
+        more = {"cpu"} if "trainer.rendezvous" in container["command"] else set()
+        assert limits == {name: much for name, much in requests.items() if name not in more}
+        assert {"cpu", "memory"} <= requests.keys()
         assert container["securityContext"]["readOnlyRootFilesystem"]
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert pod["securityContext"]["runAsNonRoot"]

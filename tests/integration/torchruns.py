@@ -63,10 +63,12 @@ def torchrun(
     folder.mkdir(exist_ok=True)
     spec = folder / "given.json"
     spec.write_text(run.model_dump_json())
+    settings = ["keep_alive_interval=1", "keep_alive_max_attempt=3", "last_call_timeout=1"]
+    settings += [] if hosts else ["is_host=false"]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", str(workers),
         "--max-restarts", "9", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", folder.name,
-        "--rdzv-conf", "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=1" + (not hosts) * ",is_host=0",
+        "--rdzv-conf", ",".join(settings),
         "-m", "trainer.main", "--spec", str(spec),
     ]  # fmt: skip
     # torch 2.15 tells a node that joins a later round no address when the agents' store is shared with the workers:

@@ -37,14 +37,14 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
     task = probe_task(run)
     if task is None:
         return Evaluated(None, None, "no probe: the spec names neither landmarks nor labels", sanity)
-    probe, neighbours = _read_off(task, encoder_features(model.encoder, task.image_NCHW, device), "")
-    pixels, of_pixels = _read_off(task, pixel_features(task.image_NCHW, device), "_of_pixels")
+    probe, neighbour = _read_off(task, encoder_features(model.encoder, task.image_NCHW, device), "sanity/neighbour_nme")
+    pixels, of_pixels = _read_off(task, pixel_features(task.image_NCHW, device), "floor/neighbour_pixels")
     untrained = build(run).encoder.to(device)
     random_encoder, of_random = _read_off(
-        task, encoder_features(untrained, task.image_NCHW, device), "_of_random_encoder"
+        task, encoder_features(untrained, task.image_NCHW, device), "floor/neighbour_random_encoder"
     )
     floors = Floors(pixels=pixels.value, random_encoder=random_encoder.value)
-    sanity += [metric for metric in (neighbours, of_pixels, of_random) if metric]
+    sanity += [metric for metric in (neighbour, of_pixels, of_random) if metric]
     seen = len(split.train.among(task.contents))
     note = f"{task.note}; {seen} of the images were trained on, without their annotations"
     logger.info(
@@ -57,9 +57,9 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
     return Evaluated(probe, floors, note, sanity)
 
 
-def _read_off(task: Task, feature_NF: Tensor, suffix: str) -> tuple[Metric, Metric | None]:
-    """Probe and comparison of neighbours with the same features, which are large and not kept."""
-    return task.measure(feature_NF), task.compare_neighbours(feature_NF, f"sanity/neighbour_nme{suffix}")
+def _read_off(task: Task, feature_NF: Tensor, neighbour: str) -> tuple[Metric, Metric | None]:
+    """Probe and error of neighbours, under that name, with the same features, which are large and not kept."""
+    return task.measure(feature_NF), task.measure_neighbours(feature_NF, neighbour)
 
 
 def final_metrics(result: Result | Evaluated) -> dict[str, float]:

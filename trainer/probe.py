@@ -47,15 +47,14 @@ class Task:
         guess_NT = out_of_fold(feature_NF, self.target_NT, self.fold_N)
         return self.annotations.score(guess_NT.cpu(), self.target_NT)
 
-    def compare_neighbours(self, feature_NF: Tensor, name: str) -> Metric | None:
-        """How far a face's points are from those of its nearest neighbour in these features, in the probe's unit.
-
-        None for labels.
-        """
+    def measure_neighbours(self, feature_NF: Tensor, name: str) -> Metric | None:
+        """The probe's metric with the points of each face's nearest neighbour as the guess; None for labels."""
         if not isinstance(self.annotations, Landmarks):
             return None
         guess_NT = self.target_NT[nearest(feature_NF, self.contents)]
-        return self.annotations.score(guess_NT, self.target_NT).model_copy(update={"name": name})
+        found = self.annotations.score(guess_NT, self.target_NT)
+        # Without an interval: a resample of the images would change who is whose neighbour.
+        return found.model_copy(update={"name": name, "low": None, "high": None})
 
 
 def probe_task(run: RunSpec) -> Task | None:

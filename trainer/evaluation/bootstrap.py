@@ -11,8 +11,8 @@ from torch import Tensor
 from trainer.records import Metric
 
 LEVEL = 0.95
-# The ends of an interval then have a deviation of about a thirtieth of its width.
-RESAMPLES = 2000
+# By chance of the draws alone an end of the interval then has a deviation of a fiftieth of its width.
+RESAMPLES = 1000
 # Not a run's seed: every arm and every seed sees the same resamples of the same images.
 SEED = 20_240_118
 # Resamples drawn at a time: 8 MB of indices with 4,000 images.

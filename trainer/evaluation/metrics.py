@@ -1,15 +1,33 @@
-"""Errors of landmarks and of masks, as the benchmarks define them: docs/evaluation.md, part Metrics.
+"""Errors of landmarks and of masks, as the benchmarks define them: docs/evaluation.md.
 
-Lengths are pixels of the original image; errors are fractions of a unit of length and not per cent.
+Source: the evaluation of FaRL (arXiv 2112.03109). Lengths are pixels of the original image; errors are fractions of a
+unit of length and not per cent.
 Letters: N images, P points, C classes, G grid points of the error axis.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Aligned = Literal["aflw19", "300w", "wflw"]
+Points = tuple[int, ...]
+# Points of one eye and of the other, from 0. The outer corners:
+INTER_OCULAR: dict[Aligned, tuple[Points, Points]] = {
+    "aflw19": ((6,), (11,)),
+    "300w": ((36,), (45,)),
+    "wflw": ((60,), (72,)),
+}
+# The pupils; 300W has none, so the contours stand for them.
+INTER_PUPIL: dict[Aligned, tuple[Points, Points]] = {
+    "aflw19": ((7,), (10,)),
+    "300w": ((36, 37, 38, 39, 40, 41), (42, 43, 44, 45, 46, 47)),
+    "wflw": ((96,), (97,)),
+}
+# Where AUC and FR end: NME_box for AFLW-19, inter-ocular NME for WFLW; 300W is not scored by them.
+THRESHOLD: dict[Aligned, float] = {"aflw19": 0.07, "wflw": 0.10}
 # Spacing of the error axis over which the share of images is summed.
 STEP = 1e-4
 
@@ -24,8 +42,18 @@ def box_side(box_N4: Tensor) -> Tensor:
     return (box_N4[:, 2:] - box_N4[:, :2]).prod(dim=1).sqrt()
 
 
+def inter_ocular(point_NP2: Tensor, benchmark: Aligned) -> Tensor:
+    """Distances [N] of the outer corners of the eyes, of annotated points in the benchmark's order."""
+    return distance_between(point_NP2, *INTER_OCULAR[benchmark])
+
+
+def inter_pupil(point_NP2: Tensor, benchmark: Aligned) -> Tensor:
+    """Distances [N] of the pupils, of annotated points in the benchmark's order."""
+    return distance_between(point_NP2, *INTER_PUPIL[benchmark])
+
+
 def distance_between(point_NP2: Tensor, one: Sequence[int], other: Sequence[int]) -> Tensor:
-    """Distances [N] of the means of two groups of points: inter-ocular and inter-pupil units."""
+    """Distances [N] of the means of two groups of points."""
     return (point_NP2[:, list(one)].mean(dim=1) - point_NP2[:, list(other)].mean(dim=1)).norm(dim=1)
 
 

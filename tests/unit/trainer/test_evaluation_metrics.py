@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from trainer.evaluation import metrics
 
 LENGTHS = st.floats(-50, 50)
+SIZES = st.floats(0.5, 100)
 # An error on the grid itself is counted or not by its last bit.
 ERRORS = st.floats(0, 0.2).filter(lambda error: abs(error / 1e-4 - round(error / 1e-4)) > 1e-6)
 
@@ -27,10 +28,31 @@ def test_units_of_a_box_of_three_by_four() -> None:
     assert float(metrics.diagonal(square)) == pytest.approx(math.sqrt(2) * float(metrics.box_side(square)))
 
 
-def test_the_inter_pupil_unit_is_the_distance_of_the_means_of_the_eyes() -> None:
+def test_a_distance_is_that_of_the_means_of_two_groups() -> None:
     point_NP2 = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [10.0, 3.0], [12.0, 5.0]]]).double()
     assert float(metrics.distance_between(point_NP2, [0], [2])) == pytest.approx(math.sqrt(109))
     assert float(metrics.distance_between(point_NP2, [0, 1], [2, 3])) == pytest.approx(math.sqrt(116))
+
+
+def test_units_between_the_eyes_are_between_each_benchmarks_own_points() -> None:
+    # Point p lies at (p^2, 0): every pair of points has a distance of its own.
+    point_NP2 = torch.stack([torch.arange(98).double() ** 2, torch.zeros(98).double()], dim=1)[None]
+    corners = {"aflw19": 11**2 - 6**2, "300w": 45**2 - 36**2, "wflw": 72**2 - 60**2}
+    assert {name: float(metrics.inter_ocular(point_NP2, name)) for name in metrics.INTER_OCULAR} == corners
+    # The mean of 42^2..47^2 less that of 36^2..41^2 is 6 (44.5 + 38.5).
+    pupils = {"aflw19": 10**2 - 7**2, "300w": 6 * 83, "wflw": 97**2 - 96**2}
+    found = {name: float(metrics.inter_pupil(point_NP2, name)) for name in metrics.INTER_PUPIL}
+    assert found == pytest.approx(pupils)
+
+
+@settings(max_examples=50, deadline=None)
+@given(corner=hnp.arrays(np.float64, (3, 2), elements=LENGTHS), size=hnp.arrays(np.float64, (3, 2), elements=SIZES))
+def test_units_of_boxes_are_those_of_their_width_and_height(corner: Any, size: Any) -> None:
+    box_N4 = torch.from_numpy(np.concatenate([corner, corner + size], axis=1))
+    assert metrics.diagonal(box_N4).tolist() == pytest.approx([math.hypot(w, h) for w, h in size], rel=1e-6)
+    # The geometric mean of width and height.
+    sides = [math.exp((math.log(w) + math.log(h)) / 2) for w, h in size]
+    assert metrics.box_side(box_N4).tolist() == pytest.approx(sides, rel=1e-6)
 
 
 def test_an_error_by_hand() -> None:
@@ -44,7 +66,7 @@ def test_an_error_by_hand() -> None:
 @settings(max_examples=50, deadline=None)
 @given(
     points=hnp.arrays(np.float64, (2, 3, 5, 2), elements=LENGTHS),
-    units=hnp.arrays(np.float64, 3, elements=st.floats(0.5, 100)),
+    units=hnp.arrays(np.float64, 3, elements=SIZES),
 )
 def test_nme_is_the_sum_written_out(points: Any, units: Any) -> None:
     guess, target = points
@@ -69,7 +91,7 @@ def test_curve_of_errors_at_zero_half_and_beyond() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(errors=st.lists(ERRORS, min_size=1, max_size=20), threshold=st.sampled_from([0.07, 0.08, 0.1]))
+@given(errors=st.lists(ERRORS, min_size=1, max_size=20), threshold=st.sampled_from(sorted(metrics.THRESHOLD.values())))
 def test_area_and_failures_are_those_of_scipy_on_the_curve_written_out(errors: list[float], threshold: float) -> None:
     grid = np.linspace(0, threshold, round(threshold / 1e-4) + 1)
     curve = np.array([np.mean(np.array(errors) <= place) for place in grid])

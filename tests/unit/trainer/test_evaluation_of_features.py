@@ -8,6 +8,8 @@ import pytest
 import scipy.stats
 import torch
 
+from service.compare.publish import _final_metrics
+from tests.unit.service.bench import result
 from trainer import evaluate
 from trainer.data import split_of
 from trainer.evaluation.bootstrap import interval, mean_metric
@@ -15,7 +17,7 @@ from trainer.evaluation.neighbours import nearest
 from trainer.manifest import open_images
 from trainer.mcf import build
 from trainer.presets import TINY
-from trainer.records import Metric
+from trainer.records import Metric, Result
 from trainer.spec import RunSpec
 
 
@@ -56,6 +58,21 @@ def test_a_metric_is_logged_with_the_ends_it_has() -> None:
     assert found.logged == {"a": 2.0, "a/low": 0.0, "a/high": 4.0}
 
 
+def test_a_copy_of_a_run_has_the_numbers_of_the_run_under_the_same_names() -> None:
+    probe = mean_metric(torch.tensor([11.0, 13.0, 15.0]), name="probe/a", unit="%", higher_is_better=False)
+    found = result(None, probe=probe)
+    assert _final_metrics(found) == evaluate.final_metrics(found)
+    assert {"probe/a", "probe/a/low", "probe/a/high"} <= evaluate.final_metrics(found).keys()
+
+
+def test_a_result_of_a_version_without_intervals_is_read() -> None:
+    text = result(None).model_dump_json(exclude={"probe": {"low", "high"}})
+    assert '"low"' not in json.dumps(json.loads(text)["probe"])
+    found = Result.model_validate_json(text)
+    assert found.probe
+    assert (found.probe.low, found.probe.high) == (None, None)
+
+
 def test_neighbours_are_by_angle_and_never_a_copy() -> None:
     feature_NF = torch.tensor([[1.0, 0.0], [9.0, 1.0], [1.0, 1.4], [0.0, 1.0], [1.0, 0.0]])
     assert nearest(feature_NF, ["a", "b", "c", "d", "a"]).tolist() == [1, 0, 3, 2, 1]
@@ -90,14 +107,14 @@ def test_neighbours_of_the_same_shape_have_no_error_and_of_the_other_shape_a_kno
     task = evaluate.probe_task(run)
     assert task is not None
     wide_N = task.target_NT[:, -2] > task.target_NT[:, -2].mean()
-    told = task.compare_neighbours(torch.stack([wide_N, ~wide_N], dim=1).double(), "sanity/a")
+    told = task.measure_neighbours(torch.stack([wide_N, ~wide_N], dim=1).double(), "sanity/a")
     assert told is not None
     assert (told.name, told.unit, told.value) == ("sanity/a", "% of eye distance", 0.0)
     # Features that are orthogonal but for the one neighbour each has, of the other shape.
     order = torch.cat([wide_N.nonzero().flatten(), (~wide_N).nonzero().flatten()])
     feature_NF = torch.zeros(len(order), len(order) // 2).double()
     feature_NF[order, torch.arange(len(order)) % (len(order) // 2)] = 1
-    crossed = task.compare_neighbours(feature_NF, "sanity/a")
+    crossed = task.measure_neighbours(feature_NF, "sanity/a")
     assert crossed is not None
     # 26 of 68 points are off by 10 pixels; the eyes are 40 pixels apart in one half and 50 in the other.
     assert crossed.value == pytest.approx(100 * 26 / 68 * (10 / 40 + 10 / 50) / 2)
@@ -109,8 +126,9 @@ def test_an_evaluation_with_landmarks_logs_interval_and_neighbours_with_floors(r
     logged = evaluate.final_metrics(found)
     name = "probe/landmark_nme"
     assert logged[f"{name}/low"] < logged[name] < logged[f"{name}/high"]
-    neighbours = {name for name in logged if "neighbour" in name}
-    kinds = ["", "_of_pixels", "_of_random_encoder"]
-    assert neighbours == {f"sanity/neighbour_nme{kind}{end}" for kind in kinds for end in ("", "/low", "/high")}
+    assert {name for name in logged if "neighbour" in name} == {
+        "sanity/neighbour_nme", "floor/neighbour_pixels", "floor/neighbour_random_encoder",
+    }  # fmt: skip
     # This model has not been trained, so it is its own floor.
-    assert logged["sanity/neighbour_nme"] == logged["sanity/neighbour_nme_of_random_encoder"]
+    assert logged["sanity/neighbour_nme"] == logged["floor/neighbour_random_encoder"]
+    assert logged["floor/neighbour_pixels"] != logged["floor/neighbour_random_encoder"]

@@ -1,6 +1,6 @@
 """The five benchmarks by name: reader, task and published recipe (evaluation.md 2 to 5)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer.evaluation import augment
 from trainer.evaluation.crop import Jitter
-from trainer.evaluation.metrics import box_side, diagonal, distance_between
+from trainer.evaluation.metrics import THRESHOLD, Aligned, box_side, diagonal, inter_ocular, inter_pupil
 from trainer.evaluation.readers import celebamask, lapa
 from trainer.evaluation.readers.aflw19 import read_aflw19
 from trainer.evaluation.readers.hrnet_csv import WFLW_SUBSETS, read_300w, read_wflw
@@ -34,9 +34,9 @@ class Benchmark:
     recipe: Recipe
 
 
-def _between(one: Sequence[int], other: Sequence[int]) -> Unit:
+def _between_eyes(length: Callable[[Tensor, Aligned], Tensor], benchmark: Aligned) -> Unit:
     def unit(point_NP2: Tensor, box_N4: Tensor) -> Tensor:
-        return distance_between(point_NP2, one, other)
+        return length(point_NP2, benchmark)
 
     return unit
 
@@ -53,7 +53,7 @@ AFLW19 = Benchmark(
     read=read_aflw19,
     task=Alignment(
         num_maps=19, scale=1.0, units={"diag": _of_box(diagonal), "box": _of_box(box_side)}, primary="nme_diag",
-        curve=("box", 0.07), subsets=("frontal",), jitter=ALIGNMENT_JITTER, augment=augment.ALIGNMENT,
+        curve=("box", THRESHOLD["aflw19"]), subsets=("frontal",), jitter=ALIGNMENT_JITTER, augment=augment.ALIGNMENT,
     ),
     recipe=Recipe(epochs=150),
 )  # fmt: skip
@@ -62,7 +62,9 @@ W300 = Benchmark(
     read=read_300w,
     task=Alignment(
         num_maps=68, scale=0.8, primary="nme_inter_ocular", curve=None, subsets=("common", "challenging"),
-        units={"inter_ocular": _between([36], [45]), "inter_pupil": _between(range(36, 42), range(42, 48))},
+        units={
+            "inter_ocular": _between_eyes(inter_ocular, "300w"), "inter_pupil": _between_eyes(inter_pupil, "300w"),
+        },
         jitter=ALIGNMENT_JITTER, augment=augment.ALIGNMENT,
     ),
     recipe=Recipe(epochs=250),
@@ -71,8 +73,11 @@ WFLW = Benchmark(
     name="wflw",
     read=read_wflw,
     task=Alignment(
-        num_maps=98, scale=0.8, primary="nme_inter_ocular", curve=("inter_ocular", 0.1), subsets=WFLW_SUBSETS,
-        units={"inter_ocular": _between([60], [72]), "inter_pupil": _between([96], [97])},
+        num_maps=98, scale=0.8, primary="nme_inter_ocular", subsets=WFLW_SUBSETS,
+        curve=("inter_ocular", THRESHOLD["wflw"]),
+        units={
+            "inter_ocular": _between_eyes(inter_ocular, "wflw"), "inter_pupil": _between_eyes(inter_pupil, "wflw"),
+        },
         jitter=ALIGNMENT_JITTER, augment=augment.ALIGNMENT,
     ),
     recipe=Recipe(epochs=150),

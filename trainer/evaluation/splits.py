@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.evaluation.recipe import Recipe, Selection
 from trainer.evaluation.record import Record
 from trainer.manifest import DataError
 
@@ -25,23 +26,23 @@ class Splits:
     note: str
 
 
-def split(
-    records: Sequence[Record], *, fraction: float = 1.0, validate: bool = False, validation_share: float = 0.1
-) -> Splits:
-    """The benchmark's splits, with a part of the training faces (few-shot) and, if asked for, faces to validate on.
+def split(records: Sequence[Record], recipe: Recipe) -> Splits:
+    """The benchmark's splits as the recipe wants them: a part of the training faces, and faces to validate on.
 
-    Where the benchmark has no validation split, one is made of images of the training faces that are left after
-    `fraction`: a few-shot fit knows no annotation beyond its fraction. Raises DataError when a split is empty.
+    Where the benchmark has no validation split and one is needed, it is made of images of the training faces that are
+    left after `fraction`: such a few-shot fit knows no annotation beyond its fraction. Raises DataError when a split
+    is empty.
     """
+    validate = recipe.selection is Selection.BEST_ON_VALIDATION
     everything = [record for record in records if record.split == "train"]
     test = tuple(record for record in records if record.split == "test")
-    train = kept_fraction(everything, fraction)
+    train = kept_fraction(everything, recipe.fraction)
     validation = [record for record in records if record.split == "validation"] if validate else []
     note = f"{len(train)} of {len(everything)} training faces"
     if validate and validation:
         note += f", {len(validation)} of the benchmark's own validation split"
     elif validate:
-        train, validation = _carved(train, validation_share)
+        train, validation = _carved(train, recipe.validation_share)
         note += f", of which {len(validation)} were set aside for validation, by image content"
     if not train or not test or (validate and not validation):
         raise DataError(f"{len(train)} faces to train on, {len(validation)} to validate on, {len(test)} to test on")

@@ -19,6 +19,7 @@ from trainer.evaluation.crop import SIZE, Crop, Jitter, box_crop, template_crop,
 from trainer.evaluation.heads import soft_argmax
 from trainer.evaluation.losses import alignment_loss, parsing_loss
 from trainer.evaluation.metrics import Confusion, area_under_curve, failure_rate, nme
+from trainer.evaluation.mirror import mirrored_classes, mirrored_points
 from trainer.evaluation.record import Record
 from trainer.manifest import DataError
 
@@ -53,10 +54,17 @@ class Score(Protocol):
 class Task(Protocol):
     """What is predicted, and how it is judged."""
 
-    num_maps: int
-    primary: str
-    """Name of the metric that an epoch is chosen by."""
-    higher_is_better: bool
+    @property
+    def num_maps(self) -> int:
+        """Maps of the head: one a landmark or a class."""
+
+    @property
+    def primary(self) -> str:
+        """Name of the metric that an epoch is chosen by."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of that metric."""
 
     def example(self, record: Record, generator: torch.Generator | None) -> Example:
         """For training with a generator, which decides noise and changes of colour; without one for evaluation."""
@@ -82,6 +90,8 @@ class Alignment:
     subsets: tuple[str, ...]
     jitter: Jitter
     augment: Augment
+    mirror: bool = False
+    """Mirror every second view while training (published: none)."""
     size: int = SIZE
     higher_is_better: bool = False
 
@@ -92,10 +102,15 @@ class Alignment:
         image_CHW = read_image(record.image)
         pose = self.jitter if generator else Jitter(0, 0, 0)
         crop = box_crop(record.box, self.size).moved(pose.draw(generator or torch.Generator(), self.scale))
+        mirrored = self.mirror and _tossed(generator)
+        if mirrored:
+            crop = crop.mirrored()
         view_CSS = crop.sample(image_CHW)
         if generator:
             view_CSS = self.augment(view_CSS, generator)
         target_P2 = (crop.to_crop(torch.from_numpy(record.points_P2)) / self.size).float()
+        if mirrored:
+            target_P2 = mirrored_points(target_P2)
         return Example(record, view_CSS, target_P2, crop, (image_CHW.shape[2], image_CHW.shape[1]))
 
     def loss(self, logit_BKHW: Tensor, target: Tensor) -> Tensor:
@@ -152,6 +167,8 @@ class Parsing:
     warp_factor: float
     jitter: Jitter
     augment: Augment
+    mirror: bool = False
+    """Mirror every second view while training (published: none)."""
     size: int = SIZE
     primary: str = "f1"
     higher_is_better: bool = True
@@ -171,11 +188,16 @@ class Parsing:
             crop = template_crop(torch.from_numpy(record.points_P2[list(self.align_by)]), self.size, self.warp_factor)
         if generator:
             crop = crop.moved(self.jitter.draw(generator))
+        mirrored = self.mirror and _tossed(generator)
+        if mirrored:
+            crop = crop.mirrored()
         view_CSS = crop.sample(image_CHW)
         if generator:
             view_CSS = self.augment(view_CSS, generator)
         mask_1HW = torch.from_numpy(record.mask.read())[None].float()
         target_SS = crop.sample(mask_1HW, whole, mode="nearest")[0].to(torch.uint8)
+        if mirrored:
+            target_SS = mirrored_classes(target_SS, self.class_names)
         return Example(record, view_CSS, target_SS, crop, whole)
 
     def loss(self, logit_BKHW: Tensor, target: Tensor) -> Tensor:
@@ -204,6 +226,11 @@ class ParsingPixels:
         score = self.confusion.score()
         per_class = {f"f1/{name.replace(' ', '_')}": 100 * value for name, value in score.per_class.items()}
         return {"f1": 100 * score.mean, **per_class}
+
+
+def _tossed(generator: torch.Generator | None) -> bool:
+    """Heads; never without a generator."""
+    return generator is not None and bool(torch.rand(1, generator=generator) < 0.5)
 
 
 def read_image(path: Path) -> Tensor:

@@ -37,7 +37,15 @@ PARSING = Parsing(
     class_names=("background", "head", "eye"), align_by=None, warp_factor=0.0, jitter=JITTER, augment=PLAIN, size=SIDE
 )
 QUICK = Recipe(
-    epochs=2, batch=4, slice=2, encoder_lr=1e-3, pyramid_lr=3e-3, head_lr=3e-3, average_decay=0.5, decay_epoch=100
+    epochs=2,
+    batch=4,
+    slice=2,
+    encoder_lr=1e-3,
+    pyramid_lr=3e-3,
+    head_lr=3e-3,
+    average_decay=0.5,
+    decay_epoch=100,
+    validation_share=0.3,
 )
 
 
@@ -75,9 +83,7 @@ def net(num_maps: int = 2, *, frozen: bool = False) -> network.Network:
 
 
 def fit_of(records: list[Record], task: Any = ALIGNMENT, recipe: Recipe = QUICK) -> Fit:
-    validate = recipe.selection is Selection.BEST_ON_VALIDATION
-    splits = split(records, fraction=recipe.fraction, validate=validate, validation_share=0.3)
-    return Fit(net(task.num_maps, frozen=recipe.frozen), task, splits, recipe, CPU)
+    return Fit(net(task.num_maps, frozen=recipe.frozen), task, split(records, recipe), recipe, CPU)
 
 
 def assert_equal(one: Any, other: Any, where: str = "") -> None:
@@ -127,6 +133,30 @@ def test_an_example_for_training_follows_its_generator_and_keeps_its_points_on_t
     fixed = ALIGNMENT.example(faces[0], None)
     # 8 and 10 of 28 pixels of the box, scaled by 0.8 about its centre.
     assert fixed.target[0].tolist() == pytest.approx([0.5 + 0.8 * (8 / 28 - 0.5), 0.5 + 0.8 * (10 / 28 - 0.5)])
+
+
+def test_every_second_view_is_mirrored_where_a_task_says_so_and_sides_are_renamed(faces: list[Record]) -> None:
+    # Points 6 and 11 of AFLW-19 are the outer corners of the eyes, each the other's mirror image.
+    points = np.repeat(faces[0].points_P2[:1], 19, axis=0)  # type: ignore[index]
+    points[11] = faces[0].points_P2[1]  # type: ignore[index]
+    record, still = replace(faces[0], points_P2=points), Jitter(0, 0, 0)
+    task = replace(ALIGNMENT, num_maps=19, mirror=True, jitter=still)
+    plain = task.example(record, None)
+    seen = [task.example(record, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    mirrored = [example for example in seen if not torch.equal(example.target, plain.target)]
+    assert 10 <= len(mirrored) <= 30
+    for example in mirrored:
+        torch.testing.assert_close(example.image_CSS, plain.image_CSS.flip(-1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(example.target[6], torch.stack([1 - plain.target[11, 0], plain.target[11, 1]]))
+    names = ("background", "left eye", "right eye")
+    pixels = replace(PARSING, class_names=names, mirror=True, jitter=still)
+    flat = pixels.example(record, None).target
+    other = [pixels.example(record, torch.Generator().manual_seed(seed)).target for seed in range(40)]
+    changed = [target for target in other if not torch.equal(target, flat)]
+    assert 10 <= len(changed) <= 30
+    assert all(
+        torch.equal(target, torch.tensor([0, 2, 1], dtype=torch.uint8)[flat.flip(-1).long()]) for target in changed
+    )
 
 
 def test_true_masks_score_all_and_a_missing_class_nothing(faces: list[Record]) -> None:
@@ -256,7 +286,7 @@ def test_the_average_is_that_of_the_weights_of_every_step(faces: list[Record]) -
             seen.append(self.network.head.classify.bias.detach().clone())
 
     seen: list[torch.Tensor] = []
-    fit = Watched(net(), ALIGNMENT, split(faces), QUICK.model_copy(update={"average_decay": 0.75}), CPU)
+    fit = Watched(net(), ALIGNMENT, split(faces, QUICK), QUICK.model_copy(update={"average_decay": 0.75}), CPU)
     expected = fit.network.head.classify.bias.detach().clone()
     fit.run_epoch()
     assert len(seen) == 3  # nine faces in batches of four, the last one filled up
@@ -322,7 +352,7 @@ def test_the_best_f1_is_the_highest(faces: list[Record]) -> None:
 def test_a_fit_that_selects_by_validation_needs_faces_for_it(faces: list[Record]) -> None:
     recipe = QUICK.model_copy(update={"selection": Selection.BEST_ON_VALIDATION})
     with pytest.raises(ValueError, match="no faces to validate on"):
-        Fit(net(), ALIGNMENT, split(faces), recipe, CPU)
+        Fit(net(), ALIGNMENT, split(faces, QUICK), recipe, CPU)
     assert fit_of(faces, recipe=recipe).run_epoch().validation["nme_box"] > 0
     with pytest.raises(ValidationError, match="a divisor of batch = 40"):
         Recipe(slice=7)

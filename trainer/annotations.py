@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.decode import Fit, corner, fitted_size
+from trainer.evaluation.bootstrap import mean_metric
 from trainer.manifest import DataError
 from trainer.records import Metric
 
@@ -34,7 +35,7 @@ class Annotations(Protocol):
         """What is to be predicted for these images [N, T], float64; sizes: their upright (width, height)."""
 
     def score(self, guess_NT: Tensor, target_NT: Tensor) -> Metric:
-        """How good predictions are."""
+        """How good predictions are, on average over the images, with an interval over them."""
 
 
 def parse(text: bytes, *, landmarks: bool) -> Annotations:
@@ -77,8 +78,7 @@ class Landmarks:
         guess_NP2, target_NP2 = (points_NT.view(-1, NUM_POINTS, 2) for points_NT in (guess_NT, target_NT))
         left_N2, right_N2 = (target_NP2[:, eye].mean(dim=1) for eye in EYES)
         error_N = (guess_NP2 - target_NP2).norm(dim=2).mean(dim=1) / (left_N2 - right_N2).norm(dim=1)
-        value = 100 * float(error_N.mean())
-        return Metric(name="probe/landmark_nme", value=value, unit="% of eye distance", higher_is_better=False)
+        return mean_metric(100 * error_N, name="probe/landmark_nme", unit="% of eye distance", higher_is_better=False)
 
 
 class Labels:
@@ -101,6 +101,4 @@ class Labels:
 
     def score(self, guess_NT: Tensor, target_NT: Tensor) -> Metric:
         right_N = guess_NT.argmax(dim=1) == target_NT.argmax(dim=1)
-        return Metric(
-            name="probe/accuracy", value=100 * float(right_N.double().mean()), unit="%", higher_is_better=True
-        )
+        return mean_metric(100 * right_N.double(), name="probe/accuracy", unit="%", higher_is_better=True)

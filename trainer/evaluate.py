@@ -4,12 +4,13 @@ import logging
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from trainer.data import normalise
 from trainer.decoded import load_images
 from trainer.manifest import Images, Split
 from trainer.mcf import Mcf, build
-from trainer.probe import encoder_features, pixel_features, probe_task
+from trainer.probe import Task, encoder_features, pixel_features, probe_task
 from trainer.records import Floors, Metric, Result
 from trainer.sanity import sanity_metrics
 from trainer.spec import RunSpec
@@ -36,12 +37,14 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
     task = probe_task(run)
     if task is None:
         return Evaluated(None, None, "no probe: the spec names neither landmarks nor labels", sanity)
-    probe = task.measure(encoder_features(model.encoder, task.image_NCHW, device))
+    probe, neighbour = _read_off(task, encoder_features(model.encoder, task.image_NCHW, device), "sanity/neighbour_nme")
+    pixels, of_pixels = _read_off(task, pixel_features(task.image_NCHW, device), "floor/neighbour_pixels")
     untrained = build(run).encoder.to(device)
-    floors = Floors(
-        pixels=task.measure(pixel_features(task.image_NCHW, device)).value,
-        random_encoder=task.measure(encoder_features(untrained, task.image_NCHW, device)).value,
+    random_encoder, of_random = _read_off(
+        task, encoder_features(untrained, task.image_NCHW, device), "floor/neighbour_random_encoder"
     )
+    floors = Floors(pixels=pixels.value, random_encoder=random_encoder.value)
+    sanity += [metric for metric in (neighbour, of_pixels, of_random) if metric]
     seen = len(split.train.among(task.contents))
     note = f"{task.note}; {seen} of the images were trained on, without their annotations"
     logger.info(
@@ -54,10 +57,15 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
     return Evaluated(probe, floors, note, sanity)
 
 
+def _read_off(task: Task, feature_NF: Tensor, neighbour: str) -> tuple[Metric, Metric | None]:
+    """Probe and error of neighbours, under that name, with the same features, which are large and not kept."""
+    return task.measure(feature_NF), task.measure_neighbours(feature_NF, neighbour)
+
+
 def final_metrics(result: Result | Evaluated) -> dict[str, float]:
     """The numbers by the names they have in MLflow."""
-    metrics = {metric.name: metric.value for metric in result.sanity}
+    metrics = {name: value for metric in result.sanity for name, value in metric.logged.items()}
     if result.probe and result.floors:
-        metrics[result.probe.name] = result.probe.value
+        metrics |= result.probe.logged
         metrics.update({"floor/pixels": result.floors.pixels, "floor/random_encoder": result.floors.random_encoder})
     return metrics

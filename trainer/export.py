@@ -143,7 +143,8 @@ def _metrics_table(result: Result) -> str:
 
 def _row(metric: Metric) -> str:
     better = "higher" if metric.higher_is_better else "lower"
-    return f"| {metric.name} | {metric.value:.2f} {metric.unit} | {better} is better |"
+    between = f" ({metric.low:.2f} to {metric.high:.2f})" if metric.low is not None and metric.high is not None else ""
+    return f"| {metric.name} | {metric.value:.2f}{between} {metric.unit} | {better} is better |"
 
 
 def _teacher(run: RunSpec) -> str:

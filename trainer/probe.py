@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.annotations import Annotations, parse
+from trainer.annotations import Annotations, Landmarks, parse
 from trainer.data import normalise
 from trainer.decode import Fit, Undecodable, decode, upright_size
+from trainer.evaluation.neighbours import nearest
 from trainer.manifest import DataError, Images, open_images, read_manifest
 from trainer.records import Metric
 from trainer.resolve import read_object
@@ -45,6 +46,15 @@ class Task:
         """The probe's metric with these features."""
         guess_NT = out_of_fold(feature_NF, self.target_NT, self.fold_N)
         return self.annotations.score(guess_NT.cpu(), self.target_NT)
+
+    def measure_neighbours(self, feature_NF: Tensor, name: str) -> Metric | None:
+        """The probe's metric with the points of each face's nearest neighbour as the guess; None for labels."""
+        if not isinstance(self.annotations, Landmarks):
+            return None
+        guess_NT = self.target_NT[nearest(feature_NF, self.contents)]
+        found = self.annotations.score(guess_NT, self.target_NT)
+        # Without an interval: a resample of the images would change who is whose neighbour.
+        return found.model_copy(update={"name": name, "low": None, "high": None})
 
 
 def probe_task(run: RunSpec) -> Task | None:

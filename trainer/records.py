@@ -106,6 +106,15 @@ class Metric(Frozen):
     value: float
     unit: str
     higher_is_better: bool
+    low: float | None = None
+    """Ends of the 95 % interval over the test images, where the metric is a mean over them (docs/evaluation.md)."""
+    high: float | None = None
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The numbers by the names they have in MLflow."""
+        found = {self.name: self.value, f"{self.name}/low": self.low, f"{self.name}/high": self.high}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Floors(Frozen):

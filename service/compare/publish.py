@@ -82,9 +82,9 @@ def _complete(tracker: Tracker, tracking_run_id: str, run: Run) -> None:
 
 def _final_metrics(result: Result) -> dict[str, float]:
     """Under the names the trainer logs them by."""
-    found = {metric.name: metric.value for metric in result.sanity}
+    found = {name: value for metric in result.sanity for name, value in metric.logged.items()}
     if result.probe:
-        found[result.probe.name] = result.probe.value
+        found |= result.probe.logged
     if result.floors:
         found |= {"floor/pixels": result.floors.pixels, "floor/random_encoder": result.floors.random_encoder}
     return found

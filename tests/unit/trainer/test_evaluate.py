@@ -96,7 +96,8 @@ def test_the_evaluation_has_every_number_of_the_result(run: RunSpec) -> None:
     assert found.floors.random_encoder == found.probe.value
     assert "36 of the images were trained on" in found.probe_note
     assert evaluate.final_metrics(found).keys() == {
-        "probe/accuracy", "floor/pixels", "floor/random_encoder", "sanity/psnr", "sanity/retrieval_top1",
+        "probe/accuracy", "probe/accuracy/low", "probe/accuracy/high", "floor/pixels", "floor/random_encoder",
+        "sanity/psnr", "sanity/retrieval_top1",
     }  # fmt: skip
     bare = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"labels": None})})
     without = evaluate.evaluate(bare, build(run), split, open_images(run.data, split.manifest), CPU)

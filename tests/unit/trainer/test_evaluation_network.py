@@ -1,0 +1,193 @@
+"""Pyramid, head, normalisation, soft-argmax and losses: closed forms and shapes."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from trainer import spec
+from trainer.evaluation import heads, losses, network
+from trainer.evaluation.norm import SliceNorm, settle, take_statistics
+from trainer.vit import Encoder, initialise, position_code
+
+TINY = spec.Encoder(width=16, depth=4, heads=2, patch=8)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def weights(input_size: int = 32) -> dict[str, torch.Tensor]:
+    encoder = Encoder(TINY, input_size)
+    initialise(encoder, generator(0))
+    return encoder.state_dict()
+
+
+def tiny(num_maps: int = 3, *, frozen: bool = False, seed: int = 1) -> network.Network:
+    return network.build(TINY, weights(), num_maps, frozen=frozen, seed=seed, input_size=64, channels=8)
+
+
+def gaussian_logits(point_BP2: torch.Tensor, side: int, deviation: float) -> torch.Tensor:
+    """Logits whose sigmoid is a Gaussian around the points (0..1), deviation in pixels."""
+    along = torch.arange(side, dtype=torch.float64) + 0.5
+    x, y = ((along - side * place.unsqueeze(-1)) ** 2 for place in point_BP2.unbind(2))
+    peak = 0.9 * torch.exp(-(y.unsqueeze(3) + x.unsqueeze(2)) / (2 * deviation**2))
+    return torch.logit(peak, eps=1e-300)
+
+
+def test_soft_argmax_of_a_gaussian_is_its_centre() -> None:
+    point_BP2 = 0.2 + 0.6 * torch.rand(2, 5, 2, generator=generator(1), dtype=torch.float64)
+    found = heads.soft_argmax(gaussian_logits(point_BP2, 112, 2.0))
+    torch.testing.assert_close(found, point_BP2, atol=1e-6, rtol=0)
+
+
+def test_soft_argmax_by_hand() -> None:
+    logits = torch.full((1, 1, 2, 4), -1e4)
+    logits[0, 0, 0, 1] = logits[0, 0, 1, 3] = 1e4
+    assert heads.soft_argmax(logits).tolist() == [[[(0.375 + 0.875) / 2, 0.5]]]
+    # No place is active: the clamped sum leaves no point instead of dividing by nothing.
+    assert heads.soft_argmax(torch.full((1, 1, 2, 4), -1e4)).tolist() == [[[0.0, 0.0]]]
+    assert heads.soft_argmax(torch.zeros(1, 1, 8, 8)).tolist() == [[[0.5, 0.5]]]
+
+
+def test_target_maps_by_hand() -> None:
+    found = losses.point_maps(torch.tensor([[[64.5 / 128, 30.5 / 128]]], dtype=torch.float64))[0, 0]
+    assert found.shape == (128, 128)
+    assert float(found[30, 64]) == 1.0
+    assert float(found[30, 66]) == pytest.approx(math.exp(-8 * 4 / 25))
+    assert float(found[33, 68]) == pytest.approx(math.exp(-8))
+    assert float(found[30, 70]) == 0.0
+    assert int((found > 0).sum()) == 81  # points of the grid within five steps of one of them
+    assert not losses.point_maps(torch.tensor([[[1.5, 0.5]]])).any()
+
+
+def test_the_alignment_loss_is_distance_plus_cross_entropy() -> None:
+    flat = torch.zeros(2, 3, 16, 16, dtype=torch.float64)
+    point_BP2 = torch.tensor([0.5, 0.5]).expand(2, 3, 2) + torch.tensor([0.03, 0.04])
+    # Flat maps have their centroid in the middle, and a logit of 0 costs log 2 whatever the target.
+    assert float(losses.alignment_loss(flat, point_BP2.double())) == pytest.approx(0.05 + math.log(2))
+    sure = gaussian_logits(point_BP2.double(), 128, 1.25)
+    assert float(losses.alignment_loss(sure, point_BP2.double())) < 0.01
+
+
+def test_the_parsing_loss_is_the_mean_over_all_pixels() -> None:
+    mask_BSS = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask_BSS[0, :2] = 2
+    logit_BKHW = torch.tensor([0.0, 1.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    total = math.log(1 + math.e + math.exp(3))
+    expected = 0.75 * (total - 0) + 0.25 * (total - 3)
+    assert float(losses.parsing_loss(logit_BKHW, mask_BSS)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_slice_is_normalised_as_batch_norm_does_and_its_statistics_enter_once_a_step() -> None:
+    x = torch.randn(2, 3, 4, 5, 5, generator=generator(2)) * 3 + 1
+    ours, theirs = SliceNorm(4), nn.BatchNorm2d(4)
+    for piece in x:
+        torch.testing.assert_close(ours(piece), nn.BatchNorm2d(4)(piece))
+    assert torch.equal(ours.running_mean, torch.zeros(4))
+    settle(ours, take_statistics(ours))
+    expected = torch.stack([piece.transpose(0, 1).flatten(1).mean(1) for piece in x]).mean(0)
+    torch.testing.assert_close(ours.running_mean, 0.1 * expected)
+    assert ours.seen == []
+    # One slice a step is torch's own bookkeeping.
+    one = SliceNorm(4)
+    for piece in x:
+        one(piece)
+        settle(one, take_statistics(one))
+        theirs(piece)
+    torch.testing.assert_close(one.running_mean, theirs.running_mean)
+    torch.testing.assert_close(one.running_var, theirs.running_var)
+    torch.testing.assert_close(one.eval()(x[0]), theirs.eval()(x[0]))
+
+
+def test_two_workers_take_the_same_step_as_one() -> None:
+    """Slices of a step dealt out to two copies: gradients and running statistics are those of one."""
+    images, target = torch.rand(4, 2, 3, 64, 64, generator=generator(3)), torch.rand(4, 2, 3, 2, generator=generator(4))
+    one, two, three = (tiny().train() for _ in range(3))
+    for module in (*one.modules(), *two.modules(), *three.modules()):
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.0
+    for place in range(4):
+        for worker in (one, two if place % 2 == 0 else three):
+            losses.alignment_loss(worker(images[place]), target[place]).backward()
+    settle(one, take_statistics(one))
+    dealt = zip(take_statistics(two), take_statistics(three), strict=True)
+    settle(two, [torch.stack([even[0], odd[0], even[1], odd[1]]) for even, odd in dealt])
+    for (name, buffer), other in zip(one.named_buffers(), two.buffers(), strict=True):
+        assert torch.equal(buffer, other), name
+    for (name, whole), mine, theirs in zip(one.named_parameters(), two.parameters(), three.parameters(), strict=True):
+        if whole.grad is not None:
+            assert mine.grad is not None
+            assert theirs.grad is not None
+            torch.testing.assert_close(whole.grad, mine.grad + theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_maps_are_four_times_the_grid_and_images_do_not_see_each_other_in_evaluation() -> None:
+    net = tiny().eval()
+    images = torch.rand(3, 3, 80, 80, generator=generator(5))
+    together = net(images)
+    assert together.shape == (3, 3, 32, 32)
+    torch.testing.assert_close(together[1:2], net(images[1:2]), atol=1e-6, rtol=1e-4)
+
+
+def test_level_sizes_of_the_pyramid() -> None:
+    levels = heads.Pyramid(8)([torch.rand(2, 8, 28, 28)] * 4)
+    assert [tuple(level.shape) for level in levels] == [(2, 8, side, side) for side in (112, 56, 28, 14)]
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_the_rest_does() -> None:
+    for frozen in True, False:
+        net = tiny(frozen=frozen).train()
+        net(torch.rand(2, 3, 64, 64)).square().mean().backward()
+        assert net.head.classify.weight.grad is not None
+        assert net.pyramid.doubled.weight.grad is not None
+        assert (net.encoder.blocks[0].attn.qkv.weight.grad is None) == frozen
+
+
+def test_every_tap_and_the_whole_head_are_used() -> None:
+    net = tiny().train()
+    net(torch.rand(2, 3, 64, 64)).square().mean().backward()
+    unused = [name for name, weight in net.named_parameters() if weight.requires_grad and weight.grad is None]
+    # cls is read by the patches of the next block, the final norm by nobody.
+    assert unused == ["encoder.norm.weight", "encoder.norm.bias"]
+
+
+def test_the_draw_is_the_seeds() -> None:
+    same, again, other = (tiny(seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(same[name], again[name]) for name in same)
+    assert not torch.equal(same["head.merge.conv.weight"], other["head.merge.conv.weight"])
+    deviation = float(same["head.merge.conv.weight"].std())
+    assert deviation == pytest.approx((2 / (4 * 8 * 9)) ** 0.5, rel=0.1)
+
+
+def test_token_maps_are_the_tapped_blocks_of_normalised_resized_images() -> None:
+    net = tiny().eval()
+    image_BCSS = torch.rand(1, 3, 64, 64, generator=generator(6))
+    mean, std = (torch.tensor(three).view(3, 1, 1) for three in (spec.IMAGENET_MEAN, spec.IMAGENET_STD))
+    outputs = net.encoder.block_outputs((image_BCSS - mean) / std, (0, 1, 2, 3))
+    for found, token_BND in zip(net._token_maps(image_BCSS), outputs, strict=True):
+        assert torch.equal(found[0, :, 3, 5], token_BND[0, 1 + 3 * 8 + 5])
+
+
+def test_taps_are_the_published_ones_or_rise_with_the_depth() -> None:
+    assert [tuple(network.taps(depth)) for depth in (12, 24, 32, 4)] == [
+        (3, 5, 7, 11), (7, 11, 15, 23), (8, 14, 20, 31), (0, 1, 2, 3),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="3 blocks cannot feed a pyramid"):
+        network.taps(3)
+
+
+def test_the_position_code_is_resized_between_its_places_and_keeps_its_cls_row() -> None:
+    code = position_code(16, 4)
+    code[0, 0] = 7
+    assert network.resized_position_code(code, 4) is code
+    larger = network.resized_position_code(code, 8)
+    assert larger.shape == (1, 65, 16)
+    assert torch.equal(larger[0, 0], code[0, 0])
+    # Cubic interpolation is exact for a plane: one that rises by 1 a column.
+    plane = torch.arange(4.0).repeat(4).view(1, 16, 1)
+    rising = network.resized_position_code(torch.cat([torch.zeros(1, 1, 1), plane], dim=1), 8)[0, 1:, 0].view(8, 8)
+    assert rising[4, 2:6].tolist() == pytest.approx([0.75, 1.25, 1.75, 2.25], abs=0.15)
+    with pytest.raises(ValueError, match="no multiple of the encoder's patch"):
+        network.encoder_at(TINY, weights(), 60)

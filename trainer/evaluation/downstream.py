@@ -1,0 +1,39 @@
+"""From a folder of a benchmark and a pretrained encoder to a fit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer import spec
+from trainer.evaluation.benchmarks import Benchmark
+from trainer.evaluation.fitting import Fit
+from trainer.evaluation.network import CHANNELS, INPUT_SIZE, build
+from trainer.evaluation.recipe import Recipe
+from trainer.evaluation.splits import split
+
+
+def prepare(
+    benchmark: Benchmark,
+    root: Path,
+    encoder: spec.Encoder,
+    weights: Mapping[str, Tensor],
+    *,
+    recipe: Recipe | None = None,
+    device: torch.device,
+    input_size: int = INPUT_SIZE,
+    channels: int = CHANNELS,
+) -> Fit:
+    """A fit before its first epoch.
+
+    weights: of trainer.vit.Encoder, at whatever input size it was pretrained; recipe: None = the published one.
+    Raises DataError when files of the benchmark are missing or not as published.
+    """
+    recipe = recipe or benchmark.recipe
+    splits = split(benchmark.read(root), recipe)
+    network = build(
+        encoder, weights, benchmark.task.num_maps,
+        frozen=recipe.frozen, seed=recipe.seed, input_size=input_size, channels=channels,
+    )  # fmt: skip
+    return Fit(network, benchmark.task, splits, recipe, device)

@@ -1,0 +1,232 @@
+"""Training of a head, frozen or with its encoder, and the choice of the epoch that counts.
+
+Every random choice is a function of the seed, the epoch and the place in it: nothing is kept of generators, and an
+epoch after `load_state_dict` is bit for bit the one that would have followed.
+Letters: B faces of a slice, K maps, H W places of a map.
+"""
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from trainer.evaluation.network import Network
+from trainer.evaluation.norm import settle, take_statistics
+from trainer.evaluation.recipe import Recipe, Selection
+from trainer.evaluation.record import Record
+from trainer.evaluation.splits import Splits
+from trainer.evaluation.tasks import Example, Task
+
+READERS = 8
+
+
+class Diverged(RuntimeError):
+    """A loss that is no number: the fit has no result."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known after an epoch, counted from 0."""
+
+    epoch: int
+    loss: float
+    """Mean over the epoch's steps."""
+    test: dict[str, float]
+    validation: dict[str, float]
+    """Empty where nothing is chosen by it."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The numbers of a fit, and how their epoch was chosen."""
+
+    selection: Selection
+    epoch: int
+    metrics: dict[str, float]
+    """On the test split, with the averaged weights."""
+    note: str
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The metrics by names that say how the epoch was chosen: best_on_test/nme_diag."""
+        return {f"{self.selection.value}/{name}": value for name, value in self.metrics.items()}
+
+
+class Fit:
+    """A fit between two epochs."""
+
+    def __init__(self, network: Network, task: Task, splits: Splits, recipe: Recipe, device: torch.device) -> None:
+        """`splits`: with validation faces where the recipe selects by them, else ValueError."""
+        if recipe.selection is Selection.BEST_ON_VALIDATION and not splits.validation:
+            raise ValueError("the recipe selects by validation, and the splits have no faces to validate on")
+        self.network = network.to(device)
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.task = task
+        self.splits = splits
+        self.recipe = recipe
+        self.device = device
+        self.optimizer = _optimizer(self.network, recipe)
+        self.history: list[Epoch] = []
+
+    def run(self, on_epoch: Callable[[Epoch], None]) -> Fitted:
+        """All epochs that are left, each reported as it ends. Raises Diverged."""
+        while len(self.history) < self.recipe.epochs:
+            on_epoch(self.run_epoch())
+        return self.result()
+
+    def run_epoch(self) -> Epoch:
+        """The next epoch, and its metrics. Raises Diverged."""
+        epoch = len(self.history)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["first_lr"] * self.recipe.rate_factor(epoch)
+        self.network.train()
+        losses = [self._step(epoch, step, batch) for step, batch in enumerate(self._batches(epoch))]
+        test = self.measure(self.splits.test)
+        chosen_by_validation = self.recipe.selection is Selection.BEST_ON_VALIDATION
+        validation = self.measure(self.splits.validation) if chosen_by_validation else {}
+        self.history.append(Epoch(epoch, sum(losses) / len(losses), test, validation))
+        return self.history[-1]
+
+    @torch.no_grad()
+    def measure(self, records: Sequence[Record]) -> dict[str, float]:
+        """Metrics of the averaged weights."""
+        score = self.task.score()
+        pieces = [records[first : first + self.recipe.slice] for first in range(0, len(records), self.recipe.slice)]
+        jobs = ([partial(self.task.example, record, None) for record in piece] for piece in pieces)
+        for examples in _read_ahead(jobs):
+            images = torch.stack([example.image_CSS for example in examples]).to(self.device)
+            for example, logit_KHW in zip(examples, self.average(images).cpu(), strict=True):
+                score.add(example, logit_KHW)
+        return score.metrics()
+
+    def result(self) -> Fitted:
+        """Raises ValueError before the last epoch: which one counts is not known until then."""
+        if len(self.history) < self.recipe.epochs:
+            raise ValueError(f"{len(self.history)} of {self.recipe.epochs} epochs are done; there is no result yet")
+        how = self.recipe.selection
+        chosen, note = self.history[-1], f"epoch {len(self.history)}, the last one, fixed before the fit"
+        if how is not Selection.LAST:
+            chosen = self._best("test" if how is Selection.BEST_ON_TEST else "validation")
+            note = f"epoch {chosen.epoch + 1} of {len(self.history)}, the best by {self.task.primary}"
+            note += (
+                " on the test split itself, as most published numbers: too good an estimate of unseen faces"
+                if how is Selection.BEST_ON_TEST
+                else " on faces set aside for validation"
+            )
+        return Fitted(how, chosen.epoch, chosen.test, f"{note}; {self.splits.note}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on, beside what the fit was made from."""
+        return {
+            "recipe": self.recipe.model_dump_json(),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": [vars(epoch).copy() for epoch in self.history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for the state of a fit by another recipe."""
+        if state["recipe"] != self.recipe.model_dump_json():
+            raise ValueError(f"the state is of another recipe: {state['recipe']}, not {self.recipe.model_dump_json()}")
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+
+    def _step(self, epoch: int, step: int, batch: list[Example]) -> float:
+        """One optimizer step; its loss. Raises Diverged before the weights are touched."""
+        num_slices = self.recipe.batch // self.recipe.slice
+        total = torch.zeros((), device=self.device)
+        for place in range(num_slices):
+            examples = batch[place * self.recipe.slice : (place + 1) * self.recipe.slice]
+            images = torch.stack([example.image_CSS for example in examples]).to(self.device)
+            target = torch.stack([example.target for example in examples]).to(self.device)
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                # Dropout knows no generator; so a slice's is the same whoever computes it, and when.
+                torch.manual_seed(_seed(self.recipe.seed, "dropout", epoch, step, place))
+                loss = self.task.loss(self.network(images), target) / num_slices
+            loss.backward()
+            total += loss.detach()
+        if not math.isfinite(value := float(total)):
+            raise Diverged(f"loss {value} in step {step} of epoch {epoch}; lower rates, or fewer of them, may help")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        settle(self.network, take_statistics(self.network))
+        self._move_average()
+        return value
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        """Weights and running statistics alike: an average of weights has the average of their statistics."""
+        for slow, fast in zip(_changing(self.average), _changing(self.network), strict=True):
+            slow.lerp_(fast, 1 - self.recipe.average_decay)
+
+    def _batches(self, epoch: int) -> Iterator[list[Example]]:
+        """The epoch's batches, all of them full: the last one is filled up from the front, as the protocol does."""
+        order = epoch_order(len(self.splits.train), self.splits.epoch_length, self.recipe.seed, epoch)
+        steps = -(-len(order) // self.recipe.batch)
+
+        def example(place: int) -> Example:
+            generator = torch.Generator().manual_seed(_seed(self.recipe.seed, "face", epoch, place))
+            return self.task.example(self.splits.train[order[place % len(order)]], generator)
+
+        firsts = range(0, steps * self.recipe.batch, self.recipe.batch)
+        yield from _read_ahead(
+            [partial(example, place) for place in range(first, first + self.recipe.batch)] for first in firsts
+        )
+
+    def _best(self, split: str) -> Epoch:
+        """The epoch with the best primary metric; the earliest of equals."""
+        sign = -1 if self.task.higher_is_better else 1
+        return min(self.history, key=lambda epoch: (sign * getattr(epoch, split)[self.task.primary], epoch.epoch))
+
+
+def epoch_order(num_faces: int, length: int, seed: int, epoch: int) -> list[int]:
+    """Numbers of the faces in the order of an epoch: all of them, repeated to `length`, and shuffled."""
+    shuffled = torch.randperm(length, generator=torch.Generator().manual_seed(_seed(seed, "order", epoch)))
+    return [place % num_faces for place in shuffled.tolist()]
+
+
+def _optimizer(network: Network, recipe: Recipe) -> AdamW:
+    parts = [(network.pyramid, recipe.pyramid_lr), (network.head, recipe.head_lr)]
+    if not network.frozen:
+        parts.append((network.encoder, recipe.encoder_lr))
+    groups = [
+        {"params": [weight for weight in part.parameters() if weight.requires_grad], "lr": rate, "first_lr": rate}
+        for part, rate in parts
+    ]
+    return AdamW(groups, betas=recipe.betas, weight_decay=recipe.weight_decay)
+
+
+def _changing(network: Network) -> list[torch.Tensor]:
+    """Weights and statistics of the parts that are trained."""
+    parts: list[nn.Module] = [network.pyramid, network.head, *([] if network.frozen else [network.encoder])]
+    return [value for part in parts for value in (*part.parameters(), *part.buffers())]
+
+
+def _read_ahead(batches: Iterable[Sequence[Callable[[], Example]]]) -> Iterator[list[Example]]:
+    """Batches of examples, each read while the one before it is computed with."""
+    with ThreadPoolExecutor(READERS) as pool:
+        waiting: list[Future[Example]] | None = None
+        for jobs in batches:
+            started = [pool.submit(job) for job in jobs]
+            if waiting is not None:
+                yield [future.result() for future in waiting]
+            waiting = started
+        if waiting is not None:
+            yield [future.result() for future in waiting]
+
+
+def _seed(*key: object) -> int:
+    """63 bits that differ for different keys."""
+    text = " ".join(map(str, key))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,102 @@
+"""300W and WFLW, from the CSV lists of HRNet's facial landmark repository, beside the datasets' own images.
+
+A line is image_name, scale, center_w, center_h, then x and y of every point. The face's box is the square of
+half side 100 * scale around the centre. Shared: evaluation.md 5.
+
+    300W  face_landmarks_300w_{train,valid_common,valid_challenge}.csv, images/ as the lists name them
+    WFLW  face_landmarks_wflw_{train,test,test_SUBSET}.csv, images in WFLW_images/ or images/
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.evaluation.record import Record, Split, expect_file, expect_images
+from trainer.manifest import DataError
+
+HALF_BOX_PIXELS = 100.0
+# The 300W lists lie two pixels right of and below the points that the field scores (FaRL's protocol).
+OFFSET_300W = 2.0
+# File's name of a subset -> the name it is reported under.
+WFLW_SUBSETS = ("largepose", "expression", "illumination", "makeup", "occlusion", "blur")
+
+
+class Line(NamedTuple):
+    """One face of a list."""
+
+    name: str
+    scale: float
+    centre_2: np.ndarray
+    points_P2: np.ndarray
+
+
+def read_300w(root: Path) -> list[Record]:
+    """68 points; the test split is `common` and `challenging`, and both together are the full set."""
+    files: list[tuple[str, Split, frozenset[str]]] = [
+        ("train", "train", frozenset()),
+        ("valid_common", "test", frozenset({"common"})),
+        ("valid_challenge", "test", frozenset({"challenging"})),
+    ]
+    records = [
+        _record(root / "images" / line.name, line, split, subsets, offset=OFFSET_300W)
+        for name, split, subsets in files
+        for line in read_lines(root / f"face_landmarks_300w_{name}.csv", num_points=68)
+    ]
+    return expect_images(records, f"300W in {root}")
+
+
+def read_wflw(root: Path) -> list[Record]:
+    """98 points; the test split has six subsets that overlap, and are recognised by image and points."""
+    folder = next((root / name for name in ("WFLW_images", "images") if (root / name).is_dir()), root / "WFLW_images")
+    subsets_of: dict[tuple[str, bytes], set[str]] = {}
+    for subset in WFLW_SUBSETS:
+        for line in read_lines(root / f"face_landmarks_wflw_test_{subset}.csv", num_points=98):
+            subsets_of.setdefault(_identity(line), set()).add(subset)
+    records = [
+        _record(folder / line.name, line, "train", frozenset())
+        for line in read_lines(root / "face_landmarks_wflw_train.csv", num_points=98)
+    ]
+    for line in read_lines(root / "face_landmarks_wflw_test.csv", num_points=98):
+        # One image may hold several annotated faces, so its name alone does not say which.
+        subsets = frozenset(subsets_of.pop(_identity(line), ()))
+        records.append(_record(folder / line.name, line, "test", subsets))
+    if subsets_of:
+        (name, _), subsets_left = next(iter(subsets_of.items()))
+        raise DataError(
+            f"{len(subsets_of)} faces of WFLW subsets in {root} are not in face_landmarks_wflw_test.csv, "
+            f"such as one of {name} in {', '.join(sorted(subsets_left))}"
+        )
+    return expect_images(records, f"WFLW in {root}")
+
+
+def read_lines(path: Path, *, num_points: int) -> Iterator[Line]:
+    """Faces of a list. Raises DataError where the file is missing or a line is not as expected."""
+    columns = 4 + 2 * num_points
+    expect_file(path, f"the HRNet list with image_name, scale, center_w, center_h and {num_points} points a line")
+    with path.open(newline="") as file:
+        rows = csv.reader(file)
+        next(rows, None)
+        for number, row in enumerate(rows, start=2):
+            if len(row) != columns:
+                raise DataError(f"{path} line {number} has {len(row)} columns; {columns} were expected")
+            try:
+                values = np.array(row[1:], dtype=np.float64)
+            except ValueError as error:
+                raise DataError(f"{path} line {number}: {error}") from error
+            yield Line(row[0], float(values[0]), values[1:3], values[3:].reshape(num_points, 2))
+
+
+def _identity(line: Line) -> tuple[str, bytes]:
+    return line.name, line.points_P2.tobytes()
+
+
+def _record(image: Path, line: Line, split: Split, subsets: frozenset[str], offset: float = 0.0) -> Record:
+    (left, top), (right, bottom) = (
+        (line.centre_2 - offset + sign * HALF_BOX_PIXELS * line.scale).tolist() for sign in (-1, 1)
+    )
+    return Record(
+        image=image, split=split, subsets=subsets, box=(left, top, right, bottom), points_P2=line.points_P2 - offset
+    )

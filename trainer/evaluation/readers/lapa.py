@@ -1,0 +1,43 @@
+"""LaPa: {train,val,test}/{images/NAME.jpg, labels/NAME.png, landmarks/NAME.txt}.
+
+A landmark file has the number of points, 106, in its first line and x y in the others; a label picture
+has the classes as its values.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from trainer.evaluation.record import LabelImage, Record, Split, expect_file, expect_images
+from trainer.manifest import DataError
+
+CLASSES = (
+    "background", "skin", "left brow", "right brow", "left eye", "right eye", "nose", "upper lip", "inner mouth",
+    "lower lip", "hair",
+)  # fmt: skip
+NUM_POINTS = 106
+FOLDERS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
+
+
+def read_lapa(root: Path) -> list[Record]:
+    """Masks of 11 classes, and 106 points, of which five align the crop. Raises DataError."""
+    records = []
+    for name, split in FOLDERS.items():
+        folder = root / name
+        if not (folder / "images").is_dir():
+            raise DataError(f"{folder / 'images'} is missing: the folder of LaPa's {split} images")
+        for image in sorted((folder / "images").glob("*.jpg")):
+            label = expect_file(folder / "labels" / f"{image.stem}.png", f"the classes of {image}")
+            points = expect_file(folder / "landmarks" / f"{image.stem}.txt", f"the 106 points of {image}")
+            records.append(Record(image=image, split=split, points_P2=_points(points), mask=LabelImage(label)))
+    return expect_images(records, f"LaPa in {root}")
+
+
+def _points(path: Path) -> np.ndarray:
+    try:
+        values = np.array(path.read_text().split(), dtype=np.float64)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    if len(values) != 1 + 2 * NUM_POINTS or values[0] != NUM_POINTS:
+        raise DataError(f"{path} has {len(values)} numbers; {NUM_POINTS} and then as many pairs x y were expected")
+    return values[1:].reshape(NUM_POINTS, 2)

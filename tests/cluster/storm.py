@@ -47,6 +47,7 @@ class Storm:
     def __init__(self, release: Release, gateway: Gateway, seed: int) -> None:
         self.release, self.gateway, self.rng = release, gateway, random.Random(seed)
         self.token, self.url = release.token, release.url
+        self._uris: dict[str, str] = {}
 
     # ------------------------------------------------------------ the service
 
@@ -89,6 +90,15 @@ class Storm:
         """(arm, seed) -> id of the run."""
         detail = self.ask(f"/v1/experiments/{experiment_id}")
         return {(arm["name"], trial["seed"]): trial["run_id"] for arm in detail["arms"] for trial in arm["trials"]}
+
+    def trained(self, run_id: str) -> int:
+        """The last step that the run itself has written down, whoever else is away just now."""
+        if run_id not in self._uris:
+            self._uris[run_id] = self.ask(f"/v1/runs/{run_id}")["uri"]
+        bucket, _, prefix = self._uris[run_id].removeprefix("s3://").partition("/")
+        found = s3().list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/sessions/").get("Contents", [])
+        newest = max(found, key=lambda each: each["LastModified"])["Key"]
+        return int(json.load(s3().get_object(Bucket=bucket, Key=newest)["Body"])["step"])
 
     def target(self, run_ids: list[str]) -> str | None:
         """Of the runs that train now the one with most to do; None when all have ended."""
@@ -185,18 +195,18 @@ class Storm:
     def _pause(self, run_id: str, disturb: Callable[[], None]) -> float | None:
         acting = threading.Thread(target=disturb)
         began = last = time.monotonic()
-        step, pause, done = int(self.ask(f"/v1/runs/{run_id}")["step"]), 0.0, None
+        total, step, pause, done = self.ask(f"/v1/runs/{run_id}")["total_steps"], self.trained(run_id), 0.0, None
         acting.start()
         while done is None or time.monotonic() - done < FELT_SECONDS or time.monotonic() - last > NEWS_SECONDS:
-            found = self.ask(f"/v1/runs/{run_id}")
+            found = self.trained(run_id)
             now = time.monotonic()
-            assert now - began < PATIENCE_SECONDS, (run_id, found["waiting_reason"])
-            if found["ended_at"] or found["step"] == found["total_steps"]:
+            assert now - began < PATIENCE_SECONDS, (run_id, self.ask(f"/v1/runs/{run_id}")["waiting_reason"])
+            if found == total:
                 acting.join()
                 return None
             pause = max(pause, now - last)
-            if found["step"] > step:
-                step, last = found["step"], now
+            if found > step:
+                step, last = found, now
             if done is None and not acting.is_alive():
                 done = now
             time.sleep(0.5)

@@ -59,6 +59,10 @@ def rendezvous_pod(pool: Pool, *, attempt: str) -> Manifest:
     made = _pod(pool, {ATTEMPT: attempt, ROLE: RENDEZVOUS}, placed, command, [], resources, {})
     # All wait for its start, two seconds of a core: with so small a limit it would take half a minute.
     del made["spec"]["containers"][0]["resources"]["limits"]["cpu"]
+    # And nobody trains without it, while it has nothing that would be lost with it.
+    for toleration in made["spec"]["tolerations"]:
+        if toleration.get("key") in UNREACHABLE:
+            toleration["tolerationSeconds"] = 0
     return made
 
 

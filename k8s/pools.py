@@ -82,7 +82,7 @@ class Pool(Frozen):
     tolerations: tuple[dict[str, Any], ...] = ()
     """Taints of the pool's nodes, as in a pod."""
     dead_node_seconds: int = Field(20, ge=0)
-    """How long the pod of a node that does not answer is waited for; Kubernetes' own default is five minutes."""
+    """How long a worker's pod is waited for when its node does not answer; Kubernetes' own default is five minutes."""
     one_zone: bool = False
     """Keep all pods of an attempt in one zone: gradients between zones are slow and cost money."""
     topology_spread: tuple[dict[str, Any], ...] = ()

@@ -1,7 +1,8 @@
 """Training of a head, frozen or with its encoder, and the choice of the epoch that counts.
 
 Every random choice is a function of the seed, the epoch and the place in it: nothing is kept of generators, and an
-epoch after `load_state_dict` is bit for bit the one that would have followed.
+epoch after `load_state_dict` is bit for bit the one that would have followed. On a GPU it is so but for the order in
+which torch adds up gradients of resized and pooled maps.
 Letters: B faces of a slice, K maps, H W places of a map.
 """
 
@@ -157,7 +158,7 @@ class Fit:
             loss.backward()
             total += loss.detach()
         if not math.isfinite(value := float(total)):
-            raise Diverged(f"loss {value} in step {step} of epoch {epoch}; lower rates, or fewer of them, may help")
+            raise Diverged(f"loss {value} in step {step} of epoch {epoch}; lower learning rates may help")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         settle(self.network, take_statistics(self.network))

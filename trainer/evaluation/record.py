@@ -33,9 +33,9 @@ class Record:
     subsets: frozenset[str] = frozenset()
     """Parts of the test split that are reported by themselves, such as `challenging`."""
     box: Box | None = None
-    """Left, top, right, bottom in pixels."""
+    """Left, top, right, bottom, in the coordinates of the points."""
     points_P2: np.ndarray | None = None
-    """Landmarks (x, y) in pixels of the image, float64."""
+    """Landmarks (x, y), float64, as the datasets count: 0 is the centre of the image's first pixel."""
     mask: Mask | None = None
 
 
@@ -51,7 +51,7 @@ class LabelImage:
 
 @dataclass(frozen=True)
 class Layers:
-    """A mask that is one picture a class, bright where the class is; later ones lie over earlier ones."""
+    """A mask that is one picture a class, not black where the class is; later ones lie over earlier ones."""
 
     layers: Sequence[tuple[int, Path]]
 
@@ -63,7 +63,7 @@ class Layers:
                 mask_HW = np.zeros_like(layer_HW)
             if layer_HW.shape != mask_HW.shape:
                 raise DataError(f"{path} has {layer_HW.shape} pixels, the layers before it {mask_HW.shape}")
-            mask_HW[layer_HW > 127] = number
+            mask_HW[layer_HW > 0] = number
         if mask_HW is None:
             raise DataError("a mask without a layer")
         return mask_HW

@@ -23,6 +23,9 @@ from trainer.evaluation.mirror import mirrored_classes, mirrored_points
 from trainer.evaluation.record import Record
 from trainer.manifest import DataError
 
+# From a dataset's coordinates, 0 in the centre of a pixel, to a crop's, 0 at its edge.
+TO_EDGE = 0.5
+
 Unit = Callable[[Tensor, Tensor], Tensor]
 """(points [N, P, 2], boxes [N, 4]) -> lengths [N], all in pixels of the image."""
 
@@ -101,14 +104,17 @@ class Alignment:
             raise DataError(f"{record.image} has no box or no points to align by")
         image_CHW = read_image(record.image)
         pose = self.jitter if generator else Jitter(0, 0, 0)
-        crop = box_crop(record.box, self.size).moved(pose.draw(generator or torch.Generator(), self.scale))
+        left, top, right, bottom = (side + TO_EDGE for side in record.box)
+        crop = box_crop((left, top, right, bottom), self.size).moved(
+            pose.draw(generator or torch.Generator(), self.scale)
+        )
         mirrored = self.mirror and _tossed(generator)
         if mirrored:
             crop = crop.mirrored()
         view_CSS = crop.sample(image_CHW)
         if generator:
             view_CSS = self.augment(view_CSS, generator)
-        target_P2 = (crop.to_crop(torch.from_numpy(record.points_P2)) / self.size).float()
+        target_P2 = (crop.to_crop(torch.from_numpy(record.points_P2) + TO_EDGE) / self.size).float()
         if mirrored:
             target_P2 = mirrored_points(target_P2)
         return Example(record, view_CSS, target_P2, crop, (image_CHW.shape[2], image_CHW.shape[1]))
@@ -130,7 +136,7 @@ class AlignmentScore:
 
     def add(self, example: Example, logit_KHW: Tensor) -> None:
         place_P2 = soft_argmax(logit_KHW[None].double())[0] * example.crop.size
-        self.guesses.append(example.crop.to_image(place_P2))
+        self.guesses.append(example.crop.to_image(place_P2) - TO_EDGE)
         self.records.append(example.record)
 
     def metrics(self) -> dict[str, float]:
@@ -185,7 +191,8 @@ class Parsing:
         whole = (image_CHW.shape[2], image_CHW.shape[1])
         crop = whole_crop(*whole, self.size)
         if self.align_by and record.points_P2 is not None:
-            crop = template_crop(torch.from_numpy(record.points_P2[list(self.align_by)]), self.size, self.warp_factor)
+            point_K2 = torch.from_numpy(record.points_P2[list(self.align_by)]) + TO_EDGE
+            crop = template_crop(point_K2, self.size, self.warp_factor)
         if generator:
             crop = crop.moved(self.jitter.draw(generator))
         mirrored = self.mirror and _tossed(generator)

@@ -51,7 +51,10 @@ QUICK = Recipe(
 
 @pytest.fixture
 def faces(tmp_path: Path) -> list[Record]:
-    """Nine faces to train on, four to test on; points and masks are where the eyes are drawn."""
+    """Nine faces to train on, four to test on; points and masks are where the eyes are drawn.
+
+    Points and boxes count from the centre of the first pixel, places from its edge.
+    """
     found = []
     for number in range(13):
         draw = np.random.default_rng(number)
@@ -59,8 +62,8 @@ def faces(tmp_path: Path) -> list[Record]:
         pixels, mask = np.full((48, 48, 3), 90, np.uint8), np.zeros((48, 48), np.uint8)
         pixels[top : top + 28, left : left + 28] = 10
         mask[top : top + 28, left : left + 28] = 1
-        points = np.array([[left + 8.0, top + 10.0], [left + 20.0, top + 10.0]])
-        for x, y in points.astype(int):
+        places = np.array([[left + 8.0, top + 10.0], [left + 20.0, top + 10.0]])
+        for x, y in places.astype(int):
             pixels[y - 3 : y + 3, x - 3 : x + 3] = 255
             mask[y - 3 : y + 3, x - 3 : x + 3] = 2
         path = tmp_path / f"face{number}.png"
@@ -68,8 +71,9 @@ def faces(tmp_path: Path) -> list[Record]:
         Image.fromarray(mask).save(tmp_path / f"mask{number}.png")
         found.append(
             Record(
-                image=path, split="train" if number < 9 else "test", box=(left, top, left + 28.0, top + 28.0),
-                subsets=frozenset({"odd"} if number % 2 else ()), points_P2=points,
+                image=path, split="train" if number < 9 else "test",
+                box=(left - 0.5, top - 0.5, left + 27.5, top + 27.5),
+                subsets=frozenset({"odd"} if number % 2 else ()), points_P2=places - 0.5,
                 mask=LabelImage(tmp_path / f"mask{number}.png"),
             )
         )  # fmt: skip
@@ -135,6 +139,14 @@ def test_an_example_for_training_follows_its_generator_and_keeps_its_points_on_t
     assert fixed.target[0].tolist() == pytest.approx([0.5 + 0.8 * (8 / 28 - 0.5), 0.5 + 0.8 * (10 / 28 - 0.5)])
 
 
+def test_a_point_that_counts_from_the_centre_of_a_pixel_lies_in_the_middle_of_its_eye(faces: list[Record]) -> None:
+    example = replace(ALIGNMENT, size=256).example(faces[0], None)
+    bright = (example.image_CSS[0] > 0.5)[40:140, 20:128]  # the left eye and some of the head around it
+    y, x = (bright.nonzero().double().mean(dim=0) + 0.5 + torch.tensor([40, 20])).tolist()
+    # Half a pixel of the image would be 3.7 pixels here.
+    assert (example.target[0] * 256).tolist() == pytest.approx([x, y], abs=0.6)
+
+
 def test_every_second_view_is_mirrored_where_a_task_says_so_and_sides_are_renamed(faces: list[Record]) -> None:
     # Points 6 and 11 of AFLW-19 are the outer corners of the eyes, each the other's mirror image.
     points = np.repeat(faces[0].points_P2[:1], 19, axis=0)  # type: ignore[index]
@@ -176,7 +188,7 @@ def test_true_masks_score_all_and_a_missing_class_nothing(faces: list[Record]) -
 
 
 def test_a_warped_and_aligned_view_is_scored_in_the_image(faces: list[Record]) -> None:
-    points = 10 + 0.04 * np.array(TEMPLATE_52)
+    points = 10 + 0.04 * np.array(TEMPLATE_52) - 0.5
     record = replace(faces[0], points_P2=points)
     task = replace(PARSING, align_by=(0, 1, 2, 3, 4), warp_factor=0.8, size=256)
     example = task.example(record, None)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from trainer import spec
@@ -134,6 +135,50 @@ def test_maps_are_four_times_the_grid_and_images_do_not_see_each_other_in_evalua
 def test_level_sizes_of_the_pyramid() -> None:
     levels = heads.Pyramid(8)([torch.rand(2, 8, 28, 28)] * 4)
     assert [tuple(level.shape) for level in levels] == [(2, 8, side, side) for side in (112, 56, 28, 14)]
+
+
+def test_the_head_is_the_sum_and_the_stack_that_upernet_describes() -> None:
+    head = heads.UperHead(6, 8, 3).eval()
+    for number, value in enumerate(head.state_dict().values()):  # statistics too, none of them negative
+        value.copy_(torch.rand(value.shape, generator=generator(number)) - (0.4 if value.ndim > 1 else -0.1))
+    level = [torch.randn(2, 6, side, side, generator=generator(side)) for side in (24, 12, 6, 3)]
+
+    def conv(name: str, x: torch.Tensor) -> torch.Tensor:
+        part = head.get_submodule(name)
+        weight = part.conv.weight
+        y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        mean, var = part.norm.running_mean, part.norm.running_var
+        scaled = (y - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + 1e-5).sqrt()
+        return F.relu(scaled * part.norm.weight.view(-1, 1, 1) + part.norm.bias.view(-1, 1, 1))
+
+    def large(x: torch.Tensor, side: int) -> torch.Tensor:
+        return F.interpolate(x, (side, side), mode="bilinear")
+
+    pooled = [large(conv(f"pooled.{i}", F.adaptive_avg_pool2d(level[3], s)), 3) for i, s in enumerate((1, 2, 3, 6))]
+    fourth = conv("pool_merge", torch.cat([level[3], *pooled], 1))
+    third = conv("lateral.2", level[2]) + large(fourth, 6)
+    second = conv("lateral.1", level[1]) + large(third, 12)
+    first = conv("lateral.0", level[0]) + large(second, 24)
+    smooth = [large(conv(f"smooth.{i}", x), 24) for i, x in enumerate((first, second, third))]
+    merged = conv("merge", torch.cat([*smooth, large(fourth, 24)], 1))
+    expected = F.conv2d(merged, head.classify.weight, head.classify.bias)
+    torch.testing.assert_close(head(level), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tenth_of_the_last_channels_is_dropped_while_training_alone() -> None:
+    head = heads.UperHead(4, 1000, 1)
+    x = torch.ones(1, 1000, 2, 2)
+    dropped = float((head.train().dropout(x) == 0).double().mean())
+    assert 0.06 < dropped < 0.14
+    assert torch.equal(head.eval().dropout(x), x)
+    small, level = tiny().head.train(), [torch.rand(2, 16, side, side) for side in (32, 16, 8, 4)]
+    torch.nn.init.normal_(small.classify.weight)
+    outputs = []
+    for seed in 1, 1, 2, 3, 4:
+        torch.manual_seed(seed)
+        outputs.append(small(level))
+    assert torch.equal(outputs[0], outputs[1])
+    assert any(not torch.equal(outputs[0], other) for other in outputs[2:])
 
 
 def test_a_frozen_encoder_gets_no_gradient_and_the_rest_does() -> None:

@@ -59,6 +59,16 @@ def test_300w_is_moved_by_two_pixels_and_split_into_common_and_challenging(three
     assert record.box == (8.0, 18.0, 108.0, 118.0)
 
 
+def test_300w_images_may_stand_beside_the_lists_and_the_one_with_a_blank_is_found(three_hundred_w: Path) -> None:
+    for file in sorted((three_hundred_w / "images").iterdir()):
+        file.rename(three_hundred_w / file.name)
+    (three_hundred_w / "images").rmdir()
+    picture(three_hundred_w / "ibug/image_092 _01.jpg")
+    hard = three_hundred_w / "face_landmarks_300w_valid_challenge.csv"
+    hard.write_text(hard.read_text() + hrnet_line("ibug/image_092_01.jpg", 1, 68) + "\n")
+    assert by_name(hrnet_csv.read_300w(three_hundred_w)).keys() == {"1.jpg", "2.jpg", "3.jpg", "image_092 _01.jpg"}
+
+
 def test_a_missing_list_and_a_short_line_and_a_missing_image_are_named(three_hundred_w: Path) -> None:
     (three_hundred_w / "images/ibug/3.jpg").unlink()
     with pytest.raises(DataError, match=r"names 1 images that are missing, such as .*ibug/3.jpg"):
@@ -124,14 +134,15 @@ def aflw(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_aflw_is_split_by_its_permutation_and_its_frontal_faces_show_all_points(aflw: Path) -> None:
+def test_aflw_is_in_the_order_of_its_permutation_and_its_frontal_faces_show_all_points(aflw: Path) -> None:
     records = aflw19.read_aflw19(aflw, num_train=1)
-    assert [record.split for record in records] == ["test", "train", "test"]
-    assert [set(record.subsets) for record in records] == [set(), set(), {"frontal"}]
+    assert [record.image.name for record in records] == ["image1.jpg", "image2.jpg", "image0.jpg"]
+    assert [record.split for record in records] == ["train", "test", "test"]
+    assert [set(record.subsets) for record in records] == [set(), {"frontal"}, set()]
     assert records[0].box == (1.0, 2.0, 5.0, 9.0)
-    assert records[1].points_P2 is not None
-    assert records[1].points_P2[:2].tolist() == [[38.0, 57.0], [39.0, 58.0]]
-    assert records[1].image == aflw / "data/flickr/0/image1.jpg"
+    assert records[0].points_P2 is not None
+    assert records[0].points_P2[:2].tolist() == [[38.0, 57.0], [39.0, 58.0]]
+    assert records[0].image == aflw / "data/flickr/0/image1.jpg"
 
 
 def test_what_is_wrong_with_an_aflw_list_is_said(aflw: Path) -> None:
@@ -193,7 +204,7 @@ def test_what_lapa_lacks_is_named(lapa_root: Path) -> None:
 
 @pytest.fixture
 def celeba(tmp_path: Path) -> Path:
-    rows = [(0, 162_769, "162770.jpg"), (1, 162_770, "162771.jpg"), (2001, 182_637, "182638.jpg")]
+    rows = [(2001, 182_637, "182638.jpg"), (0, 162_769, "162770.jpg"), (1, 162_770, "162771.jpg")]
     lines = ["idx\torig_idx\torig_file", *(f"{idx}\t\t{orig}\t{file}" for idx, orig, file in rows)]
     (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text("\n".join(lines) + "\n")
     for idx, _, _ in rows:

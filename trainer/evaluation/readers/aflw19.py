@@ -6,7 +6,8 @@
     nameList  image below data/flickr
     ra        a permutation, counted from 1: its first 20,000 faces are the training split, the others the test split
 
-The frontal subset of the test split is those faces with all points visible.
+Records are in the order of ra, which a few-shot fraction follows. The frontal subset of the test split is those faces
+with all points visible.
 """
 
 from pathlib import Path
@@ -36,11 +37,10 @@ def read_aflw19(root: Path, num_train: int = NUM_TRAIN) -> list[Record]:
             raise DataError(f"{path}: {name} is {np.shape(info[name])}; {shape} was expected, for {count} faces of ra")
     if sorted(order) != list(range(count)) or len(info["nameList"]) != count:
         raise DataError(f"{path}: ra is no permutation of 1..{count}, or nameList has another length")
-    place_of = {int(face): place for place, face in enumerate(order)}
     records = []
-    for face in range(count):
+    for place, face in enumerate(order):
         left, right, top, bottom = np.asarray(info["bbox"][face], np.float64).tolist()
-        is_train = place_of[face] < num_train
+        is_train = place < num_train
         frontal = not is_train and bool(np.all(info["mask_new"][face]))
         records.append(
             Record(

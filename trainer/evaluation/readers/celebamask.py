@@ -4,7 +4,8 @@
     CelebAMask-HQ-mask-anno/0/00007_skin.png    2,000 images a folder; no file where a class does not occur
     CelebA-HQ-to-CelebA-mapping.txt             idx orig_idx orig_file, after a line of headings
 
-Splits are those of CelebA itself, which are ranges of the original file's number.
+Splits are those of CelebA itself, which are ranges of the original file's number; records are in its order, which a
+few-shot fraction follows.
 """
 
 from pathlib import Path
@@ -28,20 +29,21 @@ def read_celebamask(root: Path) -> list[Record]:
     mapping = expect_file(
         root / "CelebA-HQ-to-CelebA-mapping.txt", "the table idx orig_idx orig_file of CelebAMask-HQ's images"
     )
-    records = []
+    found: dict[int, Record] = {}
     for number, line in enumerate(mapping.read_text().splitlines()[1:], start=2):
         try:
             index, _, original = line.split()
-            image, split = int(index), split_of(int(Path(original).stem))
+            image, place = int(index), int(Path(original).stem)
         except ValueError as error:
             raise DataError(f"{mapping} line {number} is not idx orig_idx orig_file: {line!r}") from error
         folder = root / "CelebAMask-HQ-mask-anno" / str(image // IMAGES_PER_FOLDER)
-        paths = [(place, folder / f"{image:05d}_{name}.png") for place, name in enumerate(LAYERS, start=1)]
-        layers = tuple((place, path) for place, path in paths if path.is_file())
+        paths = [(layer, folder / f"{image:05d}_{name}.png") for layer, name in enumerate(LAYERS, start=1)]
+        layers = tuple((layer, path) for layer, path in paths if path.is_file())
         if not layers:
             raise DataError(f"{folder} has no mask of image {image}, such as {image:05d}_skin.png")
-        records.append(Record(image=root / "CelebA-HQ-img" / f"{image}.jpg", split=split, mask=Layers(layers)))
-    return expect_images(records, f"CelebAMask-HQ in {root}")
+        picture = root / "CelebA-HQ-img" / f"{image}.jpg"
+        found[place] = Record(image=picture, split=split_of(place), mask=Layers(layers))
+    return expect_images([found[place] for place in sorted(found)], f"CelebAMask-HQ in {root}")
 
 
 def split_of(original: int) -> Split:

@@ -3,7 +3,7 @@
 A line is image_name, scale, center_w, center_h, then x and y of every point. The face's box is the square of
 half side 100 * scale around the centre. Shared: evaluation.md 5.
 
-    300W  face_landmarks_300w_{train,valid_common,valid_challenge}.csv, images/ as the lists name them
+    300W  face_landmarks_300w_{train,valid_common,valid_challenge}.csv, images in images/ or beside the lists
     WFLW  face_landmarks_wflw_{train,test,test_SUBSET}.csv, images in WFLW_images/ or images/
 """
 
@@ -20,7 +20,8 @@ from trainer.manifest import DataError
 HALF_BOX_PIXELS = 100.0
 # The 300W lists lie two pixels right of and below the points that the field scores (FaRL's protocol).
 OFFSET_300W = 2.0
-# File's name of a subset -> the name it is reported under.
+# One picture of 300W is published with a blank in its name that the lists have lost.
+RENAMED_300W = {"ibug/image_092_01.jpg": "ibug/image_092 _01.jpg"}
 WFLW_SUBSETS = ("largepose", "expression", "illumination", "makeup", "occlusion", "blur")
 
 
@@ -40,8 +41,14 @@ def read_300w(root: Path) -> list[Record]:
         ("valid_common", "test", frozenset({"common"})),
         ("valid_challenge", "test", frozenset({"challenging"})),
     ]
+    folder = root / "images" if (root / "images").is_dir() else root
+
+    def picture(name: str) -> Path:
+        renamed = folder / RENAMED_300W.get(name, name)
+        return renamed if renamed.is_file() else folder / name
+
     records = [
-        _record(root / "images" / line.name, line, split, subsets, offset=OFFSET_300W)
+        _record(picture(line.name), line, split, subsets, offset=OFFSET_300W)
         for name, split, subsets in files
         for line in read_lines(root / f"face_landmarks_300w_{name}.csv", num_points=68)
     ]

@@ -70,7 +70,8 @@ def curve(name: str, history: History) -> Curve | None:
 
 def round_values(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers (1, 2 or 5 times a power of ten apart) that enclose low to high."""
-    if high <= low:
+    # Marks closer together than numbers of this size can be would be one and the same.
+    if high - low <= 1e-12 * max(abs(low), abs(high)):
         margin = abs(low) * 0.05 or 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / count

@@ -1,7 +1,7 @@
 """A curve shows what was logged, gaps as gaps, between round values that enclose it."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.pages.curves import HEIGHT, LEFT, MAX_POINTS, WIDTH, curve, round_values
@@ -10,6 +10,7 @@ numbers = st.floats(-1e12, 1e12, allow_nan=False)
 
 
 @given(numbers, numbers)
+@example(-1e12, -999999999999.9999)
 def test_round_values_enclose_what_they_label_and_are_few(one: float, other: float) -> None:
     low, high = min(one, other), max(one, other)
     marks = round_values(low, high, 4)

@@ -29,6 +29,7 @@ from k8s.pods import (
     ROLE,
     WORKER,
     Manifest,
+    least_nodes,
     rendezvous_pod,
     worker_pod,
 )
@@ -85,9 +86,7 @@ def jobset_for(app: AppDef, pool: Pool, *, processes: int, namespace: str) -> Ma
             "ttlSecondsAfterFinished": pool.ttl_seconds,
             "replicatedJobs": [
                 _one_job(app.name, RENDEZVOUS, 1, store),
-                _one_job(
-                    app.name, WORKER, role.num_replicas if role.min_replicas is None else role.min_replicas, workers
-                ),
+                _one_job(app.name, WORKER, least_nodes(role), workers),
             ],
         },
     }

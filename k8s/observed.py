@@ -51,7 +51,7 @@ def observe(state: AppState | None, note: str, pods: Sequence[Object], events: C
     if state is not AppState.PENDING:
         return Seen(state, note, restarts, killed)
     if any(_runs(pod) for pod in workers):
-        stores = [pod for pod in pods if pod not in workers]
+        stores = [pod for pod in pods if pod["metadata"].get("labels", {}).get(ROLE) != WORKER]
         return Seen(AppState.RUNNING, "; ".join(_unique([*map(_crash, workers), _no_store(stores, events, lack)])),
                     restarts, killed)  # fmt: skip
     if note:

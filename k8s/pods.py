@@ -66,6 +66,11 @@ def rendezvous_pod(pool: Pool, *, attempt: str) -> Manifest:
     return made
 
 
+def least_nodes(role: Role) -> int:
+    """So many nodes of an attempt it takes to train."""
+    return int(role.num_replicas if role.min_replicas is None else role.min_replicas)
+
+
 def resources_of(pool: Pool, processes: int) -> dict[str, str]:
     """What a worker pod of so many processes requests, and is limited to."""
     resources = {"cpu": _times(pool.cpu, processes), "memory": pool.memory}

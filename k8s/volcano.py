@@ -19,7 +19,18 @@ from torchx.schedulers.kubernetes_scheduler import LABEL_REPLICA_ID, LABEL_UNIQU
 from torchx.specs import AppDef, Role
 
 from k8s.jobset import job_name
-from k8s.pods import ATTEMPT, POOL, PORT, PROCESSES, RENDEZVOUS, WORKER, Manifest, rendezvous_pod, worker_pod
+from k8s.pods import (
+    ATTEMPT,
+    POOL,
+    PORT,
+    PROCESSES,
+    RENDEZVOUS,
+    WORKER,
+    Manifest,
+    least_nodes,
+    rendezvous_pod,
+    worker_pod,
+)
 from k8s.pools import Pool
 
 # Volcano's label of a pod: which of its task's it is.
@@ -37,7 +48,7 @@ def vcjob_for(app: AppDef, pool: Pool, *, processes: int, namespace: str) -> Man
     """The manifest of an attempt; `processes`: workers of one node. Its name is the attempt's, whoever submits it."""
     [role] = app.roles
     name = job_name(app.name)
-    least = role.num_replicas if role.min_replicas is None else role.min_replicas
+    least = least_nodes(role)
     endpoint = f"{name}-{RENDEZVOUS}-0.{name}:{PORT}"
     nodes = worker_pod(role, pool, attempt=app.name, processes=processes, endpoint=endpoint)
     store = rendezvous_pod(pool, attempt=app.name)

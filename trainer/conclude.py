@@ -9,13 +9,13 @@ from torch import Tensor
 
 from trainer.data import normalise
 from trainer.decoded import load_images
-from trainer.evaluate import evaluate, final_metrics
+from trainer.evaluate import evaluate
 from trainer.export import export, export_address
 from trainer.loop import Parts
 from trainer.manifest import Images, Split
 from trainer.mcf import Mcf
 from trainer.pictures import MAX_ROWS, hide, panel
-from trainer.records import Outcome, Result, Verdict
+from trainer.records import Outcome, Result, Verdict, final_metrics
 from trainer.report import RankZero
 from trainer.sanity import held_out_noise
 from trainer.software import software

@@ -11,7 +11,7 @@ from trainer.decoded import load_images
 from trainer.manifest import Images, Split
 from trainer.mcf import Mcf, build
 from trainer.probe import Task, encoder_features, pixel_features, probe_task
-from trainer.records import Floors, Metric, Result
+from trainer.records import Floors, Metric
 from trainer.sanity import sanity_metrics
 from trainer.spec import RunSpec
 
@@ -60,12 +60,3 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
 def _read_off(task: Task, feature_NF: Tensor, neighbour: str) -> tuple[Metric, Metric | None]:
     """Probe and error of neighbours, under that name, with the same features, which are large and not kept."""
     return task.measure(feature_NF), task.measure_neighbours(feature_NF, neighbour)
-
-
-def final_metrics(result: Result | Evaluated) -> dict[str, float]:
-    """The numbers by the names they have in MLflow."""
-    metrics = {name: value for metric in result.sanity for name, value in metric.logged.items()}
-    if result.probe and result.floors:
-        metrics |= result.probe.logged
-        metrics.update({"floor/pixels": result.floors.pixels, "floor/random_encoder": result.floors.random_encoder})
-    return metrics

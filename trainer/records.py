@@ -15,6 +15,7 @@ The trainer writes, the service reads. Nothing here is ever changed by two write
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Protocol
 
 from pydantic import Field
 
@@ -148,3 +149,24 @@ class Result(Frozen):
     """Address of the exported encoder."""
     software: dict[str, str] = Field(default_factory=dict)
     """What it was trained with: name -> version, and the commit."""
+
+
+class Measured(Protocol):
+    """A result, or its part that is measured on the trained model."""
+
+    @property
+    def probe(self) -> Metric | None: ...
+    @property
+    def floors(self) -> Floors | None: ...
+    @property
+    def sanity(self) -> list[Metric]: ...
+
+
+def final_metrics(found: Measured) -> dict[str, float]:
+    """The numbers by the names they have in MLflow, whoever logs them."""
+    metrics = {name: value for metric in found.sanity for name, value in metric.logged.items()}
+    if found.probe:
+        metrics |= found.probe.logged
+    if found.floors:
+        metrics |= {"floor/pixels": found.floors.pixels, "floor/random_encoder": found.floors.random_encoder}
+    return metrics

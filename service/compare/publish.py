@@ -10,7 +10,7 @@ from service.db import Database
 from service.reconciler.actions import trial_tags
 from service.tables import Arm, Experiment, Run, RunState, Trial
 from service.tracking import TrackedRun, Tracker, flat
-from trainer.records import Result
+from trainer.records import Result, final_metrics
 
 
 def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedRun) -> None:
@@ -60,7 +60,7 @@ def _copy(tracker: Tracker, parent: TrackedRun, experiment_id: str, run: Run, ar
         tags=tags | {"mcf.trained_in": run.home_id},
         params=flat(run.spec),
     )
-    tracker.log_metrics(child.run_id, _final_metrics(Result.model_validate(run.result)))
+    tracker.log_metrics(child.run_id, final_metrics(Result.model_validate(run.result)))
     _complete(tracker, child.run_id, run)
     tracker.finish(child.run_id, run.state, {"mcf.state": run.state.value})
 
@@ -78,13 +78,3 @@ def _complete(tracker: Tracker, tracking_run_id: str, run: Run) -> None:
         **{f"mcf.trained_with.{name}": number for name, number in result.software.items()},
     }
     tracker.tag(tracking_run_id, {name: value for name, value in known.items() if value})
-
-
-def _final_metrics(result: Result) -> dict[str, float]:
-    """Under the names the trainer logs them by."""
-    found = {name: value for metric in result.sanity for name, value in metric.logged.items()}
-    if result.probe:
-        found |= result.probe.logged
-    if result.floors:
-        found |= {"floor/pixels": result.floors.pixels, "floor/random_encoder": result.floors.random_encoder}
-    return found

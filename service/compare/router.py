@@ -21,7 +21,7 @@ def _comparison(request: Request, experiment_id: str) -> Comparison:
         return comparison_of(session, experiment_id, state.settings.tracking_uri)
 
 
-def _binary(kinds: Iterable[str]) -> dict[int | str, dict[str, Any]]:
+def _answers(kinds: Iterable[str]) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: which media types it answers with."""
     return {200: {"content": {kind: {} for kind in kinds}}}
 
@@ -35,22 +35,22 @@ def get_comparison(comparison: Found) -> Comparison:
     return comparison
 
 
-@router.get("/comparison.md", response_class=Response, responses=_binary(["text/markdown"]))
+@router.get("/comparison.md", response_class=Response, responses=_answers(["text/markdown"]))
 def get_markdown(comparison: Found) -> Response:
     return Response(report.markdown(comparison), media_type="text/markdown; charset=utf-8")
 
 
-@router.get("/comparison.csv", response_class=Response, responses=_binary(["text/csv"]))
+@router.get("/comparison.csv", response_class=Response, responses=_answers(["text/csv"]))
 def get_csv(comparison: Found) -> Response:
     return Response(report.comma_separated(comparison), media_type="text/csv; charset=utf-8")
 
 
-@router.get("/comparison.svg", response_class=Response, responses=_binary(["image/svg+xml"]))
+@router.get("/comparison.svg", response_class=Response, responses=_answers(["image/svg+xml"]))
 def get_plot(comparison: Found) -> Response:
     return Response(svg(comparison), media_type="image/svg+xml")
 
 
-@router.get("/comparison.tex", response_class=Response, responses=_binary(["application/x-tex"]))
+@router.get("/comparison.tex", response_class=Response, responses=_answers(["application/x-tex"]))
 def get_latex(comparison: Found) -> Response:
     """A table for booktabs."""
     return Response(latex(comparison), media_type="application/x-tex; charset=utf-8")
@@ -59,7 +59,7 @@ def get_latex(comparison: Found) -> Response:
 @router.get(
     "/figures/{name}.{form}",
     response_class=Response,
-    responses=_binary(figures.FORMS.values()) | responses(NothingToDraw),
+    responses=_answers(figures.FORMS.values()) | responses(NothingToDraw),
 )
 def get_figure(comparison: Found, name: str, form: str) -> Response:
     """A figure for a paper: forest, factors, interactions or cost, as svg, png or pdf."""
@@ -72,7 +72,7 @@ def get_figure(comparison: Found, name: str, form: str) -> Response:
         raise NothingToDraw(str(error)) from error
 
 
-@router.get("/report.html", response_class=Response, responses=_binary(["text/html"]))
+@router.get("/report.html", response_class=Response, responses=_answers(["text/html"]))
 def get_report(request: Request, experiment_id: str) -> Response:
     """Everything in one file: table, figures, spec, digests, and the same again for programs."""
     state = request.app.state

@@ -16,7 +16,7 @@ from trainer.decoded import load_images
 from trainer.manifest import open_images
 from trainer.mcf import Mcf, build
 from trainer.presets import TINY
-from trainer.records import Result
+from trainer.records import Result, final_metrics
 from trainer.spec import RunSpec
 from trainer.storage import DirectoryStore
 
@@ -95,7 +95,7 @@ def test_the_evaluation_has_every_number_of_the_result(run: RunSpec) -> None:
     # This model has not been trained, so it is its own floor: both are probed in the same way.
     assert found.floors.random_encoder == found.probe.value
     assert "36 of the images were trained on" in found.probe_note
-    assert evaluate.final_metrics(found).keys() == {
+    assert final_metrics(found).keys() == {
         "probe/accuracy", "probe/accuracy/low", "probe/accuracy/high", "floor/pixels", "floor/random_encoder",
         "sanity/psnr", "sanity/retrieval_top1",
     }  # fmt: skip

@@ -8,7 +8,6 @@ import pytest
 import scipy.stats
 import torch
 
-from service.compare.publish import _final_metrics
 from tests.unit.service.bench import result
 from trainer import evaluate
 from trainer.data import split_of
@@ -17,7 +16,7 @@ from trainer.evaluation.neighbours import nearest
 from trainer.manifest import open_images
 from trainer.mcf import build
 from trainer.presets import TINY
-from trainer.records import Metric, Result
+from trainer.records import Metric, Result, final_metrics
 from trainer.spec import RunSpec
 
 
@@ -58,11 +57,10 @@ def test_a_metric_is_logged_with_the_ends_it_has() -> None:
     assert found.logged == {"a": 2.0, "a/low": 0.0, "a/high": 4.0}
 
 
-def test_a_copy_of_a_run_has_the_numbers_of_the_run_under_the_same_names() -> None:
+def test_the_ends_of_the_probe_s_interval_are_among_the_final_metrics() -> None:
     probe = mean_metric(torch.tensor([11.0, 13.0, 15.0]), name="probe/a", unit="%", higher_is_better=False)
     found = result(None, probe=probe)
-    assert _final_metrics(found) == evaluate.final_metrics(found)
-    assert {"probe/a", "probe/a/low", "probe/a/high"} <= evaluate.final_metrics(found).keys()
+    assert {"probe/a", "probe/a/low", "probe/a/high"} <= final_metrics(found).keys()
 
 
 def test_a_result_of_a_version_without_intervals_is_read() -> None:
@@ -123,7 +121,7 @@ def test_neighbours_of_the_same_shape_have_no_error_and_of_the_other_shape_a_kno
 def test_an_evaluation_with_landmarks_logs_interval_and_neighbours_with_floors(run: RunSpec) -> None:
     split = split_of(run)
     found = evaluate.evaluate(run, build(run), split, open_images(run.data, split.manifest), torch.device("cpu"))
-    logged = evaluate.final_metrics(found)
+    logged = final_metrics(found)
     name = "probe/landmark_nme"
     assert logged[f"{name}/low"] < logged[name] < logged[f"{name}/high"]
     assert {name for name in logged if "neighbour" in name} == {

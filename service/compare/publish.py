@@ -1,5 +1,7 @@
 """When an experiment has ended: its comparison, report and figures, shared runs and final state go into MLflow."""
 
+from datetime import datetime
+
 from sqlalchemy import select
 
 from service.compare import figures, paper, report
@@ -60,7 +62,7 @@ def _copy(tracker: Tracker, parent: TrackedRun, experiment_id: str, run: Run, ar
         tags=tags | {"mcf.trained_in": run.home_id},
         params=flat(run.spec),
     )
-    tracker.log_metrics(child.run_id, final_metrics(Result.model_validate(run.result)))
+    tracker.log_metrics(child.run_id, final_metrics(Result.model_validate(run.result)), _end(run))
     _complete(tracker, child.run_id, run)
     tracker.finish(child.run_id, run.state, {"mcf.state": run.state.value})
 
@@ -69,7 +71,7 @@ def _complete(tracker: Tracker, tracking_run_id: str, run: Run) -> None:
     """What only the service knows of a run, or MLflow's table has no column for: cost, and what it was trained on."""
     result = Result.model_validate(run.result)
     cost = {"process_hours": run.process_seconds / 3600, "restarts": run.restarts, "images_seen": result.images_seen}
-    tracker.log_metrics(tracking_run_id, {f"cost/{name}": float(value) for name, value in cost.items()})
+    tracker.log_metrics(tracking_run_id, {f"cost/{name}": float(value) for name, value in cost.items()}, _end(run))
     known = {
         "mcf.subset_digest": result.subset_digest,
         "mcf.held_out_digest": result.held_out_digest,
@@ -78,3 +80,8 @@ def _complete(tracker: Tracker, tracking_run_id: str, run: Run) -> None:
         **{f"mcf.trained_with.{name}": number for name, number in result.software.items()},
     }
     tracker.tag(tracking_run_id, {name: value for name, value in known.items() if value})
+
+
+def _end(run: Run) -> datetime:
+    assert run.ended_at  # it has succeeded
+    return run.ended_at

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
 from service.compare.paper import read_back
+from service.compare.publish import publish
 from service.compare.service import comparison_of
 from service.db import Database
 from service.experiments import service as experiments
@@ -129,6 +130,12 @@ def test_every_number_of_the_table_can_be_computed_anew_from_mlflow_by_somebody_
     client = MlflowClient(mlflow_server)
     _, children = tracked(mlflow_server, spec["name"])
     assert {child.data.tags["mcf.subset_digest"] for child in children} == {"0" * 64}
+    with bench.db.read() as session:
+        parent = session.get_one(Experiment, experiment)
+        found = TrackedRun(parent.tracking_id, parent.tracking_run_id)
+    publish(bench.db, bench.tracker, experiment, found)  # as after a crash at its end
+    for name in "cost/process_hours", "probe/landmark_nme":
+        assert len(client.get_metric_history(children[0].info.run_id, name)) == 1
     name = next(name for name in children[0].data.metrics if name.startswith("probe/"))
     client.log_metric(children[0].info.run_id, name, children[0].data.metrics[name] + 1e-6)
     moved = subprocess.run(command, capture_output=True, text=True)

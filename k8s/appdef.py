@@ -40,6 +40,8 @@ class LaunchRequest:
     threads: int = 1
     """CPU threads of a worker process."""
     gpus_per_node: int = 0
+    agent: str = "torch.distributed.run"
+    """Module that runs a node's agent, with torchrun's options."""
     entrypoint: tuple[str, ...] = field(default=())
     """Program and arguments in place of torchrun and the trainer; `--spec URI` is appended to either."""
 
@@ -69,7 +71,7 @@ def app_for(request: LaunchRequest) -> AppDef:
 def _torchrun(request: LaunchRequest) -> tuple[str, ...]:
     placement = request.placement
     return (
-        request.python, "-m", "torch.distributed.run",
+        request.python, "-m", request.agent,
         "--nnodes", f"{placement.min_nodes}:{placement.max_nodes}",
         "--nproc-per-node", str(placement.processes_per_node),
         "--max-restarts", str(MAX_RESTARTS),

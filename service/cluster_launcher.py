@@ -114,5 +114,6 @@ class ClusterLauncher(TorchxLauncher):
         pool = self._pools.get(name)
         gpus = launch.placement.processes_per_node if pool and pool.gpus else 0
         return self._launch_request(
-            launch, gpus_per_node=gpus, threads=pool.threads if pool else 1, python=pool.python if pool else "python"
-        )
+            launch, gpus_per_node=gpus, threads=pool.threads if pool else 1, python=pool.python if pool else "python",
+            agent="trainer.agent",
+        )  # fmt: skip

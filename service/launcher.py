@@ -163,7 +163,8 @@ class TorchxLauncher(ABC):
     def _request(self, launch: Launch) -> LaunchRequest:
         """The attempt, with what depends on where it goes."""
 
-    def _launch_request(self, launch: Launch, *, gpus_per_node: int, threads: int, python: str) -> LaunchRequest:
+    def _launch_request(self, launch: Launch, **where: Any) -> LaunchRequest:
+        """`where`: what of it depends on the machines."""
         run_uri = self._settings.run_uri(launch.run_id)
         return LaunchRequest(
             name=launch.name,
@@ -173,10 +174,8 @@ class TorchxLauncher(ABC):
             placement=launch.placement,
             tracking_uri=self._settings.tracking_uri,
             tracking_run_id=launch.tracking_run_id,
-            python=python,
-            threads=threads,
-            gpus_per_node=gpus_per_node,
             entrypoint=self._entrypoint,
+            **where,
         )
 
 

@@ -173,7 +173,8 @@ def installed(namespace: str, *, name: str = "mcf", **values: Any) -> Iterator[R
 
 
 def prepare(namespace: str, labels: dict[str, str] = RESTRICTED) -> None:
-    """What has to be there before the chart: the namespace, the Secret of the object store, the bucket."""
+    """What has to be there before the chart: JobSet, the namespace, the Secret of the object store, the bucket."""
+    two_jobset_controllers()
     keys = {"AWS_ACCESS_KEY_ID": S3["access_key"], "AWS_SECRET_ACCESS_KEY": S3["secret_key"]}
     objects = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}},
@@ -182,6 +183,23 @@ def prepare(namespace: str, labels: dict[str, str] = RESTRICTED) -> None:
     run("kubectl", "apply", "--filename=-", text=yaml.safe_dump_all(objects))
     with contextlib.suppress(s3().exceptions.BucketAlreadyOwnedByYou, s3().exceptions.BucketAlreadyExists):
         s3().create_bucket(Bucket=namespace)
+
+
+def two_jobset_controllers() -> None:
+    """On different nodes, from now on; returns when they answer.
+
+    Every JobSet and each of its pods passes their webhook. The only one would die with its node; and it ends whenever
+    the API server is away for long, after which kubelet lets it wait longer each time.
+    """
+    deployment = ["--namespace", "jobset-system", "deployment/jobset-controller"]
+    labels = json.loads(run("kubectl", "get", *deployment, "--output=json"))["spec"]["selector"]["matchLabels"]
+    apart = {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"}
+    wanted = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
+    patch = {"spec": {"replicas": 2, "template": {"spec": {"affinity": wanted}}, "strategy": {
+        "type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
+    }}}  # fmt: skip
+    run("kubectl", "patch", *deployment, "--type=merge", f"--patch={json.dumps(patch)}")
+    run("kubectl", "rollout", "status", *deployment, "--timeout=240s")
 
 
 def remove(namespace: str, name: str = "mcf") -> None:

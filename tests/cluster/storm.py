@@ -226,26 +226,6 @@ class Storm:
         return dict(rows)
 
 
-@contextlib.contextmanager
-def two_jobset_controllers() -> Iterator[None]:
-    """On different nodes: every pod of a JobSet passes its webhook, so that the only one must not die with the node."""
-    deployment = ["--namespace", "jobset-system", "deployment/jobset-controller"]
-    before = json.loads(run("kubectl", "get", *deployment, "--output=json"))["spec"]
-    labels = before["selector"]["matchLabels"]
-    apart = {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"}
-    wanted = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
-    patch = {"spec": {"replicas": 2, "template": {"spec": {"affinity": wanted}}, "strategy": {
-        "type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
-    }}}  # fmt: skip
-    run("kubectl", "patch", *deployment, "--type=merge", f"--patch={json.dumps(patch)}")
-    run("kubectl", "rollout", "status", *deployment, "--timeout=120s")
-    try:
-        yield
-    finally:
-        undo = {"spec": {"replicas": before["replicas"], "template": {"spec": {"affinity": None}}}}
-        run("kubectl", "patch", *deployment, "--type=merge", f"--patch={json.dumps(undo)}")
-
-
 def put_faces(bucket: str) -> None:
     environment = {
         **os.environ, "AWS_ENDPOINT_URL_S3": S3["endpoint"], "AWS_ACCESS_KEY_ID": S3["access_key"],
@@ -291,17 +271,16 @@ def compare(storm: Storm, ended: dict[tuple[str, int], Any], calm: dict[tuple[st
 
 @contextlib.contextmanager
 def stormy(namespace: str, seed: int, *, keep: bool = False) -> Iterator[Storm]:
-    """A release of its own in a cluster that bears the loss of a node, with faces in its bucket."""
+    """A release of its own, with faces in its bucket."""
     gateway = Gateway(int(urllib.parse.urlsplit(S3["endpoint"]).port or 80), HOST)
     settings = {"tickSeconds": 0.5, "maxConcurrentRuns": 2}
-    with two_jobset_controllers():
-        try:
-            release = install(namespace, store={"endpoint": gateway.url}, service={"settings": settings})
-            put_faces(namespace)
-            yield Storm(release, gateway, seed)
-        finally:
-            if not keep:
-                remove(namespace)
+    try:
+        release = install(namespace, store={"endpoint": gateway.url}, service={"settings": settings})
+        put_faces(namespace)
+        yield Storm(release, gateway, seed)
+    finally:
+        if not keep:
+            remove(namespace)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Training with real processes: the same result on any number of workers, and whatever happens on the way."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -253,6 +254,27 @@ def test_a_node_that_silently_goes_is_noticed_and_training_goes_on_without_it(
             wait_until(lambda: world_sizes(folder) == [1, 2, 1], left, folder / "log")
             assert time.monotonic() - frozen < 60  # alone, the collective would wait for 300 s
             assert f"node {rank} has not been heard of for" in (folder / "log").read_text()
+
+
+def test_nodes_that_lose_their_rendezvous_meet_again_at_the_next_one(tiny_faces: Path, tmp_path: Path) -> None:
+    schedule = {"unit": "steps", "length": 100_000, "warmup": 4}
+    run = small(tiny_faces, schedule=schedule, cadence={"checkpoint_steps": 100_000})
+    folder, port = tmp_path / "met-again", free_port()
+    node = {
+        "workers": 1, "nodes": "2:2", "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.agent",
+    }  # fmt: skip
+    with contextlib.ExitStack() as nodes:
+        with rendezvous(port):
+            one, other = (nodes.enter_context(torchrun(run, folder, **node)) for _ in range(2))
+            wait_until(lambda: newest_copy(folder, run) > 0, one, folder / "log")
+        # Both stay: a container that ends waits longer and longer before it starts again.
+        with rendezvous(port):
+            wait_until(lambda: world_sizes(folder) == [2, 2], one, folder / "log")
+            reached = newest_copy(folder, run)
+            wait_until(lambda: newest_copy(folder, run) > reached, one, folder / "log")
+            assert other.poll() is None
+    firsts = [session.first_step for session in read_sessions(DirectoryStore(str(folder)))]
+    assert firsts[1] > 0
 
 
 def group_rank(agent: "subprocess.Popen[bytes]") -> str:

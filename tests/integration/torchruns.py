@@ -54,7 +54,7 @@ def state_in(file: Path) -> dict[str, torch.Tensor]:
 @contextmanager
 def torchrun(
     run: RunSpec, folder: Path, *, workers: int = 2, nodes: str = "1", endpoint: str = "127.0.0.1:0",
-    hosts: bool = True, **env: str,
+    hosts: bool = True, module: str = "torch.distributed.run", **env: str,
 ) -> Iterator["subprocess.Popen[bytes]"]:  # fmt: skip
     """A torchrun agent training `run` in `folder`, with its output in folder/log; killed if it is still there.
 
@@ -66,7 +66,7 @@ def torchrun(
     settings = ["keep_alive_interval=1", "keep_alive_max_attempt=3", "last_call_timeout=1"]
     settings += [] if hosts else ["is_host=false"]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", str(workers),
+        sys.executable, "-m", module, "--nnodes", nodes, "--nproc-per-node", str(workers),
         "--max-restarts", "9", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", folder.name,
         "--rdzv-conf", ",".join(settings),
         "-m", "trainer.main", "--spec", str(spec),

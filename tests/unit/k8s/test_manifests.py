@@ -55,7 +55,7 @@ def app_and_pool(fields: dict[str, Any], placed: dict[str, Any]) -> tuple[AppDef
     request = LaunchRequest(
         name="r0123456789ab-2", attempt=2, spec_uri="s3://mcf/runs/r0123456789ab/spec.json",
         run_uri="s3://mcf/runs/r0123456789ab", placement=placement, tracking_uri="http://mlflow:5000",
-        tracking_run_id="abc", python=pool.python,
+        tracking_run_id="abc", python=pool.python, agent="trainer.agent",
     )  # fmt: skip
     return app_for(request), pool, placement.processes_per_node
 

@@ -235,8 +235,20 @@ class Experiment:
         """Queue the failed runs again."""
         return self._act("retry")
 
-    def _act(self, verb: str) -> "Experiment":
-        answer = self._connection.call("POST", f"/v1/experiments/{self.id}/{verb}")
+    def extend(
+        self, *, seeds: int | Sequence[int] = (), factors: Mapping[str, Sequence[Any]] | None = None,
+        gpu_hours: float | None = None,
+    ) -> "Experiment":  # fmt: skip
+        """Add seeds, or levels of factors. Raises Refused, with every problem."""
+        more = {
+            "seeds": seeds if isinstance(seeds, int) else list(seeds),
+            "factors": {name: list(levels) for name, levels in (factors or {}).items()},
+        }
+        # Read again, to name the new runs by what they see.
+        return self._act("extend", json=more | given(gpu_hours=gpu_hours), timeout=SUBMIT_SECONDS)
+
+    def _act(self, verb: str, **options: Any) -> "Experiment":
+        answer = self._connection.call("POST", f"/v1/experiments/{self.id}/{verb}", **options)
         self.detail = ExperimentDetail.model_validate_json(answer.content)
         return self
 

@@ -8,6 +8,7 @@ ApiError
 │   ├── KeyReused             an Idempotency-Key with another body
 │   ├── NothingToRetry        no failed run
 │   ├── AlreadyEnded          cancelling what has ended
+│   ├── NotExtendable         it was cancelled, or what it was trained on is not what it was
 │   └── NothingToDraw         a figure of numbers that are not there
 ├── BodyTooLarge         413
 ├── InvalidSpec          422  a spec with problems, all of them listed
@@ -76,6 +77,10 @@ class NothingToRetry(Conflict):
 
 
 class AlreadyEnded(Conflict):
+    pass
+
+
+class NotExtendable(Conflict):
     pass
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from service.cli import data, flags, home, papers, show, tokens
+from service.cli.extend import extend
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
 
@@ -177,6 +178,7 @@ def retry(ctx: typer.Context, name: Name) -> None:
     typer.echo(f"{detail.name} ({detail.id}) goes on: {show.counts(detail)}")
 
 
+app.command()(extend)
 app.command("report")(papers.report)
 app.command("reproduce")(papers.reproduce)
 app.command("import-flags", context_settings={"ignore_unknown_options": True})(flags.import_flags)

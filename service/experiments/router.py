@@ -11,13 +11,16 @@ from service.errors import (
     BodyTooLarge,
     InvalidSpec,
     KeyReused,
+    NotExtendable,
     NotFound,
     NothingToRetry,
     Unavailable,
     responses,
 )
 from service.experiments import examples, repository, service, views
+from service.experiments import extend as extending
 from service.experiments.body import payload
+from service.experiments.extend import Extension
 from service.experiments.schemas import ExperimentDetail, ExperimentList, Plan, ProjectName
 from service.experiments.shelf import Shelf
 from service.tables import DEFAULT_PROJECT, Experiment, Scope
@@ -108,6 +111,17 @@ def retry(request: Request, experiment_id: str) -> ExperimentDetail:
     """Queue the failed runs again, from their last checkpoints. What has finished is not touched."""
     state = request.app.state
     service.retry(state.db, state.settings, experiment_id)
+    state.reconciler.wake()
+    return service.show(state.db, state.settings, experiment_id)
+
+
+@router.post(
+    "/{experiment_id}/extend", dependencies=MAY_SUBMIT, responses=responses(NotFound, NotExtendable, InvalidSpec)
+)
+def extend(request: Request, experiment_id: str, more: Extension, principal: Submitter) -> ExperimentDetail:
+    """Add seeds, or levels of factors. What has been trained is not trained again; doing it twice is harmless."""
+    state = request.app.state
+    extending.extend(state.db, experiment_id, more, Shelf(state.db, state.settings, principal.project), state.pools)
     state.reconciler.wake()
     return service.show(state.db, state.settings, experiment_id)
 

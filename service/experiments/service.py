@@ -3,7 +3,7 @@
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -191,14 +191,22 @@ def _write(session: Session, resolved: Resolved, key: str | None, digest: str, p
     session.flush()
     session.add_all(arms)
     session.flush()
-    private_to = "" if spec.share else experiment.id
     # Seed by seed, so that after the first round every arm has a number.
     wanted = [
         (arm, seed, source.runs[seed])
         for seed in spec.seed_list
         for arm, source in zip(arms, resolved.arms, strict=True)
     ]
-    ids = [run_id(run_spec, private_to) for _, _, run_spec in wanted]
+    add_trials(session, experiment, wanted, resolved)
+    return experiment.id
+
+
+def add_trials(
+    session: Session, experiment: Experiment, wanted: Sequence[tuple[Arm, int, RunSpec]], resolved: Resolved
+) -> None:
+    """Arm, seed and spec of runs that the experiment is to have: new ones, and those of others that are equal."""
+    spec, now = resolved.spec, _now()
+    ids = [run_id(run_spec, "" if spec.share else experiment.id) for _, _, run_spec in wanted]
     existing = repository.existing_runs(session, ids, lock=True)
     placement = spec.placement.model_dump(mode="json")
     for id, (_, _, run_spec) in zip(ids, wanted, strict=True):
@@ -216,7 +224,6 @@ def _write(session: Session, resolved: Resolved, key: str | None, digest: str, p
         Trial(experiment_id=experiment.id, arm_id=arm.id, seed=seed, run_id=id)
         for id, (arm, seed, _) in zip(ids, wanted, strict=True)
     )
-    return experiment.id
 
 
 def _join(session: Session, run: Run, experiment: Experiment, placement: dict[str, Any], now: datetime) -> None:

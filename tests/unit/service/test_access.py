@@ -28,6 +28,7 @@ MORE_THAN_READ = {
     ("POST", "/v1/experiments"): Scope.SUBMIT,
     ("POST", "/v1/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
     ("POST", "/v1/experiments/{experiment_id}/retry"): Scope.SUBMIT,
+    ("POST", "/v1/experiments/{experiment_id}/extend"): Scope.SUBMIT,
     ("GET", "/v1/tokens"): Scope.ADMIN,
     ("POST", "/v1/tokens"): Scope.ADMIN,
     ("DELETE", "/v1/tokens/{token_id}"): Scope.ADMIN,

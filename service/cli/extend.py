@@ -1,0 +1,46 @@
+"""`mcf extend`: more arms or seeds for an experiment."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from service import specfile
+from service.cli import show
+
+
+def extend(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="An experiment: its name, its id, or the beginning of it.")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repeats that every arm is to have.")] = None,
+    add: Annotated[
+        list[str] | None, typer.Option(metavar="FACTOR=LEVEL", help="A level to add to a factor; may be repeated.")
+    ] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="A new cap over all runs.")] = None,
+) -> None:
+    """Add seeds, or levels of factors, to an experiment. What it has trained is not trained again."""
+    if seeds is None and not add and gpu_hours is None:
+        raise typer.BadParameter("nothing to add: give --seeds, --add FACTOR=LEVEL or --gpu-hours")
+    experiment = ctx.obj().experiment(name)
+    before = experiment.detail.num_runs
+    detail = experiment.extend(seeds=seeds or (), factors=_factors(add or []), gpu_hours=gpu_hours).detail
+    added = detail.num_runs - before
+    typer.echo(f"{detail.name} ({detail.id}) has {added} more run{'s' * (added != 1)}: {show.counts(detail)}")
+
+
+def _factors(added: list[str]) -> dict[str, list[Any]]:
+    """Factor -> levels, each read as YAML."""
+    factors: dict[str, list[Any]] = {}
+    for text in added:
+        factor, equals, level = text.partition("=")
+        try:
+            found = json.loads(json.dumps(yaml.safe_load(level), default=str))
+        except yaml.YAMLError as error:
+            raise typer.BadParameter(f"{level!r} is not YAML: {error}", param_hint="--add") from error
+        if not (factor and equals and level):
+            raise typer.BadParameter(f"{text!r} is not FACTOR=LEVEL, as in mask_ratio=0.9", param_hint="--add")
+        factors.setdefault(factor, []).append(found)
+    resolved: dict[str, list[Any]] = specfile.with_absolute_paths({"factors": factors}, Path.cwd())["factors"]
+    return resolved

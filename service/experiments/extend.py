@@ -1,0 +1,130 @@
+"""More arms or seeds for an experiment that exists. What it has is neither trained again nor touched."""
+
+import copy
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import IntegrityError
+
+from k8s.pools import Pool
+from service.db import Database
+from service.errors import InvalidSpec, NotExtendable
+from service.experiments import repository, service
+from service.tables import Arm
+from trainer.resolve import Resolved
+from trainer.sources import Library
+from trainer.spec import ExperimentSpec, Problem
+
+
+class Extension(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    seeds: int | list[int] = Field(default_factory=list)
+    """Repeats that every arm is to have: a number n (seeds 0..n-1), or seeds to add to those there are."""
+    factors: dict[str, list[Any]] = Field(default_factory=dict)
+    """Factor of the experiment -> levels to add; every combination with the other factors is an arm."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """A new cap over all runs; None = as it was."""
+
+
+def extend(
+    db: Database, experiment_id: str, more: Extension, library: Library, pools: Mapping[str, Pool] | None
+) -> None:
+    """Add what is not there yet, and queue it; asking again is harmless.
+
+    Raises NotFound, InvalidSpec with every problem, and NotExtendable where the experiment was cancelled or what it was
+    trained on is no longer there as it was.
+    """
+    for attempt in range(service.CONCURRENT_WRITES):
+        with db.read() as session:
+            before = service.get(session, experiment_id).spec
+        resolved = service.check(extended(before, more), library, pools)
+        try:
+            if _write(db, experiment_id, before, resolved):
+                return
+        except IntegrityError:
+            # Another request has written one of the runs since we looked.
+            if attempt == service.CONCURRENT_WRITES - 1:
+                raise
+    raise NotExtendable(f"Experiment {experiment_id} is being extended by others. Look what it has, and ask again.")
+
+
+def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
+    """The spec with more levels and seeds; levels are added at the end, so that the baseline stays.
+
+    Raises InvalidSpec for levels of what is no factor of the experiment.
+    """
+    wanted = copy.deepcopy(dict(spec))
+    factors: dict[str, list[Any]] = wanted.get("factors", {})
+    problems = [
+        Problem(field=f"factors.{name}", asked=repr(name), possible=f"a factor of the experiment: {_names(factors)}")
+        for name in more.factors
+        if name not in factors
+    ]
+    if problems:
+        detail = f"{'; '.join(map(str, problems))}. A new factor is a new experiment: it shares the runs that are equal"
+        raise InvalidSpec(detail, problems=problems)
+    for name, levels in more.factors.items():
+        factors[name] += [level for level in levels if level not in factors[name]]
+    there = ExperimentSpec.model_validate(spec).seed_list
+    asked = range(more.seeds) if isinstance(more.seeds, int) else more.seeds
+    seeds = there + [seed for seed in asked if seed not in there]
+    wanted["seeds"] = len(seeds) if seeds == list(range(len(seeds))) else seeds
+    if more.gpu_hours is not None:
+        wanted["gpu_hours"] = more.gpu_hours
+    return wanted
+
+
+def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved: Resolved) -> bool:
+    """False where the experiment is not what it was when it was looked at."""
+    spec = resolved.spec
+    with db.write() as session:
+        experiment = service.get(session, experiment_id, lock=True)
+        if experiment.cancelled_at:
+            raise NotExtendable(
+                f"Experiment {experiment_id} was cancelled. Submit it again with what it shall have: what has finished "
+                "is shared and costs nothing."
+            )
+        if experiment.spec != before:
+            return False
+        found, rows = repository.arms_and_trials(session, experiment_id)
+        arms = {arm.name: arm for arm in found}
+        names = {arm.id: arm.name for arm in found}
+        runs = {(names[trial.arm_id], trial.seed): trial.run_id for trial, _ in rows}
+        private_to = "" if spec.share else experiment_id
+        now_ids = {
+            (arm.name, seed): service.run_id(run, private_to) for arm in resolved.arms for seed, run in arm.runs.items()
+        }
+        if changed := [key for key, id in runs.items() if now_ids.get(key) != id]:
+            arm, seed = changed[0]
+            raise NotExtendable(
+                f"{len(changed)} of {len(runs)} runs would be other ones today ({arm}, seed {seed}): the data, the "
+                f"teacher or the landmarks of {experiment_id} are not what they were, and what is trained now could "
+                "not be compared with it. Put them back, or submit a new experiment."
+            )
+        for position, arm_now in enumerate(resolved.arms):
+            if arm_now.name not in arms:
+                arms[arm_now.name] = Arm(
+                    experiment_id=experiment_id, position=position, name=arm_now.name, levels=arm_now.levels,
+                    is_baseline=arm_now.is_baseline,
+                )  # fmt: skip
+                session.add(arms[arm_now.name])
+            arms[arm_now.name].position = position
+        experiment.spec, experiment.gpu_hours = spec.model_dump(mode="json"), spec.gpu_hours
+        session.flush()
+        new = [
+            (arms[arm.name], seed, arm.runs[seed])
+            for seed in spec.seed_list
+            for arm in resolved.arms
+            if (arm.name, seed) not in runs
+        ]
+        if new:
+            service.add_trials(session, experiment, new, resolved)
+            experiment.published, experiment.next_check_at = False, datetime.now(UTC)
+    return True
+
+
+def _names(factors: Mapping[str, Any]) -> str:
+    return ", ".join(factors) or "it has none"

@@ -1,0 +1,87 @@
+"""Adding arms and seeds to an experiment, on SQLite and on PostgreSQL."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from service.compare.service import comparison_of
+from service.errors import InvalidSpec, NotExtendable
+from service.experiments import service as experiments
+from service.experiments.extend import Extension, extend
+from tests.unit.service.bench import Bench
+from trainer.sources import FILES_ONLY
+
+
+def train(bench: Bench) -> None:
+    def done() -> bool:
+        for name in bench.cluster.live():
+            bench.cluster.succeed(name)
+        return all(run.settled for run in bench.runs())
+
+    bench.go_until(done)
+
+
+def add(bench: Bench, experiment: str, **more: Any) -> None:
+    extend(bench.db, experiment, Extension(**more), FILES_ONLY, None)
+
+
+def test_only_what_is_added_is_trained_and_the_comparison_has_all(bench: Bench, spec: dict[str, Any]) -> None:
+    [factor] = spec["factors"]
+    old, new = spec["factors"][factor], [0.9]
+    experiment = bench.submit(spec)
+    train(bench)
+    first = dict(bench.cluster.submissions)
+    add(bench, experiment, seeds=3)
+    add(bench, experiment, factors={factor: new})
+    train(bench)
+    # Two arms x two seeds were there; one more seed for both, then one more arm of three seeds.
+    assert len(bench.cluster.submissions) == len(first) + 2 + 3
+    assert set(bench.cluster.submissions.values()) == {1}
+    detail = experiments.show(bench.db, bench.settings, experiment)
+    assert [arm.levels[factor] for arm in detail.arms] == [json.dumps(level) for level in [*old, *new]]
+    assert [arm.is_baseline for arm in detail.arms] == [True, False, False]
+    assert all([trial.seed for trial in arm.trials] == [0, 1, 2] for arm in detail.arms)
+    assert (detail.spec["seeds"], detail.state) == (3, "succeeded")
+    with bench.db.read() as session:
+        compared = comparison_of(session, experiment, None)
+    assert compared.complete
+    assert [len(arm.runs) for arm in compared.arms] == [3, 3, 3]
+
+
+def test_asking_again_adds_nothing(bench: Bench, spec: dict[str, Any]) -> None:
+    experiment = bench.submit(spec)
+    for _ in range(2):
+        add(bench, experiment, seeds=[7], gpu_hours=50)
+    detail = experiments.show(bench.db, bench.settings, experiment)
+    assert (detail.num_runs, detail.spec["seeds"], detail.gpu_hours_cap) == (6, [0, 1, 7], 50)
+
+
+def test_what_cannot_be_added_is_refused_whole(bench: Bench, spec: dict[str, Any]) -> None:
+    [factor] = spec["factors"]
+    experiment = bench.submit(spec)
+    before = experiments.show(bench.db, bench.settings, experiment)
+    with pytest.raises(InvalidSpec, match=f"input_size.*a factor of the experiment: {factor}"):
+        add(bench, experiment, seeds=5, factors={"input_size": [64]})
+    with pytest.raises(InvalidSpec, match=factor):
+        add(bench, experiment, seeds=5, factors={factor: [7.5]})
+    assert experiments.show(bench.db, bench.settings, experiment) == before
+    experiments.cancel(bench.db, experiment)
+    with pytest.raises(NotExtendable, match="was cancelled"):
+        add(bench, experiment, seeds=5)
+
+
+def test_arms_that_saw_other_data_are_not_put_beside_the_old_ones(
+    bench: Bench, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    faces = tmp_path / "own"
+    shutil.copytree(spec["base"]["data"]["uri"], faces)
+    spec["base"]["data"]["uri"] = str(faces)
+    experiment = bench.submit(spec)
+    Image.new("RGB", (40, 40), "red").save(faces / "one-more.png")
+    with pytest.raises(NotExtendable, match="4 of 4 runs would be other ones today"):
+        add(bench, experiment, seeds=3)
+    assert experiments.show(bench.db, bench.settings, experiment).num_runs == 4

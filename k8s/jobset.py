@@ -5,7 +5,7 @@ it up for minutes:
 
     publishNotReadyAddresses      agents find the store before its pod counts as ready
     restartPolicy OnFailure       an agent that ends is back in a second, in its pod; a new pod waits for the Job's
-                                  back-off of ten seconds and more (one that only lost the store stays: trainer/agent.py)
+                                  back-off of ten seconds and more (one that has lost the store stays: agent.py)
     podReplacementPolicy          the pod of a dead node is never seen to end: its successor must not wait for that.
       TerminatingOrFailed         Agents take any free rank, so two pods of one index do no harm
     successPolicy of the Job      the agent that comes back from the last step has seen all others do so; pods that

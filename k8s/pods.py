@@ -43,7 +43,7 @@ def worker_pod(role: Role, pool: Pool, *, attempt: str, processes: int, endpoint
     placed = {
         "nodeSelector": pool.node_selector,
         "affinity": {**pool.affinity, **(_one_zone(group) if pool.one_zone else {})},
-        "topologySpreadConstraints": list(pool.topology_spread),
+        "topologySpreadConstraints": list(pool.topology_spread) or [_apart(group)],
         "runtimeClassName": pool.runtime_class,
     }
     command = [role.entrypoint, *role.args]
@@ -127,6 +127,14 @@ def _pod(
 def _one_zone(group: dict[str, str]) -> Manifest:
     near = {"labelSelector": {"matchLabels": group}, "topologyKey": "topology.kubernetes.io/zone"}
     return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}
+
+
+def _apart(group: dict[str, str]) -> Manifest:
+    """On machines of their own where there are enough: then one that dies leaves somebody who trains on."""
+    return {
+        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": group},
+    }  # fmt: skip
 
 
 def _cache(cache: Cache) -> Manifest:

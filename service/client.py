@@ -21,6 +21,7 @@ from service import specfile
 from service.compare import schemas
 from service.connection import Connection, McfError, NoSuchThing, Refused, ServiceAway, given
 from service.experiments.schemas import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
+from service.pools.schemas import PoolList, PoolView
 from service.runs.schemas import Checkpoints, Histories, RunDetail, RunList, RunSummary
 from service.tables import Scope
 from service.tokens.schemas import TokenCreated, TokenList, TokenView, Whoami
@@ -106,6 +107,10 @@ class Client:
         same_name = [item.id for item in known if item.name == name]
         found = same_name[0] if same_name else _only(name, [item.id for item in known], "experiment", "mcf list")
         return Experiment(self, self._connection.get(ExperimentDetail, f"/v1/experiments/{found}"))
+
+    def pools(self) -> list[PoolView]:
+        """The cluster's node pools with what is free now; empty where attempts are processes of one machine."""
+        return self._connection.get(PoolList, "/v1/pools").pools
 
     # ------------------------------------------------------------ tokens
 

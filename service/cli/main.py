@@ -122,6 +122,12 @@ def show_one(ctx: typer.Context, name: Annotated[str, typer.Argument(help="An ex
 
 
 @app.command()
+def pools(ctx: typer.Context) -> None:
+    """The cluster's node pools, with what is free now."""
+    show.terminal().print(show.pools(ctx.obj().pools()))
+
+
+@app.command()
 def watch(ctx: typer.Context, name: Name) -> None:
     """Show an experiment's progress until it has ended, then the comparison."""
     raise typer.Exit(_watch(ctx.obj().experiment(name), show.terminal()))

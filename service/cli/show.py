@@ -10,6 +10,7 @@ from rich.text import Text
 from service.client import Comparison
 from service.compare.schemas import ArmRow, Estimate
 from service.experiments.schemas import ExperimentDetail, ExperimentSummary, Plan
+from service.pools.schemas import PoolView
 from service.runs.schemas import RunDetail
 from service.tables import DEFAULT_PROJECT
 from service.text import age, duration, first_line
@@ -33,6 +34,18 @@ def experiments(found: Iterable[ExperimentSummary]) -> RenderableType:
             counts(item), duration(item.eta_seconds), f"{item.gpu_hours:.2f}", age(item.created_at),
         )  # fmt: skip
     return table if table.row_count else Text("No experiments yet; `mcf submit FILE` makes one.")
+
+
+def pools(found: Iterable[PoolView]) -> RenderableType:
+    table = columns("pool", "GPUs a node", "nodes", "GPUs free", "room", "running", "waiting", "queue")
+    for pool in found:
+        nodes = f"{pool.nodes}" + (f" ({pool.nodes_not_ready} not ready)" if pool.nodes_not_ready else "")
+        free = f"{pool.gpus_free} of {pool.gpus}" if pool.gpus_per_node else ""
+        table.add_row(
+            pool.name, str(pool.gpus_per_node or "CPU"), nodes, free, str(pool.room), str(pool.running),
+            str(pool.waiting), pool.queue or "",
+        )  # fmt: skip
+    return table if table.row_count else Text("No node pools: runs are processes of the service's machine.")
 
 
 def experiment(found: ExperimentDetail) -> RenderableType:

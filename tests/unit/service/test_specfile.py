@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from service.specfile import UnreadableSpec, read, with_absolute_paths
+from trainer.ablation import expand, parse_experiment
 
 HERE = Path("/specs")
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
 def test_paths_start_at_the_folder_of_the_spec_wherever_they_stand() -> None:
@@ -64,3 +66,12 @@ def test_an_unreadable_file_is_named_with_what_is_wrong(tmp_path: Path, text: st
 def test_a_date_in_yaml_is_sent_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text("name: 2026-11-24")
     assert read(tmp_path / "spec.yaml") == {"name": "2026-11-24"}
+
+
+@pytest.mark.parametrize(
+    "file", [EXAMPLES / "ablation.yaml", *sorted((EXAMPLES / "specs").iterdir())], ids=lambda file: file.stem
+)
+def test_every_example_is_a_spec_without_problems(file: Path) -> None:
+    spec, problems = parse_experiment(read(file))
+    assert spec is not None
+    assert [*problems, *expand(spec)[1]] == []

@@ -86,7 +86,7 @@ class Pool(Frozen):
     one_zone: bool = False
     """Keep all pods of an attempt in one zone: gradients between zones are slow and cost money."""
     topology_spread: tuple[dict[str, Any], ...] = ()
-    """topologySpreadConstraints, as in a pod; none = an attempt's pods on different machines, where there are enough."""
+    """topologySpreadConstraints, as in a pod; none = an attempt's pods on different nodes, where there are enough."""
 
     service_account: str | None = None
     """Account of the pods, for an object store that knows it (IRSA); None = no account, and no token with it."""

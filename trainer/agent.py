@@ -6,12 +6,17 @@ they do before any change of nodes, waits for the next store. Whatever else ends
 """
 
 import logging
+import os
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
+import psutil
 from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
@@ -20,30 +25,55 @@ from torch.distributed.run import main as torchrun
 logger = logging.getLogger("trainer.agent")
 
 LOST = (RendezvousConnectionError, DistNetworkError, DistStoreError)
-# A store that does not come for so many tries is the scheduler's matter: it sees a container that ends.
-PATIENCE = 5
 PAUSE_SECONDS = 1.0
+# A store that does not come for so long is the scheduler's matter: it sees a container that ends.
+PATIENCE_SECONDS = 240.0
 # An agent that has lived for so long had found the others.
-SETTLED_SECONDS = 90.0
+SETTLED_SECONDS = 60.0
+# A store on a node that has lost its network says nothing, not even that it has gone, and torch would wait for ever.
+SILENT_SECONDS = 10
 
 
-def meet(run: Callable[[], object], *, pause: float = PAUSE_SECONDS, settled: float = SETTLED_SECONDS) -> None:
+def meet(
+    run: Callable[[], object], *, patience: float = PATIENCE_SECONDS, settled: float = SETTLED_SECONDS,
+    pause: float = PAUSE_SECONDS,
+) -> None:  # fmt: skip
     """Run an agent to its end, again whenever it has lost its rendezvous.
 
-    Raises what the agent raises: with PATIENCE losses in a row, each within `settled` seconds, the last of them.
+    Raises what the agent raises; a loss only when none has lived for `settled` seconds since `patience` seconds ago.
     """
-    losses = 0
+    lost_at: float | None = None
     while True:
         began = time.monotonic()
         try:
             run()
             return
         except LOST as error:
-            losses = 1 if time.monotonic() - began > settled else losses + 1
-            if losses >= PATIENCE:
+            now = time.monotonic()
+            if lost_at is None or now - began > settled:
+                lost_at = now
+            if now - lost_at > patience:
                 raise
             logger.warning("the rendezvous is lost (%s); the nodes meet again at the next one", error)
             time.sleep(pause)
+
+
+def bound_silence() -> None:
+    """Let the kernel give up this process's connections whose other end says nothing for SILENT_SECONDS."""
+    for connection in psutil.Process().net_connections("tcp"):
+        if connection.raddr and connection.fd >= 0:
+            # Closed meanwhile, by the thread that it belongs to.
+            with suppress(OSError), socket.fromfd(connection.fd, connection.family, connection.type) as same:
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_SECONDS * 1000)
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_SECONDS // 2)
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+
+
+def _watch() -> None:
+    while True:
+        bound_silence()
+        time.sleep(1)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
@@ -54,6 +84,10 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # As process 1 of a container it gets no default handler; the agent sets the same one, but only once it runs.
     signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_watch, name="silence", daemon=True).start()
+    # Nor does it connect for longer: the address may be that of a store that has gone.
+    told = os.environ.get("PET_RDZV_CONF")
+    os.environ["PET_RDZV_CONF"] = ",".join(filter(None, [told, f"read_timeout={SILENT_SECONDS}"]))
     meet(torchrun)
     return 0
 

@@ -21,4 +21,4 @@ def test_an_ablation_has_the_numbers_that_it_would_have_had_whatever_dies(core: 
         ended = storm.finish(disturbed)
         assert felt.keys() & {"rank 0", "rendezvous pod", "node for 75 s"}, "it was over before anything was done to it"
         assert storm.ask(f"/v1/experiments/{disturbed}/comparison")["complete"]
-        compare(storm, ended, storm.finish(storm.submit("calm", 300, arms=2, seeds=1)))
+        compare(storm, ended, storm.finish(storm.submit("calm", 300, arms=2, seeds=1, pool="wide")))

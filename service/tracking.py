@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -120,6 +120,23 @@ class Tracker:
         with self._calling(f"artifacts of the MLflow run {run_id}"):
             for name, text in files.items():
                 self._client.log_text(run_id, text, name)
+
+    def register(self, name: str, run_id: str, path: str, *, aliases: Iterable[str], tags: Mapping[str, str]) -> None:
+        """What the run has below `path` as a version of a registered model, made once; the aliases mean it."""
+        with self._creating, self._calling(f"the registered model {name!r}"):
+            found = self._client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
+            if found:
+                version = found[0]
+            else:
+                try:
+                    self._client.create_registered_model(name)
+                except MlflowException as error:
+                    if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                        raise
+                source = f"{self._client.get_run(run_id).info.artifact_uri}/{path}"
+                version = self._client.create_model_version(name, source, run_id, tags=dict(tags))
+            for alias in aliases:
+                self._client.set_registered_model_alias(name, alias, version.version)
 
     def histories(self, run_id: str, names: list[str] | None = None) -> dict[str, list[tuple[int, float]]]:
         """Metric -> (step, value) in order; of a step that was logged twice the newest value."""

@@ -1,10 +1,10 @@
-"""When an experiment has ended: its comparison, report and figures, shared runs and final state go into MLflow."""
+"""When an experiment has ended: comparison, report, figures, encoders, shared runs and final state go into MLflow."""
 
 from datetime import datetime
 
 from sqlalchemy import select
 
-from service.compare import figures, paper, report
+from service.compare import encoders, figures, paper, report
 from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.service import report_of
@@ -45,6 +45,7 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
         **{f"figures/{name}.svg": text for name, text in drawn.items()},
     }
     tracker.write(parent.run_id, files)
+    encoders.register(tracker, experiment, comparison, [(run, arm, seed) for run, arm, seed in rows])
     states = {run.state for run, _, _ in rows}
     state = RunState.FAILED if RunState.FAILED in states else RunState.SUCCEEDED
     if experiment.cancelled_at:

@@ -22,6 +22,8 @@ from service.tables import Experiment
 from service.telemetry import Telemetry
 from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingGone
 from tests.unit.service.bench import Bench, Killed
+from trainer.mlflow_files import MlflowFiles
+from trainer.records import EXPORT, POINTER
 
 RECOMPUTE = Path(__file__).parents[2] / "examples" / "recompute.py"
 
@@ -112,6 +114,29 @@ def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(
     assert table.arms[0].runs[0].tracking_url in {
         f"{mlflow_server}/#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}" for child in children
     }
+
+
+def test_an_arms_encoder_is_a_registered_model_with_the_arms_alias(
+    bench: Bench, spec: dict[str, Any], mlflow_server: str
+) -> None:
+    experiment = bench.submit(spec)
+    finish(bench)
+    client, name = MlflowClient(mlflow_server), f"mcf-{spec['name']}"
+    with bench.db.read() as session:
+        parent = session.get_one(Experiment, experiment)
+        found = TrackedRun(parent.tracking_id, parent.tracking_run_id)
+        best = next(arm for arm in comparison_of(session, experiment, mlflow_server).arms if arm.rank == 1)
+    publish(bench.db, bench.tracker, experiment, found)  # as after a crash at its end
+    versions = client.search_model_versions(f"name='{name}'")
+    assert {(version.tags["mcf.arm"], version.tags["mcf.seed"]) for version in versions} == {
+        ("mask_ratio=0.75", "0"), ("mask_ratio=0.5", "0"),
+    }  # fmt: skip
+    assert len(versions) == 2
+    assert client.get_model_version_by_alias(name, "best").tags["mcf.arm"] == best.name
+    # What a trainer would do with it: here no trainer has written the pointer to its weights.
+    version = client.get_model_version_by_alias(name, "mask_ratio-0-5")
+    client.log_text(version.run_id, "{}", f"{EXPORT}{POINTER}")
+    assert MlflowFiles(mlflow_server).find(f"models:/{name}/@mask_ratio-0-5").endswith(f"/{version.version}/{POINTER}")
 
 
 def test_every_number_of_the_table_can_be_computed_anew_from_mlflow_by_somebody_else(

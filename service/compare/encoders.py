@@ -1,0 +1,50 @@
+"""Encoders of an experiment as a registered model of MLflow: one version an arm, found by the arm's alias.
+
+mlflow:models:/mcf-teacher-and-mask/@mask_ratio-0-75-teacher-none     as a teacher, or to start from
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from service.compare.schemas import Comparison
+from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState
+from service.tracking import Tracker
+from trainer.records import EXPORT
+
+BEST = "best"
+
+
+def model_name(experiment: Experiment) -> str:
+    project = "" if experiment.project == DEFAULT_PROJECT else f"{experiment.project}-"
+    return f"mcf-{project}{experiment.name}"
+
+
+def alias_of(arm: str) -> str:
+    """MLflow takes letters, digits, `_` and `-`."""
+    return re.sub(r"[^\w-]+", "-", arm)[:255]
+
+
+def register(
+    tracker: Tracker, experiment: Experiment, comparison: Comparison, rows: Sequence[tuple[Run, Arm, int]]
+) -> None:
+    """Raises TrackingAway; doing it again makes no second version."""
+    best = next((arm.name for arm in comparison.arms if arm.rank == 1), None)
+    for run, arm, seed in _first_seeds(rows):
+        aliases = [alias_of(arm.name), *([BEST] if arm.name == best else [])]
+        assert run.tracking_run_id
+        tracker.register(
+            model_name(experiment), run.tracking_run_id, EXPORT.rstrip("/"), aliases=aliases,
+            tags={
+                "mcf.experiment_id": experiment.id, "mcf.arm": arm.name, "mcf.seed": str(seed), "mcf.run_id": run.id,
+                "mcf.spec_digest": run.digest,
+            },
+        )  # fmt: skip
+
+
+def _first_seeds(rows: Sequence[tuple[Run, Arm, int]]) -> Iterator[tuple[Run, Arm, int]]:
+    """Of each arm the first seed that has trained: the one that does best would be a better model than the arm is."""
+    done: set[int] = set()
+    for run, arm, seed in sorted(rows, key=lambda row: (row[1].position, row[2])):
+        if run.state is RunState.SUCCEEDED and run.tracking_run_id and arm.id not in done:
+            done.add(arm.id)
+            yield run, arm, seed

@@ -15,6 +15,7 @@ POOL, PROCESSES = "mcf.dev/pool", "mcf.dev/processes"
 # Of a Job (an annotation): how many of its pods it takes to train.
 NEEDED = "mcf.dev/needed"
 RENDEZVOUS, WORKER = "rendezvous", "worker"
+DEAD_STORE_SECONDS = 5
 UNREACHABLE = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
 
 Manifest = dict[str, Any]
@@ -59,10 +60,11 @@ def rendezvous_pod(pool: Pool, *, attempt: str) -> Manifest:
     made = _pod(pool, {ATTEMPT: attempt, ROLE: RENDEZVOUS}, placed, command, [], resources, {})
     # All wait for its start, two seconds of a core: with so small a limit it would take half a minute.
     del made["spec"]["containers"][0]["resources"]["limits"]["cpu"]
-    # And nobody trains without it, while it has nothing that would be lost with it.
+    # And nobody trains without it, while it has nothing that would be lost with it. A node that only seemed to be dead,
+    # because the API server was away, has said so within this time.
     for toleration in made["spec"]["tolerations"]:
         if toleration.get("key") in UNREACHABLE:
-            toleration["tolerationSeconds"] = 0
+            toleration["tolerationSeconds"] = min(DEAD_STORE_SECONDS, pool.dead_node_seconds)
     return made
 
 

@@ -1,8 +1,9 @@
 """A node's agent on Kubernetes: torchrun, which goes on when its rendezvous is lost: python -m trainer.agent OPTIONS
 
-The options are torchrun's. By itself torchrun ends with the store that its agents meet in; the container would start
-again after kubelet's back-off (10, 20, 40 s) and load torch once more. Here the agent, whose workers have stopped as
-they do before any change of nodes, waits for the next store. Whatever else ends torchrun ends this as well.
+The options are torchrun's, but for the store's HOST:PORT, which is in PET_RDZV_ENDPOINT. By itself torchrun ends with
+the store that its agents meet in; the container would start again after kubelet's back-off (10, 20, 40 s) and load
+torch once more. Here the agent, whose workers have stopped as they do before any change of nodes, waits for the next
+store. Whatever else ends torchrun ends this as well.
 """
 
 import logging
@@ -58,6 +59,23 @@ def meet(
             time.sleep(pause)
 
 
+def find_store(endpoint: str, *, patience: float = PATIENCE_SECONDS) -> None:
+    """Return when somebody answers there; raises RendezvousConnectionError when nobody has for `patience` seconds.
+
+    Asked anew every second, name and all: torch would stay with the address of a store on a node that has gone.
+    """
+    host, _, port = endpoint.rpartition(":")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RendezvousConnectionError(f"nobody answers at {endpoint}: {error}") from error
+            time.sleep(0.5)
+
+
 def bound_silence() -> None:
     """Let the kernel give up this process's connections whose other end says nothing for SILENT_SECONDS."""
     for connection in psutil.Process().net_connections("tcp"):
@@ -85,10 +103,16 @@ def main() -> int:
     # As process 1 of a container it gets no default handler; the agent sets the same one, but only once it runs.
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_watch, name="silence", daemon=True).start()
-    # Nor does it connect for longer: the address may be that of a store that has gone.
+    # Nor does it wait for longer where a store has taken a question.
     told = os.environ.get("PET_RDZV_CONF")
     os.environ["PET_RDZV_CONF"] = ",".join(filter(None, [told, f"read_timeout={SILENT_SECONDS}"]))
-    meet(torchrun)
+    endpoint = os.environ["PET_RDZV_ENDPOINT"]
+
+    def run() -> None:
+        find_store(endpoint)
+        torchrun()
+
+    meet(run)
     return 0
 
 

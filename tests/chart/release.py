@@ -199,6 +199,12 @@ def two_jobset_controllers() -> None:
         "type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
     }}}  # fmt: skip
     run("kubectl", "patch", *deployment, "--type=merge", f"--patch={json.dumps(patch)}")
+    # Two webhooks a pod, and each waits for a controller on a dead node once: 20 s with Kubernetes' own 10 s.
+    for kind in "mutating", "validating":
+        name = f"{kind}webhookconfiguration/jobset-{kind}-webhook-configuration"
+        hooks = json.loads(run("kubectl", "get", name, "--output=json"))["webhooks"]
+        shorter = {"webhooks": [hook | {"timeoutSeconds": 3} for hook in hooks]}
+        run("kubectl", "patch", name, "--type=merge", f"--patch={json.dumps(shorter)}")
     run("kubectl", "rollout", "status", *deployment, "--timeout=240s")
 
 

@@ -95,7 +95,7 @@ def test_every_pod_has_its_resources_for_itself_and_may_do_nothing_else(case: st
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert pod["securityContext"]["runAsNonRoot"]
         waited = {each["key"]: each.get("tolerationSeconds") for each in pod["tolerations"]}
-        seconds = (0,) if more else (10, 20)
+        seconds = (5,) if more else (10, 20)
         assert waited["node.kubernetes.io/unreachable"] == waited["node.kubernetes.io/not-ready"] in seconds
         assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if volume["name"] == "shm")
 

@@ -12,9 +12,9 @@ from trainer.spec import Placement
 
 ROLE = "node"
 
-# Agents find a lost peer within seconds (2 s beats, 3 of them missed) instead of the default of 25 s, and
+# Agents find a lost peer within seconds (2 s beats, 4 of them missed) instead of the default of 25 s, and
 # re-form without waiting the default 30 s for late joiners.
-RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=3,last_call_timeout=5,join_timeout=300"
+RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=4,last_call_timeout=5,join_timeout=300"
 
 # Restarts are cheap (workers resume from a checkpoint) and torchrun counts every change of membership as
 # one; an attempt that uses this many up makes no progress, and the service decides about the next.
@@ -76,7 +76,6 @@ def _torchrun(request: LaunchRequest) -> tuple[str, ...]:
         "--nproc-per-node", str(placement.processes_per_node),
         "--max-restarts", str(MAX_RESTARTS),
         "--monitor-interval", "0.5",
-        "--rdzv-backend", "c10d",
         "--rdzv-id", request.name,
         "-m", "trainer.main",
     )  # fmt: skip
@@ -87,7 +86,9 @@ def _environment(request: LaunchRequest) -> dict[str, str]:
         "MCF_RUN_URI": request.run_uri,
         "MCF_ATTEMPT": str(request.attempt),
         "OMP_NUM_THREADS": str(request.threads),
-        # In the environment and not an argument: the scheduler adds which agent hosts the store.
+        # In the environment and not arguments: the scheduler adds which agent hosts the store, and an agent may have a
+        # rendezvous of its own.
+        "PET_RDZV_BACKEND": "c10d",
         "PET_RDZV_CONF": RENDEZVOUS,
         # With the rendezvous' store shared, a node that joins any round but the first is told no address (torch 2.15).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",

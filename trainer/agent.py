@@ -23,6 +23,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 from torch.distributed.run import main as torchrun
 
+from trainer.elastic import BACKEND
+
 logger = logging.getLogger("trainer.agent")
 
 LOST = (RendezvousConnectionError, DistNetworkError, DistStoreError)
@@ -104,6 +106,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_watch, name="silence", daemon=True).start()
     # Nor does it wait for longer where a store has taken a question.
+    os.environ["PET_RDZV_BACKEND"] = BACKEND
     told = os.environ.get("PET_RDZV_CONF")
     os.environ["PET_RDZV_CONF"] = ",".join(filter(None, [told, f"read_timeout={SILENT_SECONDS}"]))
     endpoint = os.environ["PET_RDZV_ENDPOINT"]

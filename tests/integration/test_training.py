@@ -277,6 +277,27 @@ def test_nodes_that_lose_their_rendezvous_meet_again_at_the_next_one(tiny_faces:
     assert firsts[1] > 0
 
 
+def test_a_node_that_silently_goes_while_workers_start_is_noticed_too(tiny_faces: Path, tmp_path: Path) -> None:
+    # The workers have no word from each other yet: on a cluster the agents notice.
+    schedule = {"unit": "steps", "length": 100_000, "warmup": 4}
+    run = small(tiny_faces, schedule=schedule, cadence={"checkpoint_steps": 100_000})
+    folder, port = tmp_path / "early", free_port()
+    node = {
+        "workers": 1, "nodes": "1:2", "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.agent",
+        "MCF_COLLECTIVE_TIMEOUT_SECONDS": "300",
+    }  # fmt: skip
+    with rendezvous(port), torchrun(run, folder, **node) as one:
+        wait_until(lambda: newest_copy(folder, run) > 0, one, folder / "log")
+        with torchrun(run, folder, **node) as other:
+            lost = psutil.Process(other.pid)
+            wait_until(lambda: bool(lost.children()), other, folder / "log")
+            for process in [lost, *lost.children(recursive=True)]:
+                process.suspend()
+            wait_until(lambda: world_sizes(folder) == [1, 1], one, folder / "log")
+            reached = newest_copy(folder, run)
+            wait_until(lambda: newest_copy(folder, run) > reached, one, folder / "log")
+
+
 def group_rank(agent: "subprocess.Popen[bytes]") -> str:
     """Which node of its group an agent is now."""
     [worker] = psutil.Process(agent.pid).children()

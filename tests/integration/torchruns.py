@@ -67,14 +67,14 @@ def torchrun(
     settings += [] if hosts else ["is_host=false"]
     command = [
         sys.executable, "-m", module, "--nnodes", nodes, "--nproc-per-node", str(workers),
-        "--max-restarts", "9", "--rdzv-backend", "c10d", "--rdzv-id", folder.name,
+        "--max-restarts", "9", "--rdzv-id", folder.name,
         "--rdzv-conf", ",".join(settings),
         "-m", "trainer.main", "--spec", str(spec),
     ]  # fmt: skip
     # torch 2.15 tells a node that joins a later round no address when the agents' store is shared with the workers:
     # it waits a minute, and then the whole attempt fails.
     env = {
-        **os.environ, **ENV, "MCF_RUN_URI": str(folder), "PET_RDZV_ENDPOINT": endpoint,
+        **os.environ, **ENV, "MCF_RUN_URI": str(folder), "PET_RDZV_ENDPOINT": endpoint, "PET_RDZV_BACKEND": "c10d",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **env,
     }  # fmt: skip
     with (folder / "log").open("ab") as log:

@@ -17,7 +17,7 @@ def test_the_elastic_range_and_the_bound_on_restarts_reach_torchrun() -> None:
     command = " ".join([role.entrypoint, *role.args])
     assert command == (
         "python -m torch.distributed.run --nnodes 1:4 --nproc-per-node 8 --max-restarts 20 --monitor-interval 0.5 "
-        "--rdzv-backend c10d --rdzv-id r0123456789ab-2 -m trainer.main --spec s3://mcf/runs/r0/spec.json"
+        "--rdzv-id r0123456789ab-2 -m trainer.main --spec s3://mcf/runs/r0/spec.json"
     )
     assert (role.min_replicas, role.num_replicas) == (1, 4)
     assert role.metadata == {"pool": "a100", "priority": 3, "processes_per_node": 8}

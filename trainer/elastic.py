@@ -1,0 +1,63 @@
+"""torchrun's c10d rendezvous, which also says when a node of the group has gone.
+
+torchrun drops a node that has sent no heartbeat for a while, and does not interrupt the workers that wait for it in a
+collective, or while they start for its address (pytorch/pytorch#111646). Here it is told so as it is of a node that has
+come: the group forms again without it.
+"""
+
+from datetime import timedelta
+
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    rendezvous_handler_registry,
+)
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+
+BACKEND = "mcf-c10d"
+
+
+class Rendezvous(DynamicRendezvousHandler):
+    _met = 0
+    """Nodes of the group as it was formed."""
+
+    def get_backend(self) -> str:
+        return BACKEND
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        self._met = 0
+        info = super().next_rendezvous()
+        self._met = info.world_size
+        return info
+
+    def num_nodes_waiting(self) -> int:
+        """Nodes that wait to join; where none does, nodes that have gone. Either makes an agent form the group anew.
+
+        Raises RendezvousConnectionError when the store does not answer.
+        """
+        waiting = super().num_nodes_waiting()
+        state = self._state_holder.state
+        # In a closed one everybody has come to the end, and leaves.
+        gone = 0 if state.closed else self._met - len(state.participants)
+        return waiting or max(0, gone)
+
+
+def create(params: RendezvousParameters) -> RendezvousHandler:
+    backend, store = create_backend(params)
+    limits = _given(params, "join_timeout", "last_call_timeout")
+    timeout = RendezvousTimeout(
+        **{name.removesuffix("_timeout"): timedelta(seconds=limit) for name, limit in limits.items()}
+    )
+    return Rendezvous.from_backend(
+        params.run_id, store, backend, params.min_nodes, params.max_nodes, params.local_addr, timeout,
+        **_given(params, "keep_alive_interval", "keep_alive_max_attempt"),
+    )  # fmt: skip
+
+
+def _given(params: RendezvousParameters, *names: str) -> dict[str, int]:
+    return {name: value for name in names if (value := params.get_as_int(name)) is not None}
+
+
+rendezvous_handler_registry.register(BACKEND, create)

@@ -5,6 +5,7 @@ collective, or while they start for its address (pytorch/pytorch#111646). Here i
 come: the group forms again without it.
 """
 
+import time
 from datetime import timedelta
 
 from torch.distributed.elastic.rendezvous import (
@@ -17,11 +18,15 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
 BACKEND = "mcf-c10d"
+# A group that is formed anew before its first step gets nowhere: who comes so soon after it has formed waits, and nodes
+# that come one by one join together.
+SETTLING_SECONDS = 30.0
 
 
 class Rendezvous(DynamicRendezvousHandler):
     _met = 0
     """Nodes of the group as it was formed."""
+    _met_at = 0.0
 
     def get_backend(self) -> str:
         return BACKEND
@@ -29,7 +34,7 @@ class Rendezvous(DynamicRendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         self._met = 0
         info = super().next_rendezvous()
-        self._met = info.world_size
+        self._met, self._met_at = info.world_size, time.monotonic()
         return info
 
     def num_nodes_waiting(self) -> int:
@@ -41,6 +46,8 @@ class Rendezvous(DynamicRendezvousHandler):
         state = self._state_holder.state
         # In a closed one everybody has come to the end, and leaves.
         gone = 0 if state.closed else self._met - len(state.participants)
+        if waiting and time.monotonic() - self._met_at < SETTLING_SECONDS:
+            waiting = 0
         return waiting or max(0, gone)
 
 

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from trainer.presets import TINY
@@ -82,8 +83,13 @@ def torchrun(
     try:
         yield agent
     finally:
-        agent.kill()  # workers die with their agent
+        # Workers die with their agent, but for those that have not got so far as to ask the kernel for it.
+        workers = psutil.Process(agent.pid).children() if agent.poll() is None else []
+        agent.kill()
         agent.wait()
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
 
 
 def wait_for_checkpoint(folder: Path, step: int, agent: "subprocess.Popen[bytes]", log: Path | None = None) -> None:

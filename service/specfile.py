@@ -11,7 +11,7 @@ import yaml
 # Dotted fields of a RunSpec that name a file or a folder.
 PATHS = (
     "data.uri", "data.keys", "data.index", "initial.source", "teacher.source", "evaluation.images",
-    "evaluation.landmarks", "evaluation.labels",
+    "evaluation.landmarks", "evaluation.labels", "evaluation.alignment.uri", "evaluation.parsing.uri",
 )  # fmt: skip
 NOT_PATHS = ("", "none", "random")
 

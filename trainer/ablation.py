@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -208,6 +208,10 @@ def _validated(model: type[Model], overlay: Json, preset: Json, problems: list[P
             for item in error.errors():
                 by_place.setdefault(_place(overlay, item["loc"]), []).append(item)
             for place, items in by_place.items():
+                if place in reported:
+                    # What was dropped is required and nothing stands in for it: its part goes with it.
+                    dropped |= len(place) > 1 and _drop(overlay, place[:-1])
+                    continue
                 reported.add(place)
                 problems.append(_problem(model, place, items))
                 dropped |= _drop(overlay, place)
@@ -229,8 +233,8 @@ def _field_names(model: type[BaseModel], field: str) -> str:
     """The fields that exist where `field` was looked for, the closest first."""
     *parents, wrong = field.split(".")
     for parent in parents:
-        inner = model.model_fields[parent].annotation if parent in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        inner = _part(model, parent)
+        if inner is None:
             wrong = parent
             break
         model = inner
@@ -241,12 +245,19 @@ def _field_names(model: type[BaseModel], field: str) -> str:
 
 
 def _is_field(dotted: str) -> bool:
-    model: Any = RunSpec
+    model: type[BaseModel] | None = RunSpec
     for part in dotted.split("."):
-        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
+        if model is None or part not in model.model_fields:
             return False
-        model = model.model_fields[part].annotation
+        model = _part(model, part)
     return dotted != "seed"
+
+
+def _part(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The model of a field, optional or not; None where there is no such field, or it is no part."""
+    annotation = model.model_fields[field].annotation if field in model.model_fields else None
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 
 def _merged(preset: Json, overlay: Json) -> Json:

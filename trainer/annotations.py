@@ -63,6 +63,10 @@ class Landmarks:
         self.keys: Sequence[str] = list(self._points)
         self.num_left_out = len(faces) - len(self.keys)
 
+    def points(self, key: str) -> Tensor:
+        """[68, 2], in pixels of the upright image from its edge."""
+        return self._points[key]
+
     def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int, fit: Fit) -> Tensor:
         """Points in coordinates of the input, 0..1 from edge to edge."""
         rows = []

@@ -67,6 +67,16 @@ class CheckpointStore:
         self._known_good[step] = checkpoint
         self._prune()
 
+    def save(self, state: dict[str, Any], *, step: int, world_size: int) -> None:
+        """`upload` of a state that is in no file yet. Raises StorageError."""
+        with _scratch() as path:
+            self.upload(write_state(state, path, step=step, spec_digest=self.spec_digest, world_size=world_size), path)
+
+    def discard(self) -> None:
+        """Remove all of them: what they were for has ended. Raises StorageError."""
+        names = [entry.name for entry in self.store.list(records.CHECKPOINTS)]
+        self.store.delete(sorted(names, key=lambda name: not name.endswith(records.COMMITTED)))
+
     def restore_latest(
         self, map_location: Any = "cpu", newer_than: int = -1
     ) -> tuple[Checkpoint, dict[str, Any]] | None:

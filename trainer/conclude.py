@@ -15,7 +15,7 @@ from trainer.loop import Parts
 from trainer.manifest import Images, Split
 from trainer.mcf import Mcf
 from trainer.pictures import MAX_ROWS, hide, panel
-from trainer.records import Outcome, Result, Verdict, final_metrics
+from trainer.records import Outcome, Result, StageResult, Verdict, final_metrics
 from trainer.report import RankZero
 from trainer.sanity import held_out_noise
 from trainer.software import software
@@ -29,8 +29,9 @@ MLFLOW_PATIENCE_SECONDS = 180.0
 
 
 def conclude(
-    run: RunSpec, store: Store, parts: Parts, images: Images, split: Split, report: RankZero, device: torch.device
-) -> None:
+    run: RunSpec, store: Store, parts: Parts, images: Images, split: Split, stages: tuple[StageResult, ...],
+    report: RankZero, device: torch.device,
+) -> None:  # fmt: skip
     """Measure the trained model, export its encoder, and write result and outcome, which makes it final.
 
     Raises DataError when the probe's images are not what the spec says, StorageError when nothing can be written.
@@ -41,7 +42,7 @@ def conclude(
         steps=parts.step, images_seen=parts.step * run.batch.global_batch, subset_size=len(split.train),
         subset_digest=split.train.digest, held_out_digest=split.held_out.digest, probe=evaluated.probe,
         floors=evaluated.floors, probe_note=evaluated.probe_note, sanity=evaluated.sanity,
-        losses=report.mean_losses(), export=export_address(store),
+        stages=stages, losses=report.mean_losses(), export=export_address(store),
         undecodable=tuple(sorted(parts.undecodable.values())), software=software(),
     )  # fmt: skip
     for name, data in export(run, parts.model, result, store).items():

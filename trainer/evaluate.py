@@ -11,7 +11,7 @@ from trainer.decoded import load_images
 from trainer.manifest import Images, Split
 from trainer.mcf import Mcf, build
 from trainer.probe import Task, encoder_features, pixel_features, probe_task
-from trainer.records import Floors, Metric
+from trainer.records import Floors, Metric, StageResult
 from trainer.sanity import sanity_metrics
 from trainer.spec import RunSpec
 
@@ -25,6 +25,8 @@ class Evaluated(NamedTuple):
     floors: Floors | None
     probe_note: str
     sanity: list[Metric]
+    stages: tuple[StageResult, ...] = ()
+    """Fitted before this."""
 
 
 def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: torch.device) -> Evaluated:

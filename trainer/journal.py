@@ -6,7 +6,6 @@ Watchers read it from the store, so they need no way into the machine. A store t
 import logging
 import math
 import threading
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -14,7 +13,7 @@ import psutil
 
 from trainer import records
 from trainer.records import Outcome, Result, Session
-from trainer.storage import StorageError, Store
+from trainer.storage import StorageError, Store, insist
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +77,7 @@ class Journal:
         self._insist(records.OUTCOME, outcome.model_dump_json(indent=1), patience_seconds)
 
     def _insist(self, name: str, text: str, patience_seconds: float) -> None:
-        deadline = time.monotonic() + patience_seconds
-        pause = 0.5
-        while True:
-            try:
-                return self.store.put(name, text.encode())
-            except StorageError as error:
-                if time.monotonic() + pause > deadline:
-                    raise
-                logger.warning("%s could not be written, next try in %.0f s: %s", name, pause, error)
-            time.sleep(pause)
-            pause = min(2 * pause, 30.0)
+        insist(lambda: self.store.put(name, text.encode()), name, patience_seconds, longest_pause=30.0)
 
     def _keep_writing(self) -> None:
         while not self._closing.is_set():

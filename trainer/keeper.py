@@ -19,7 +19,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.distributed import World
 from trainer.hostcopy import HostCopy
 from trainer.records import Checkpoint
-from trainer.storage import StorageError
+from trainer.storage import StorageError, insist
 from trainer.trees import with_tensors, without_tensors
 
 logger = logging.getLogger(__name__)
@@ -120,16 +120,10 @@ class Keeper:
         self, checkpoint: Checkpoint, path: Path, seconds: float, unless: threading.Event | None = None
     ) -> None:
         """Upload, again and again for so long; gives up after a failure once `unless` is set."""
-        deadline, pause = time.monotonic() + seconds, 0.5
-        while True:
-            try:
-                return self.checkpoints.upload(checkpoint, path)
-            except StorageError as error:
-                if time.monotonic() + pause > deadline or (unless and unless.is_set()):
-                    raise
-                logger.warning("checkpoint %d is not saved yet, next try in %.1f s: %s", checkpoint.step, pause, error)
-            time.sleep(pause)
-            pause = min(2 * pause, 10.0)
+        insist(
+            lambda: self.checkpoints.upload(checkpoint, path), f"checkpoint {checkpoint.step}", seconds,
+            unless=lambda: unless is not None and unless.is_set(),
+        )  # fmt: skip
 
 
 class Staging:

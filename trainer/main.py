@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from trainer.checkpoint import CheckpointStore, OtherRun
 from trainer.conclude import conclude, painter
 from trainer.data import slices, split_of
 from trainer.distributed import World, joined_world
+from trainer.evaluation.fitting import Diverged
 from trainer.grid import TooManyWorkers, step_plan, teams
 from trainer.hostcopy import HostCopy
 from trainer.initial import start
@@ -33,21 +35,23 @@ from trainer.log import RunLog
 from trainer.loop import NonFiniteLoss, Parts, fit
 from trainer.manifest import DataError, Rows, open_images
 from trainer.optim import adamw
-from trainer.records import MemoryNote, Outcome, Verdict
-from trainer.report import RankZero, Report, Silent
+from trainer.records import MemoryNote, Outcome, StageResult, Verdict
+from trainer.report import RankZero, Silent
 from trainer.rundir import list_checkpoints, read_memory_note, read_outcome
 from trainer.spec import RunSpec
+from trainer.stages import Faces, check_stage, run_stages
 from trainer.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.storage import Store, open_store, split_uri
 from trainer.tapcache import TapCache, cache_bytes
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
+from trainer.waiting import on_first
 from trainer.weights import WeightsError
 
 logger = logging.getLogger("trainer")
 
 # The run's own errors: every other attempt would meet them again.
-OWN_ERRORS = (NonFiniteLoss, DataError, TeacherError, WeightsError)
+OWN_ERRORS = (NonFiniteLoss, Diverged, DataError, TeacherError, WeightsError)
 # Ranks that run out of memory in the same step do so at about the same time, and that is once.
 SAME_STEP = timedelta(seconds=15)
 # Wrong about where or how it was started; the run itself is none the worse.
@@ -82,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("%s: %s", type(error).__name__, error)
         if not (first := noted_before(store, str(error))):
             return 1  # the agent starts the workers once more
-        reason = f"out of memory twice, at {first.at:%Y-%m-%d %H:%M} UTC and now ({error}); lower batch.slice"
+        when = f"at {first.at:%Y-%m-%d %H:%M} UTC and now"
+        reason = f"out of memory twice, {when} ({error}); lower batch.slice, or slice of a stage"
         fail(run, store, reason, "OutOfMemory")
     except START_ERRORS as error:
         logger.error("%s: %s", type(error).__name__, error)
@@ -137,17 +142,24 @@ def train(run: RunSpec, store: Store) -> int:
         reported = restore(parts, host, checkpoints, world)
         steps = range(parts.step, run.total_steps(parts.num_images))
         batches = slices(run, images, split.train, plan, steps, world.device)
-        report: Report = Silent()
+        first = None
         if world.is_first:
+            for stage in run.evaluation.stages.values():
+                check_stage(stage, Faces(split, images))  # now, and not after days of training
             draw = painter(run, parts.model, images, split, world.device)
-            report = start_report(run, store, world, steps, draw, reported)
+            first = start_report(run, store, world, steps, draw, reported)
         keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
-        completed = fit(run, parts, plan, batches, world, keeper, report)
+        completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
         keeper.close()
-    if isinstance(report, RankZero):
+        stages: tuple[StageResult, ...] | None = ()
+        if completed and run.evaluation.stages:
+            stages = on_first(
+                world, partial(run_stages, run, store, parts.model.encoder, Faces(split, images), first, world.device)
+            )
+    if first:
         if completed:
-            conclude(run, store, parts, images, split, report, world.device)
-        report.close("done" if completed else "training")
+            conclude(run, store, parts, images, split, stages or (), first, world.device)
+        first.close("done" if completed else "training")
     return 0 if completed else INTERRUPTED
 
 

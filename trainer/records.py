@@ -7,6 +7,8 @@
         sessions/0001.json              a Session: one stretch of training at one world size, refreshed as it goes
         out_of_memory.json              a MemoryNote: it has run out of memory once, and once more would end it
         outcome.json                    an Outcome: how the run ended for good
+        stages/alignment/checkpoints/   those of a stage of evaluation, which are gone once it has ended, and then ...
+        stages/alignment/result.json    ... its StageResult
         result.json                     a Result: the numbers the comparison is made of
         export/                         the online encoder as a plain timm ViT, with its model card
 
@@ -27,6 +29,7 @@ OUT_OF_MEMORY = "out_of_memory.json"
 RESULT = "result.json"
 SESSIONS = "sessions/"
 CHECKPOINTS = "checkpoints/"
+STAGES = "stages/"
 STATE = "state.pt"
 COMMITTED = "COMMITTED"
 EXPORT = "export/"
@@ -38,6 +41,10 @@ POINTER = "export.json"
 
 def session_name(number: int) -> str:
     return f"{SESSIONS}{number:04d}.json"
+
+
+def stage_folder(stage: str) -> str:
+    return f"{STAGES}{stage}/"
 
 
 def checkpoint_name(step: int) -> str:
@@ -57,7 +64,7 @@ class Session(Frozen):
     """Optimizer steps done so far by the run."""
     total_steps: int
     stage: str
-    """training, evaluating or done."""
+    """training, a stage of evaluation such as `alignment, epoch 3 of 150`, evaluating, or done."""
     images_per_second: float | None
     losses: dict[str, float]
     started_at: datetime
@@ -126,6 +133,24 @@ class Floors(Frozen):
     """The run's own encoder as it was drawn, before the first step."""
 
 
+class StageResult(Frozen):
+    """The numbers of a stage of evaluation, of the epoch that its recipe selects."""
+
+    stage: str
+    """alignment or parsing."""
+    benchmark: str
+    selection: str
+    """How the epoch was chosen: last, best_on_validation, or best_on_test, which flatters."""
+    epoch: int
+    """Counted from 1."""
+    epochs: int
+    primary: str
+    """Name of the metric that an epoch is chosen by."""
+    metrics: tuple[Metric, ...]
+    """On the test split, named STAGE/SELECTION/METRIC: a number never stands without how its epoch was chosen."""
+    note: str
+
+
 class Result(Frozen):
     """The numbers of a finished run."""
 
@@ -143,6 +168,8 @@ class Result(Frozen):
     """What a reader must know of the probe, such as how many images and which labels."""
     sanity: list[Metric]
     """Metrics that show that training works and do not rank arms."""
+    stages: tuple[StageResult, ...] = ()
+    """Alignment and parsing, where the spec asks for them."""
     losses: dict[str, float]
     """Means over the last logged steps; not comparable between teachers or mask ratios."""
     export: str
@@ -160,6 +187,8 @@ class Measured(Protocol):
     def floors(self) -> Floors | None: ...
     @property
     def sanity(self) -> list[Metric]: ...
+    @property
+    def stages(self) -> tuple[StageResult, ...]: ...
 
 
 def final_metrics(found: Measured) -> dict[str, float]:
@@ -167,6 +196,8 @@ def final_metrics(found: Measured) -> dict[str, float]:
     metrics = {name: value for metric in found.sanity for name, value in metric.logged.items()}
     if found.probe:
         metrics |= found.probe.logged
+    for stage in found.stages:
+        metrics |= {name: value for metric in stage.metrics for name, value in metric.logged.items()}
     if found.floors:
         metrics |= {"floor/pixels": found.floors.pixels, "floor/random_encoder": found.floors.random_encoder}
     return metrics

@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 
 from trainer import sources
 from trainer.ablation import Arm, across_arms, expand, parse_experiment
+from trainer.evaluation.readers import READERS
+from trainer.evaluation.source import digest_of_faces, digest_of_files
+from trainer.evaluation.stage import FACES68, Stage
 from trainer.manifest import DataError, Manifest, read_manifest
 from trainer.sources import UnknownWeights
 from trainer.spec import Data, ExperimentSpec, Placement, Problem, RunSpec, SpecError, Teacher
@@ -83,8 +86,14 @@ class _Look:
             updates["teacher"] = teacher
         if run.initial.is_file and (digest := self._initial(run, report)):
             updates["initial"] = run.initial.model_copy(update={"sha256": digest})
+        measured: dict[str, Any] = {}
         if digest := self._annotations(run, report):
-            updates["evaluation"] = run.evaluation.model_copy(update={"sha256": digest})
+            measured["sha256"] = digest
+        for name, stage in run.evaluation.stages.items():
+            if digest := self._benchmark(f"evaluation.{name}", run, stage, report):
+                measured[name] = stage.model_copy(update={"sha256": digest})
+        if measured:
+            updates["evaluation"] = run.evaluation.model_copy(update=measured)
         return run.model_copy(update=updates), size
 
     def _manifest(self, run: RunSpec, report: Report) -> Manifest | None:
@@ -180,6 +189,36 @@ class _Look:
         digest = hashlib.sha256(f"{manifest.digest} {annotated[1]}".encode()).hexdigest()
         if evaluation.sha256 not in (None, digest):
             report("evaluation.sha256", str(evaluation.sha256), f"{digest}, the digest of images and annotations today")
+        return digest
+
+    def _benchmark(self, field: str, run: RunSpec, stage: Stage, report: Report) -> str | None:
+        """Digest of the files of a stage."""
+        if not _absolute(stage.uri):
+            report(f"{field}.uri", stage.uri, "an absolute path or s3://bucket/prefix")
+            return None
+
+        def fail(error: Exception) -> None:
+            report(f"{field}.uri", stage.uri, f"{stage.benchmark} at an address that can be read: {error}")
+
+        digest: str | None
+        if stage.benchmark == FACES68:
+            manifest = self._manifest(run, report) if run.data.uri else None
+            text = self._once(("landmarks", stage.uri), lambda: read_object(stage.uri), fail)
+            if not (manifest and text):
+                return None
+            keys = self._once(("faces68", stage.uri), lambda: annotated_keys(".json", text)[0], fail)
+            if unknown := [key for key in keys or () if manifest.find(key) is None]:
+                possible = f"images of {run.data.uri}"
+                report(f"{field}.uri", f"{len(unknown)} images that are not there, such as {unknown[0]}", possible)
+                return None
+            digest = digest_of_faces(manifest.digest, text)
+        else:
+            digest = self._once(("files", stage.uri), lambda: digest_of_files(stage.uri), fail)
+            if digest and not stage.uri.startswith("s3://"):
+                read = READERS[stage.benchmark]
+                self._once(("benchmark", stage.benchmark, stage.uri), lambda: read(Path(stage.uri)), fail)
+        if digest and stage.sha256 not in (None, digest):
+            report(f"{field}.sha256", str(stage.sha256), f"{digest}, the digest of {stage.uri} today")
         return digest
 
     def _once(self, key: tuple[object, ...], read: Callable[[], Answer], fail: Callable[[Exception], object]) -> Any:

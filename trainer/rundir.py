@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from trainer import records
-from trainer.records import Checkpoint, MemoryNote, Outcome, Result, Session
+from trainer.records import Checkpoint, MemoryNote, Outcome, Result, Session, StageResult
 from trainer.spec import Frozen
 from trainer.storage import ObjectMissing, StorageError, Store
 
@@ -26,6 +26,11 @@ def read_memory_note(store: Store) -> MemoryNote | None:
 def read_result(store: Store) -> Result | None:
     """The numbers of the finished run; None before. Raises StorageError."""
     return _read(store, records.RESULT, Result)
+
+
+def read_stage(store: Store, stage: str) -> StageResult | None:
+    """The numbers of a finished stage of evaluation; None before. Raises StorageError."""
+    return _read(store, records.stage_folder(stage) + records.RESULT, StageResult)
 
 
 def read_sessions(store: Store, known: Mapping[int, Session] | None = None) -> list[Session]:

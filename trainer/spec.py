@@ -11,16 +11,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from trainer.evaluation.stage import Alignment, Parsing, Stage, misfits
+from trainer.frozen import Frozen as Frozen
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Frozen(BaseModel):
-    """Base of all contract models: unknown fields refused, values immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Problem(Frozen):
@@ -263,6 +260,17 @@ class Evaluation(Frozen):
     folds: int = Field(5, ge=2)
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of probe images and annotations. Filled in on submission, checked where given."""
+    # Not written where they are not asked for, so that runs of before keep their digests.
+    alignment: Alignment | None = Field(None, exclude_if=lambda asked: asked is None)
+    """Face alignment on a benchmark as a stage after the last step; None = no such stage."""
+    parsing: Parsing | None = Field(None, exclude_if=lambda asked: asked is None)
+    """Face parsing on a benchmark as a stage after the last step; None = no such stage."""
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages that are asked for, by name, in the order they run in."""
+        asked = {"alignment": self.alignment, "parsing": self.parsing}
+        return {name: stage for name, stage in asked.items() if stage}
 
 
 # ---------------------------------------------------------------- run
@@ -460,6 +468,9 @@ def _misfits(run: RunSpec) -> Iterator[Problem]:
         yield Problem(
             field="evaluation.labels", asked="labels beside landmarks", possible="one of the two: a run has one probe"
         )
+    for name, stage in run.evaluation.stages.items():
+        for field, asked, possible in misfits(stage, run.encoder.patch, run.encoder.depth):
+            yield Problem(field=f"evaluation.{name}.{field}", asked=asked, possible=possible)
 
 
 # ---------------------------------------------------------------- experiment

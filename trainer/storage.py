@@ -7,10 +7,12 @@ S3 endpoint, credentials and patience come from the usual AWS variables (AWS_END
 AWS_MAX_ATTEMPTS, ...).
 """
 
+import logging
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +23,8 @@ import boto3
 import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+
+logger = logging.getLogger(__name__)
 
 # Parts are retried one by one, so a checkpoint of gigabytes survives a short fault of the object store.
 TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
@@ -79,6 +83,23 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Address of the folder and name of the object in it: s3://b/a/x.pt -> (s3://b/a, x.pt)."""
     head, _, name = uri.rpartition("/")
     return (head or ".", name) if head or not uri.startswith("/") else ("/", name)
+
+
+def insist(
+    write: Callable[[], None], what: str, seconds: float, *,
+    longest_pause: float = 10.0, unless: Callable[[], bool] = lambda: False,
+) -> None:  # fmt: skip
+    """Write, again and again for so long; gives up after a failure when `unless` says so. Raises StorageError."""
+    deadline, pause = time.monotonic() + seconds, 0.5
+    while True:
+        try:
+            return write()
+        except StorageError as error:
+            if time.monotonic() + pause > deadline or unless():
+                raise
+            logger.warning("%s is not saved yet, next try in %.1f s: %s", what, pause, error)
+        time.sleep(pause)
+        pause = min(2 * pause, longest_pause)
 
 
 class DirectoryStore:

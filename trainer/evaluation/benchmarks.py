@@ -1,7 +1,7 @@
-"""The five benchmarks by name: reader, task and published recipe (evaluation.md 2 to 5)."""
+"""The five benchmarks by name, and faces68: reader, task and published recipe (evaluation.md 2 to 5)."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -9,9 +9,8 @@ from torch import Tensor
 from trainer.evaluation import augment
 from trainer.evaluation.crop import Jitter
 from trainer.evaluation.metrics import THRESHOLD, Aligned, box_side, diagonal, inter_ocular, inter_pupil
-from trainer.evaluation.readers import celebamask, lapa
-from trainer.evaluation.readers.aflw19 import read_aflw19
-from trainer.evaluation.readers.hrnet_csv import WFLW_SUBSETS, read_300w, read_wflw
+from trainer.evaluation.readers import READERS, celebamask, lapa
+from trainer.evaluation.readers.hrnet_csv import WFLW_SUBSETS
 from trainer.evaluation.recipe import Recipe
 from trainer.evaluation.record import Record
 from trainer.evaluation.tasks import Alignment, Parsing, Unit
@@ -50,28 +49,22 @@ def _of_box(length: Callable[[Tensor], Tensor]) -> Unit:
 
 AFLW19 = Benchmark(
     name="aflw19",
-    read=read_aflw19,
+    read=READERS["aflw19"],
     task=Alignment(
         num_maps=19, scale=1.0, units={"diag": _of_box(diagonal), "box": _of_box(box_side)}, primary="nme_diag",
         curve=("box", THRESHOLD["aflw19"]), subsets=("frontal",), jitter=ALIGNMENT_JITTER, augment=augment.ALIGNMENT,
     ),
     recipe=Recipe(epochs=150),
 )  # fmt: skip
-W300 = Benchmark(
-    name="300w",
-    read=read_300w,
-    task=Alignment(
-        num_maps=68, scale=0.8, primary="nme_inter_ocular", curve=None, subsets=("common", "challenging"),
-        units={
-            "inter_ocular": _between_eyes(inter_ocular, "300w"), "inter_pupil": _between_eyes(inter_pupil, "300w"),
-        },
-        jitter=ALIGNMENT_JITTER, augment=augment.ALIGNMENT,
-    ),
-    recipe=Recipe(epochs=250),
+POINTS_300W = Alignment(
+    num_maps=68, scale=0.8, primary="nme_inter_ocular", curve=None, subsets=("common", "challenging"),
+    units={"inter_ocular": _between_eyes(inter_ocular, "300w"), "inter_pupil": _between_eyes(inter_pupil, "300w")},
+    jitter=ALIGNMENT_JITTER, augment=augment.ALIGNMENT,
 )  # fmt: skip
+W300 = Benchmark(name="300w", read=READERS["300w"], task=POINTS_300W, recipe=Recipe(epochs=250))
 WFLW = Benchmark(
     name="wflw",
-    read=read_wflw,
+    read=READERS["wflw"],
     task=Alignment(
         num_maps=98, scale=0.8, primary="nme_inter_ocular", subsets=WFLW_SUBSETS,
         curve=("inter_ocular", THRESHOLD["wflw"]),
@@ -82,9 +75,16 @@ WFLW = Benchmark(
     ),
     recipe=Recipe(epochs=150),
 )  # fmt: skip
+# Nobody's benchmark: 300W's task on whatever faces there are, which also makes it a test of all of this.
+FACES68 = Benchmark(
+    name="faces68",
+    read=READERS["faces68"],
+    task=replace(POINTS_300W, subsets=(), units={**POINTS_300W.units, "diag": _of_box(diagonal)}),
+    recipe=W300.recipe,
+)
 LAPA = Benchmark(
     name="lapa",
-    read=lapa.read_lapa,
+    read=READERS["lapa"],
     task=Parsing(
         class_names=lapa.CLASSES, align_by=LAPA_TEMPLATE_POINTS, warp_factor=0.8, jitter=PARSING_JITTER,
         augment=augment.PARSING,
@@ -93,10 +93,10 @@ LAPA = Benchmark(
 )  # fmt: skip
 CELEBAMASK = Benchmark(
     name="celebamask-hq",
-    read=celebamask.read_celebamask,
+    read=READERS["celebamask-hq"],
     task=Parsing(
         class_names=celebamask.CLASSES, align_by=None, warp_factor=0.0, jitter=PARSING_JITTER, augment=augment.PARSING
     ),
     recipe=PARSING_RECIPE,
 )
-BENCHMARKS: Mapping[str, Benchmark] = {found.name: found for found in (AFLW19, W300, WFLW, LAPA, CELEBAMASK)}
+BENCHMARKS: Mapping[str, Benchmark] = {found.name: found for found in (AFLW19, W300, WFLW, FACES68, LAPA, CELEBAMASK)}

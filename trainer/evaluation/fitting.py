@@ -1,7 +1,7 @@
 """Training of a head, frozen or with its encoder, and the choice of the epoch that counts.
 
-Every random choice is a function of the seed, the epoch and the place in it: nothing is kept of generators, and an
-epoch after `load_state_dict` is bit for bit the one that would have followed. On a GPU it is so but for the order in
+Every random choice is a function of the seed, the epoch and the place in it: nothing is kept of generators, and a
+step after `load_state_dict` is bit for bit the one that would have followed. On a GPU it is so but for the order in
 which torch adds up gradients of resized and pooled maps.
 Letters: B faces of a slice, K maps, H W places of a map.
 """
@@ -62,7 +62,7 @@ class Fitted:
 
 
 class Fit:
-    """A fit between two epochs."""
+    """A fit between two steps."""
 
     def __init__(self, network: Network, task: Task, splits: Splits, recipe: Recipe, device: torch.device) -> None:
         """`splits`: with validation faces where the recipe selects by them, else ValueError."""
@@ -76,28 +76,43 @@ class Fit:
         self.device = device
         self.optimizer = _optimizer(self.network, recipe)
         self.history: list[Epoch] = []
+        self.losses: list[float] = []
+        """Of the steps that the epoch under way has done."""
 
-    def run(self, on_epoch: Callable[[Epoch], None]) -> Fitted:
-        """All epochs that are left, each reported as it ends. Raises Diverged."""
+    @property
+    def position(self) -> int:
+        """Steps that have been done, and epochs that have been measured: grows with everything that is done."""
+        steps = -(-self.splits.epoch_length // self.recipe.batch)
+        return len(self.history) * (steps + 1) + len(self.losses)
+
+    def run(self, on_epoch: Callable[[Epoch], object], tick: Callable[[], object] = lambda: None) -> Fitted:
+        """All epochs that are left, each reported as it ends. Raises Diverged, and what `tick` raises."""
         while len(self.history) < self.recipe.epochs:
-            on_epoch(self.run_epoch())
+            on_epoch(self.run_epoch(tick))
         return self.result()
 
-    def run_epoch(self) -> Epoch:
-        """The next epoch, and its metrics. Raises Diverged."""
+    def run_epoch(self, tick: Callable[[], object] = lambda: None) -> Epoch:
+        """The next epoch, or what is left of it, and its metrics. Raises Diverged.
+
+        `tick` is called between steps and between measurements, where the state may be saved; what it raises ends
+        the epoch there.
+        """
         epoch = len(self.history)
         for group in self.optimizer.param_groups:
             group["lr"] = group["first_lr"] * self.recipe.rate_factor(epoch)
         self.network.train()
-        losses = [self._step(epoch, step, batch) for step, batch in enumerate(self._batches(epoch))]
-        test = self.measure(self.splits.test)
+        for batch in self._batches(epoch, len(self.losses)):
+            self.losses.append(self._step(epoch, len(self.losses), batch))
+            tick()
+        test = self.measure(self.splits.test, tick)
         chosen_by_validation = self.recipe.selection is Selection.BEST_ON_VALIDATION
-        validation = self.measure(self.splits.validation) if chosen_by_validation else {}
-        self.history.append(Epoch(epoch, sum(losses) / len(losses), test, validation))
+        validation = self.measure(self.splits.validation, tick) if chosen_by_validation else {}
+        self.history.append(Epoch(epoch, sum(self.losses) / len(self.losses), test, validation))
+        self.losses = []
         return self.history[-1]
 
     @torch.no_grad()
-    def measure(self, records: Sequence[Record]) -> dict[str, float]:
+    def measure(self, records: Sequence[Record], tick: Callable[[], object] = lambda: None) -> dict[str, float]:
         """Metrics of the averaged weights."""
         score = self.task.score()
         pieces = [records[first : first + self.recipe.slice] for first in range(0, len(records), self.recipe.slice)]
@@ -106,6 +121,7 @@ class Fit:
             images = torch.stack([example.image_CSS for example in examples]).to(self.device)
             for example, logit_KHW in zip(examples, self.average(images).cpu(), strict=True):
                 score.add(example, logit_KHW)
+            tick()
         return score.metrics()
 
     def result(self) -> Fitted:
@@ -125,13 +141,14 @@ class Fit:
         return Fitted(how, chosen.epoch, chosen.test, f"{note}; {self.splits.note}")
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on, beside what the fit was made from."""
+        """All that the next step depends on, beside what the fit was made from."""
         return {
             "recipe": self.recipe.model_dump_json(),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": [vars(epoch).copy() for epoch in self.history],
+            "losses": list(self.losses),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -142,6 +159,7 @@ class Fit:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self.losses = list(state["losses"])
 
     def _step(self, epoch: int, step: int, batch: list[Example]) -> float:
         """One optimizer step; its loss. Raises Diverged before the weights are touched."""
@@ -171,8 +189,9 @@ class Fit:
         for slow, fast in zip(_changing(self.average), _changing(self.network), strict=True):
             slow.lerp_(fast, 1 - self.recipe.average_decay)
 
-    def _batches(self, epoch: int) -> Iterator[list[Example]]:
-        """The epoch's batches, all of them full: the last one is filled up from the front, as the protocol does."""
+    def _batches(self, epoch: int, done: int) -> Iterator[list[Example]]:
+        """The epoch's batches after the first `done`, all of them full: the last one is filled up from the front, as
+        the protocol does."""
         order = epoch_order(len(self.splits.train), self.splits.epoch_length, self.recipe.seed, epoch)
         steps = -(-len(order) // self.recipe.batch)
 
@@ -180,7 +199,7 @@ class Fit:
             generator = torch.Generator().manual_seed(_seed(self.recipe.seed, "face", epoch, place))
             return self.task.example(self.splits.train[order[place % len(order)]], generator)
 
-        firsts = range(0, steps * self.recipe.batch, self.recipe.batch)
+        firsts = range(done * self.recipe.batch, steps * self.recipe.batch, self.recipe.batch)
         yield from _read_ahead(
             [partial(example, place) for place in range(first, first + self.recipe.batch)] for first in firsts
         )

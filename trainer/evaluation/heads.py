@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from trainer.evaluation.norm import SliceNorm
+from trainer.evaluation.stage import NUM_LEVELS
 
 POOL_SIDES = (1, 2, 3, 6)
 DROPOUT = 0.1
-NUM_LEVELS = 4
 # Below this sum an activated map has no centroid worth the name.
 SMALLEST_SUM = 1e-6
 

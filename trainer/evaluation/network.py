@@ -4,21 +4,20 @@ Letters: B images, S pixels of a side, L patches, D width, K maps, H W places of
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from trainer import spec
-from trainer.evaluation.heads import NUM_LEVELS, Pyramid, UperHead, initialise
+from trainer.evaluation.heads import Pyramid, UperHead, initialise
+from trainer.evaluation.stage import taps
 from trainer.vit import Encoder
 
 # Pixels of a side that the encoder sees, of a crop of 512 (evaluation.md 1).
 INPUT_SIZE = 448
 CHANNELS = 768
-# Blocks whose outputs are read, by depth: ViT-B, L and H.
-PUBLISHED_TAPS: Mapping[int, tuple[int, ...]] = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23), 32: (8, 14, 20, 31)}
 
 
 class Network(nn.Module):
@@ -99,14 +98,3 @@ def resized_position_code(code_1ND: Tensor, side: int) -> Tensor:
     grid_1DHW = grid_1LD.transpose(1, 2).unflatten(2, (old, old))
     resized = interpolate(grid_1DHW, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([cls_11D, resized.flatten(2).transpose(1, 2)], dim=1)
-
-
-def taps(depth: int) -> Sequence[int]:
-    """Blocks that are read, counted from 0: published ones, else after 1/3, 1/2, 2/3 and all of the depth.
-
-    Raises ValueError for an encoder of fewer than four blocks.
-    """
-    found = PUBLISHED_TAPS.get(depth) or tuple(round(depth * share) - 1 for share in (1 / 3, 1 / 2, 2 / 3, 1))
-    if len(set(found)) < NUM_LEVELS or found[0] < 0:
-        raise ValueError(f"an encoder of {depth} blocks cannot feed a pyramid of {NUM_LEVELS} levels")
-    return found

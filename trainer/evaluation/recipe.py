@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from trainer.spec import Frozen
+from trainer.frozen import Frozen
 
 
 class Selection(StrEnum):

@@ -205,7 +205,8 @@ def test_a_warped_and_aligned_view_is_scored_in_the_image(faces: list[Record]) -
 def test_benchmarks_have_the_published_recipes() -> None:
     found = {name: (benchmark.task.num_maps, benchmark.recipe.epochs) for name, benchmark in BENCHMARKS.items()}
     assert found == {
-        "aflw19": (19, 150), "300w": (68, 250), "wflw": (98, 150), "lapa": (11, 300), "celebamask-hq": (19, 300),
+        "aflw19": (19, 150), "300w": (68, 250), "wflw": (98, 150), "faces68": (68, 250), "lapa": (11, 300),
+        "celebamask-hq": (19, 300),
     }  # fmt: skip
     assert BENCHMARKS["lapa"].recipe.head_lr == 1e-3
     assert BENCHMARKS["wflw"].recipe.head_lr == 1e-2

@@ -1,0 +1,209 @@
+"""Stages of evaluation: a head for alignment or parsing is fitted to a benchmark, on any encoder.
+
+In a run they follow its last step. Rank 0 computes them alone, while the others wait (trainer/waiting.py). A stage
+leaves checkpoints of its own below stages/NAME/, between two steps, and in the end its numbers in their place.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer import records, spec
+from trainer.checkpoint import CheckpointStore
+from trainer.evaluation.benchmarks import BENCHMARKS
+from trainer.evaluation.downstream import prepare
+from trainer.evaluation.faces68 import write_faces68
+from trainer.evaluation.fitting import Epoch, Fit, Fitted
+from trainer.evaluation.source import digest_of_faces, digest_of_files, local_folder
+from trainer.evaluation.stage import FACES68, Stage
+from trainer.manifest import DataError, Images, Split
+from trainer.records import Metric, StageResult
+from trainer.report import RankZero
+from trainer.resolve import read_object
+from trainer.rundir import read_stage
+from trainer.spec import RunSpec
+from trainer.stop import INTERRUPTED, StopRequest, stop_requests
+from trainer.storage import StorageError, Store, insist, open_store
+from trainer.vit import Encoder
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+# A state is saved so often at most, and so seldom that it takes this share of the time.
+SAVE_SECONDS = 2.0
+MAX_SHARE = 0.05
+PATIENCE_SECONDS = 600.0
+
+Tell = Callable[[str, Fit, Epoch | None], None]
+"""Called with the stage's name when it begins, with None, and after every epoch; again for epochs of before."""
+
+
+class Stopped(Exception):
+    """Somebody has asked the process to end, and the state is saved."""
+
+
+class Faces(NamedTuple):
+    """The images that `faces68` annotates."""
+
+    split: Split
+    images: Images
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated."""
+
+    encoder: spec.Encoder
+    weights: Mapping[str, Tensor]
+    """Of trainer.vit.Encoder."""
+    seed: int
+    digest: str
+    """Names it, and what is asked of it: a state with another one is not gone on with."""
+
+
+def run_stages(
+    run: RunSpec, store: Store, encoder: Encoder, faces: Faces, report: RankZero | None, device: torch.device
+) -> tuple[StageResult, ...]:  # fmt: skip
+    """All stages of a run that are left, and their numbers. Exits as interrupted when asked to stop, then all is saved.
+
+    Raises DataError, Diverged, and StorageError when the last state cannot be saved.
+    """
+    assert report, "stages are rank 0's"
+
+    def tell(name: str, fit: Fit, epoch: Epoch | None) -> None:
+        done = 0 if epoch is None else epoch.epoch + 1
+        now = f"{name}, epoch {min(done + 1, fit.recipe.epochs)} of {fit.recipe.epochs}"
+        report.journal.update(report.total_steps, report.mean_losses(), None, stage=now)
+        if epoch:
+            report.log.metrics(done, logged(name, epoch))
+
+    subject = Subject(run.encoder, encoder.state_dict(), run.seed, run.digest)
+    with stop_requests() as stop:
+        try:
+            return tuple(
+                fit_stage(name, asked, subject, faces, store, device, tell, stop)
+                for name, asked in run.evaluation.stages.items()
+            )
+        except Stopped as error:
+            report.close(str(error))
+            raise SystemExit(INTERRUPTED) from error
+
+
+def fit_stage(
+    name: str, asked: Stage, subject: Subject, faces: Faces | None, store: Store, device: torch.device, tell: Tell,
+    stop: StopRequest,
+) -> StageResult:  # fmt: skip
+    """The numbers of one stage, from where it was left. Raises Stopped, DataError, Diverged, StorageError."""
+    if found := read_stage(store, name):
+        return found
+    folder = records.stage_folder(name)
+    checkpoints = CheckpointStore(
+        open_store(f"{store.uri.rstrip('/')}/{folder}"), spec_digest=subject.digest, keep=KEPT
+    )
+    with tempfile.TemporaryDirectory(prefix="mcf-benchmark-") as scratch:
+        check_stage(asked, faces)
+        fit = _prepared(asked, subject, _laid_out(asked, faces, Path(scratch)), device)
+        if saved := checkpoints.restore_latest(device):
+            fit.load_state_dict(saved[1])
+            logger.info("%s goes on in epoch %d of %d", name, len(fit.history) + 1, fit.recipe.epochs)
+        tell(name, fit, None)
+        for epoch in fit.history:
+            tell(name, fit, epoch)
+        fitted = fit.run(lambda epoch: tell(name, fit, epoch), _Saver(name, fit, checkpoints, stop).tick)
+        result = _result(name, asked, fit, fitted)
+    text = result.model_dump_json(indent=1).encode()
+    insist(lambda: store.put(folder + records.RESULT, text), f"the result of {name}", PATIENCE_SECONDS)
+    checkpoints.discard()
+    return result
+
+
+def check_stage(asked: Stage, faces: Faces | None) -> None:
+    """Whether the benchmark is there, and the one that was asked for. Raises DataError, StorageError."""
+    if asked.benchmark == FACES68:
+        if faces is None:
+            raise DataError(f"{FACES68} annotates images, and none are named")
+        found = digest_of_faces(faces.split.manifest.digest, read_object(asked.uri))
+    else:
+        found = digest_of_files(asked.uri)
+        if not asked.uri.startswith("s3://"):
+            BENCHMARKS[asked.benchmark].read(local_folder(asked.uri, Path()))
+    if asked.sha256 not in (None, found):
+        raise DataError(f"{asked.uri} has changed: digest {found}, the spec says {asked.sha256}")
+
+
+def logged(name: str, epoch: Epoch) -> dict[str, float]:
+    """The numbers of one epoch by the names they have in MLflow."""
+    validated = {f"{name}/validation/{metric}": value for metric, value in epoch.validation.items()}
+    return {
+        f"{name}/loss": epoch.loss,
+        **{f"{name}/{metric}": value for metric, value in epoch.test.items()},
+        **validated,
+    }
+
+
+def _laid_out(asked: Stage, faces: Faces | None, scratch: Path) -> Path:
+    """The benchmark's folder on this machine."""
+    if asked.benchmark != FACES68:
+        return local_folder(asked.uri, scratch)
+    assert faces
+    write_faces68(read_object(asked.uri), faces.split, faces.images, scratch)
+    return scratch
+
+
+def _prepared(asked: Stage, subject: Subject, root: Path, device: torch.device) -> Fit:
+    benchmark = BENCHMARKS[asked.benchmark]
+    return prepare(
+        replace(benchmark, task=replace(benchmark.task, size=asked.crop_size)), root, subject.encoder, subject.weights,
+        recipe=asked.recipe(benchmark.recipe, subject.seed), device=device, input_size=asked.input_size,
+        channels=asked.channels,
+    )  # fmt: skip
+
+
+def _result(name: str, asked: Stage, fit: Fit, fitted: Fitted) -> StageResult:
+    prefix = f"{name}/{fitted.selection.value}/"
+    return StageResult(
+        stage=name, benchmark=asked.benchmark, selection=fitted.selection.value, epoch=fitted.epoch + 1,
+        epochs=len(fit.history), primary=prefix + fit.task.primary,
+        metrics=tuple(_metric(prefix, metric, value) for metric, value in fitted.metrics.items()),
+        note=f"{asked.benchmark}: {fitted.note}",
+    )  # fmt: skip
+
+
+def _metric(prefix: str, name: str, value: float) -> Metric:
+    kind, _, what = name.partition("/")[0].partition("_")
+    unit = f"% of {what.replace('_', '-')}" if kind == "nme" else "%"
+    return Metric(name=prefix + name, value=value, unit=unit, higher_is_better=kind not in ("nme", "fr"))
+
+
+class _Saver:
+    """Saves a fit's state now and then between two steps, and at once when the process is asked to end."""
+
+    def __init__(self, name: str, fit: Fit, checkpoints: CheckpointStore, stop: StopRequest) -> None:
+        self.name, self.fit, self.checkpoints, self.stop = name, fit, checkpoints, stop
+        self._next = time.monotonic() + SAVE_SECONDS
+
+    def tick(self) -> None:
+        """Raises Stopped, and StorageError where the last state cannot be saved."""
+        if self.stop.requested:
+            insist(self._save, f"the state of {self.name}", PATIENCE_SECONDS)
+            logger.warning("stopped on request in epoch %d of %s", len(self.fit.history) + 1, self.name)
+            raise Stopped(self.name)
+        started = time.monotonic()
+        if started < self._next:
+            return
+        try:
+            self._save()
+        except StorageError as error:
+            logger.warning("the state of %s was not saved, it goes on: %s", self.name, error)
+        now = time.monotonic()
+        self._next = now + max(SAVE_SECONDS, (now - started) / MAX_SHARE)
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.fit.state_dict(), step=self.fit.position, world_size=1)

@@ -1,0 +1,50 @@
+"""Work of rank 0 alone, for which the others wait in no collective, so that it may take days.
+
+A collective gives up after minutes, and who waits in one cannot leave when asked to. So the others ask the store of
+the process group again and again. That a node has gone is noticed as ever (trainer/peers.py).
+"""
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from trainer.distributed import World
+from trainer.stop import INTERRUPTED
+
+Answer = TypeVar("Answer")
+
+POLL_SECONDS = 0.5
+DONE, LEFT = "done", "left"
+
+
+def on_first(world: World, work: Callable[[], Answer]) -> Answer | None:
+    """What `work` gives, on rank 0; None on the others, once it is done. Every rank calls this.
+
+    Where `work` raises, the others exit as interrupted: without rank 0 there is nothing to wait for.
+    """
+    if world.size == 1:
+        return work()
+    key = f"mcf/first/{world.share(uuid.uuid4().hex)}"
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
+    )
+    answer, said = None, LEFT
+    if world.is_first:
+        try:
+            answer = work()
+            said = DONE
+        finally:
+            store.set(key, said)
+    else:
+        while not store.check([key]):
+            time.sleep(POLL_SECONDS)
+        if store.get(key).decode() != DONE:
+            sys.exit(INTERRUPTED)
+    # The store may be in rank 0's process: it stays until all have heard.
+    world.collect(None)
+    return answer

@@ -208,14 +208,14 @@ class Experiment:
                 raise TimeoutError(f"{self.id} is at {self.detail.progress:.0%} after {timeout_seconds} s; it goes on")
             time.sleep(poll_seconds)
 
-    def comparison(self) -> "pandas.DataFrame | Comparison":
+    def comparison(self, metric: str | None = None) -> "pandas.DataFrame | Comparison":
         """The comparison as a DataFrame, for notebooks; as `table()` where pandas is not installed."""
-        table = self.table()
+        table = self.table(metric)
         return table.to_dataframe() if importlib.util.find_spec("pandas") else table
 
-    def table(self) -> Comparison:
-        """The comparison with everything the service says."""
-        return self._connection.get(Comparison, f"/v1/experiments/{self.id}/comparison")
+    def table(self, metric: str | None = None) -> Comparison:
+        """The comparison with everything the service says, by a metric such as alignment/nme_diag or the probe."""
+        return self._connection.get(Comparison, f"/v1/experiments/{self.id}/comparison", metric=metric)
 
     def report(self) -> str:
         """Table, figures, spec and digests in one HTML file."""

@@ -138,7 +138,8 @@ def _metrics_table(result: Result) -> str:
         rows.append(_row(result.probe))
         for name, floor in (("raw pixels", result.floors.pixels), ("untrained", result.floors.random_encoder)):
             rows.append(f"| floor: {name} | {floor:.2f} {result.probe.unit} | |")
-    return "\n".join([*rows, *map(_row, result.sanity)])
+    staged = [metric for stage in result.stages for metric in stage.metrics]
+    return "\n".join([*rows, *map(_row, [*staged, *result.sanity])])
 
 
 def _row(metric: Metric) -> str:

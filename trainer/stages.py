@@ -21,6 +21,7 @@ from trainer.evaluation.benchmarks import BENCHMARKS
 from trainer.evaluation.downstream import prepare
 from trainer.evaluation.faces68 import write_faces68
 from trainer.evaluation.fitting import Epoch, Fit, Fitted
+from trainer.evaluation.recipe import Selection
 from trainer.evaluation.source import digest_of_faces, digest_of_files, local_folder
 from trainer.evaluation.stage import FACES68, Stage
 from trainer.manifest import DataError, Images, Split
@@ -171,14 +172,17 @@ def _result(name: str, asked: Stage, fit: Fit, fitted: Fitted) -> StageResult:
     return StageResult(
         stage=name, benchmark=asked.benchmark, selection=fitted.selection.value, epoch=fitted.epoch + 1,
         epochs=len(fit.history), primary=prefix + fit.task.primary,
-        metrics=tuple(_metric(prefix, metric, value) for metric, value in fitted.metrics.items()),
+        metrics=tuple(_metric(prefix, fitted.selection, metric, value) for metric, value in fitted.metrics.items()),
         note=f"{asked.benchmark}: {fitted.note}",
     )  # fmt: skip
 
 
-def _metric(prefix: str, name: str, value: float) -> Metric:
+def _metric(prefix: str, selection: Selection, name: str, value: float) -> Metric:
     kind, _, what = name.partition("/")[0].partition("_")
     unit = f"% of {what.replace('_', '-')}" if kind == "nme" else "%"
+    if selection is Selection.BEST_ON_TEST:
+        # Where a number is shown with its unit alone, it says so, too.
+        unit += ", best on test"
     return Metric(name=prefix + name, value=value, unit=unit, higher_is_better=kind not in ("nme", "fr"))
 
 

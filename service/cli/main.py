@@ -155,12 +155,17 @@ def compare(
     name: Name,
     other: Annotated[str | None, typer.Argument(help="Another experiment, to see both side by side.")] = None,
     form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
+    metric: Annotated[
+        str | None, typer.Option(help="Rank by this, such as alignment/nme_diag; else the probe.")
+    ] = None,
 ) -> None:
     """The comparison of an experiment's arms, finished or not; or of two experiments, arm by arm."""
+    if other is not None and metric is not None:
+        raise typer.BadParameter("two experiments are compared by the probe", param_hint="--metric")
     if other is not None:
         papers.across(ctx.obj(), name, other, as_json=_is_json(form))
         return
-    found = ctx.obj().experiment(name).table()
+    found = ctx.obj().experiment(name).table(metric)
     if form is Format.TABLE:
         show.terminal().print(show.comparison(found))
     elif form is Format.JSON:

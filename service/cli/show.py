@@ -87,8 +87,16 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
         "MLflow": found.tracking_url or "",
         "used by": ", ".join(f"{use.experiment} ({use.arm}, seed {use.seed})" for use in found.used_by),
     }
+    if found.stage and not found.result:
+        rows["stage"] = found.stage
     if found.result and found.result.probe:
         rows["probe"] = f"{found.result.probe.name} {found.result.probe.value:.4g} {found.result.probe.unit}"
+    if found.result:
+        for stage in found.result.stages:
+            metrics = ", ".join(
+                f"{m.name.removeprefix(stage.stage + '/')} {m.value:.4g} {m.unit}" for m in stage.metrics
+            )
+            rows[stage.stage] = f"{metrics} ({stage.note})"
         rows["export"] = found.result.export
     for name, value in rows.items():
         if value:

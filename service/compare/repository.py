@@ -18,6 +18,8 @@ NAMED = (
     ("teacher", "teacher", "source"),
 )
 """What is digested, the part of a run's spec that holds its sha256, and the field that names it."""
+STAGES = ("alignment", "parsing")
+"""Parts of `evaluation` that are digested, too."""
 
 
 def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tuple[Experiment, list[ArmTrials]] | None:
@@ -65,6 +67,9 @@ def _digests(spec: Mapping[str, Any], result: Result | None) -> Iterator[Digest]
         found = spec.get(part, {})
         if sha256 := found.get("sha256"):
             yield Digest(what=what, name=str(found.get(field) or spec["data"]["uri"]), sha256=sha256)
+    for stage in STAGES:
+        if (found := spec.get("evaluation", {}).get(stage, {})) and (sha256 := found.get("sha256")):
+            yield Digest(what=f"{stage}: {found['benchmark']}", name=found["uri"], sha256=sha256)
     if result:
         yield Digest(what="data subset", name=f"{result.subset_size:,} images", sha256=result.subset_digest)
         yield Digest(what="held-out images", name="", sha256=result.held_out_digest)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.compare import figures, paper, report
 from service.compare.latex import latex
@@ -15,10 +15,13 @@ from service.errors import NotFound, NothingToDraw, responses
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["comparison"], responses=responses(NotFound))
 
 
-def _comparison(request: Request, experiment_id: str) -> Comparison:
+Asked = Annotated[str | None, Query(description="Rank by this, such as alignment/nme_diag; else by the probe.")]
+
+
+def _comparison(request: Request, experiment_id: str, metric: Asked = None) -> Comparison:
     state = request.app.state
     with state.db.read() as session:
-        return comparison_of(session, experiment_id, state.settings.tracking_uri)
+        return comparison_of(session, experiment_id, state.settings.tracking_uri, metric)
 
 
 def _answers(kinds: Iterable[str]) -> dict[int | str, dict[str, Any]]:

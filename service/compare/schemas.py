@@ -21,7 +21,7 @@ class RankingMetric(Part):
 
 
 class SeedValue(Part):
-    """One trial: its run, and the probe's value where the run succeeded."""
+    """One trial: its run, and the ranking metric's value where the run succeeded."""
 
     seed: int
     run_id: str
@@ -117,14 +117,15 @@ class ArmRow(Part):
     levels: dict[str, str]
     is_baseline: bool
     rank: int | None
-    """By the probe's mean; 1 is best. None without a probe."""
+    """By the ranking metric's mean; 1 is best. None without one."""
     seeds: int
     """Trials that were asked for."""
     probe: Estimate | None
+    """Of the ranking metric, which is the probe unless another was asked for."""
     difference: Difference | None
     floors: FloorCheck | None
     sanity: dict[str, float]
-    """Means of metrics that show that training works; they do not rank."""
+    """Means of metrics that show that training works, and of each stage of evaluation; these do not rank here."""
     images_seen: float | None
     """Mean over the finished runs."""
     gpu_hours: float

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from sqlalchemy.orm import Session
 
 from service.compare import repository
+from service.compare.ranking import NoSuchMetric
 from service.compare.schemas import Comparison, Report
 from service.compare.table import ArmTrials, compare
 from service.errors import NotFound
@@ -16,9 +17,15 @@ from service.tables import Experiment
 SOFTWARE = ("mcf", "scipy", "matplotlib")
 
 
-def comparison_of(session: Session, experiment_id: str, tracking_uri: str | None) -> Comparison:
-    """Raises NotFound."""
-    return _compared(*_load(session, experiment_id, tracking_uri))
+def comparison_of(
+    session: Session, experiment_id: str, tracking_uri: str | None, metric: str | None = None
+) -> Comparison:  # fmt: skip
+    """By the metric that is named, else by the probe. Raises NotFound."""
+    experiment, arms = _load(session, experiment_id, tracking_uri)
+    try:
+        return _compared(experiment, arms, metric)
+    except NoSuchMetric as error:
+        raise NotFound(str(error)) from error
 
 
 def report_of(session: Session, experiment_id: str, tracking_uri: str | None) -> Report:
@@ -48,5 +55,5 @@ def _trained_with(arms: Sequence[ArmTrials]) -> dict[str, list[str]]:
     return {name: sorted(numbers) for name, numbers in found.items()}
 
 
-def _compared(experiment: Experiment, arms: Sequence[ArmTrials]) -> Comparison:
-    return compare(experiment.id, experiment.name, arms, datetime.now(UTC))
+def _compared(experiment: Experiment, arms: Sequence[ArmTrials], metric: str | None = None) -> Comparison:
+    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric)

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from statistics import fmean
 
 from service.compare.factors import Cell, interactions, main_effects
+from service.compare.ranking import beside, measured, ranking
 from service.compare.schemas import (
     ArmRow,
     Comparison,
@@ -45,9 +47,11 @@ class ArmTrials:
     trials: Sequence[TrialRow]
 
 
-def compare(experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime) -> Comparison:
-    """The table of an experiment, finished or not."""
-    metric, doubt = _metric(arms)
+def compare(
+    experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, asked: str | None = None
+) -> Comparison:  # fmt: skip
+    """The table of an experiment, finished or not, by the metric `asked` for (ranking.py). Raises NoSuchMetric."""
+    metric, doubt = ranking([trial.result for arm in arms for trial in arm.trials if trial.result], asked)
     baseline = next((arm for arm in arms if arm.is_baseline), arms[0])
     base_values = _values(baseline, metric)
     differences = {arm.name: paired(_values(arm, metric), base_values) for arm in arms if arm is not baseline}
@@ -72,36 +76,25 @@ def compare(experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datet
     return table.model_copy(update={"words": describe(table, doubt)})
 
 
-def _metric(arms: Sequence[ArmTrials]) -> tuple[RankingMetric | None, str]:
-    """The probe that all finished runs have in common, or none and why."""
-    results = [trial.result for arm in arms for trial in arm.trials if trial.result]
-    kinds = {(r.probe.name, r.probe.unit, r.probe.higher_is_better) if r.probe else None for r in results}
-    if kinds == {None}:
-        return None, "The data has neither landmarks nor labels, so no probe was measured and arms are not ranked."
-    if len(kinds) > 1:
-        names = ", ".join(sorted(kind[0] if kind else "none" for kind in kinds))
-        return None, f"Runs were measured by different probes ({names}), so arms are not ranked."
-    if not kinds:
-        return None, "No run has finished yet."
-    [(name, unit, higher)] = [kind for kind in kinds if kind]
-    note = next((result.probe_note for result in results if result.probe_note), "")
-    return RankingMetric(name=name, unit=unit, higher_is_better=higher, note=note), ""
-
-
 def _values(
     arm: ArmTrials, metric: RankingMetric | None, pick: Callable[[Result], float | None] | None = None
 ) -> dict[int, float]:
     """Seed -> value of the finished trials."""
     if metric is None:
         return {}
-    pick = pick or (lambda result: result.probe.value if result.probe else None)
+    pick = pick or partial(_value, metric)
     picked = {trial.seed: pick(trial.result) for trial in arm.trials if trial.result}
     return {seed: value for seed, value in picked.items() if value is not None}
 
 
+def _value(metric: RankingMetric, result: Result) -> float | None:
+    found = measured(result, metric.name)
+    return found.metric.value if found else None
+
+
 def _row(arm: ArmTrials, metric: RankingMetric | None, difference: Difference | None) -> ArmRow:
     results = [trial.result for trial in arm.trials if trial.result]
-    runs = [_seed(trial) for trial in arm.trials]
+    runs = [_seed(trial, metric) for trial in arm.trials]
     return ArmRow(
         name=arm.name,
         levels=arm.levels,
@@ -111,7 +104,7 @@ def _row(arm: ArmTrials, metric: RankingMetric | None, difference: Difference | 
         probe=Estimate(**vars(summarise(list(_values(arm, metric).values())))) if metric else None,
         difference=difference,
         floors=_floors(arm, metric),
-        sanity=_sanity([metric for result in results for metric in result.sanity]),
+        sanity=_means([*(metric for result in results for metric in result.sanity), *beside(results)]),
         images_seen=fmean(result.images_seen for result in results) if results else None,
         gpu_hours=sum(trial.process_seconds for trial in arm.trials) / 3600,
         restarts=sum(trial.restarts for trial in arm.trials),
@@ -121,11 +114,11 @@ def _row(arm: ArmTrials, metric: RankingMetric | None, difference: Difference | 
     )
 
 
-def _seed(trial: TrialRow) -> SeedValue:
-    probe = trial.result.probe if trial.result else None
+def _seed(trial: TrialRow, metric: RankingMetric | None) -> SeedValue:
+    value = _value(metric, trial.result) if metric and trial.result else None
     return SeedValue(
-        seed=trial.seed, run_id=trial.run_id, state=trial.state, value=probe.value if probe else None,
-        reason=trial.reason, tracking_url=trial.tracking_url,
+        seed=trial.seed, run_id=trial.run_id, state=trial.state, value=value, reason=trial.reason,
+        tracking_url=trial.tracking_url,
     )  # fmt: skip
 
 
@@ -143,7 +136,8 @@ def _difference(
 def _floors(arm: ArmTrials, metric: RankingMetric | None) -> FloorCheck | None:
     floors = [trial.result.floors for trial in arm.trials if trial.result and trial.result.floors]
     values = _values(arm, metric)
-    if not floors or not values or metric is None:
+    probes = {trial.result.probe.name for trial in arm.trials if trial.result and trial.result.probe}
+    if not floors or not values or metric is None or metric.name not in probes:
         return None
     pixels = fmean(floor.pixels for floor in floors)
     random_encoder = fmean(floor.random_encoder for floor in floors)
@@ -162,7 +156,7 @@ def _floors(arm: ArmTrials, metric: RankingMetric | None) -> FloorCheck | None:
     return FloorCheck(pixels=pixels, random_encoder=random_encoder, above=above, words=words)
 
 
-def _sanity(metrics: Sequence[Metric]) -> dict[str, float]:
+def _means(metrics: Sequence[Metric]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for metric in metrics:
         values.setdefault(f"{metric.name} ({metric.unit})" if metric.unit else metric.name, []).append(metric.value)

@@ -24,8 +24,11 @@ def describe(table: Comparison, doubt: str) -> list[str]:
         words += _effects(table)
         words += _interactions(table.interactions)
         words += _floors(table.arms)
-    if any(row.sanity for row in table.arms):
+    beside = dict.fromkeys(name for row in table.arms for name in row.sanity)
+    if any(name.startswith("sanity/") for name in beside):
         words.append(SANITY)
+    if stages := [name for name in beside if not name.startswith("sanity/")]:
+        words.append(f"Stages of evaluation stand beside what ranks, and can be ranked by: {_list(stages)}.")
     return words
 
 

@@ -11,12 +11,13 @@ import pytest
 
 from service.compare import report
 from service.compare.plot import svg
+from service.compare.ranking import NoSuchMetric
 from service.compare.schemas import Comparison
 from service.compare.stats import holm, paired, summarise
 from service.compare.table import ArmTrials, TrialRow, compare
 from service.tables import RunState
 from tests.unit.service.bench import result
-from trainer.records import Floors, Metric, Result
+from trainer.records import Floors, Metric, Result, StageResult
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -153,6 +154,48 @@ def test_without_a_probe_nothing_is_ranked() -> None:
     assert made.metric is None
     assert made.arms[0].rank is None
     assert "no probe was measured and arms are not ranked" in words(made)
+
+
+def staged(value: float, selection: str, benchmark: str = "wflw") -> StageResult:
+    names = {"nme_inter_ocular": (value, False), "auc_inter_ocular_10": (100 - value, True)}
+    metrics = tuple(
+        Metric(name=f"alignment/{selection}/{name}", value=number, unit="%", higher_is_better=higher)
+        for name, (number, higher) in names.items()
+    )
+    return StageResult(
+        stage="alignment", benchmark=benchmark, selection=selection, epoch=2, epochs=3, primary=metrics[0].name,
+        metrics=metrics, note="",
+    )  # fmt: skip
+
+
+def test_a_stage_s_metric_ranks_when_it_is_asked_for_in_its_own_direction_and_says_how_its_epoch_was_chosen() -> None:
+    def arm_of(name: str, *values: float, selection: str = "best_on_test", **more: object) -> ArmTrials:
+        # The probe says the opposite.
+        trials = [trial(n, 9 - value, stages=(staged(value, selection, **more),)) for n, value in enumerate(values)]
+        return ArmTrials(name, {"arm": name}, name == "base", trials)
+
+    arms = arm_of("base", 5.0, 5.1, 5.2), arm_of("good", 4.0, 4.11, 4.2)
+    assert [row.name for row in table(*arms).arms] == ["base", "good"]
+    for asked in (
+        "alignment/nme_inter_ocular",
+        "alignment/best_on_test/nme_inter_ocular",
+        "alignment/auc_inter_ocular_10",
+    ):
+        made = compare("e1", "t", arms, NOW, asked)
+        assert [row.name for row in made.arms] == ["good", "base"]
+        assert made.arms[0].difference
+        assert made.arms[0].difference.verdict == "better"
+        assert made.metric
+        assert made.metric.name.startswith("alignment/best_on_test/")
+        assert "best on the test split itself, which is too good" in words(made)
+        assert made.arms[0].floors is None
+        assert "best_on_test" in report.markdown(made).splitlines()[2]
+    assert made.arms[0].runs[0].value == 96.0
+    with pytest.raises(NoSuchMetric, match="possible: NME, alignment/best_on_test/nme_inter_ocular"):
+        compare("e1", "t", arms, NOW, "alignment/nme")
+    # Neither epochs chosen in two ways nor two benchmarks are one metric.
+    for other in arm_of("other", 5.0, selection="last"), arm_of("other", 5.0, benchmark="300w"):
+        assert compare("e1", "t", [arms[0], other], NOW, "alignment/nme_inter_ocular").metric is None
 
 
 def test_different_probes_are_not_ranked_together() -> None:

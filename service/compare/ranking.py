@@ -1,0 +1,93 @@
+"""Which number of its runs a comparison is about: the probe, or a metric of a stage of evaluation."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from service.compare.schemas import RankingMetric
+from trainer.records import Metric, Result, StageResult
+
+CHOSEN = {
+    "last": "the last epoch, fixed before the fit",
+    "best_on_validation": "the epoch that is best on faces set aside for validation",
+    "best_on_test": "the epoch that is best on the test split itself, which is too good an estimate of unseen faces",
+}
+
+
+class NoSuchMetric(Exception):
+    """The metric that was asked for is in no finished run; the text names those that are."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number of a run, and what it is of: only equal kinds can be ranked."""
+
+    metric: Metric
+    note: str
+    benchmark: str = ""
+
+    @property
+    def kind(self) -> tuple[str, str, bool, str]:
+        return self.metric.name, self.metric.unit, self.metric.higher_is_better, self.benchmark
+
+
+def ranking(results: Sequence[Result], asked: str | None) -> tuple[RankingMetric | None, str]:
+    """What finished runs can be ranked by, or None and why. Raises NoSuchMetric.
+
+    asked: None = the probe, else the first stage's own metric. A stage's metric is asked for by its name, or by that
+    without how its epoch was chosen: alignment/nme_diag for alignment/last/nme_diag.
+    """
+    if not results:
+        return None, "No run has finished yet."
+    found = [measured(result, asked) for result in results]
+    kinds = {each.kind if each else None for each in found}
+    if kinds == {None}:
+        if asked:
+            names = ", ".join(dict.fromkeys(name for result in results for name in _by_name(result)))
+            raise NoSuchMetric(f"No finished run has {asked}; possible: {names or 'none, nothing was measured'}.")
+        return None, "The data has neither landmarks nor labels, so no probe was measured and arms are not ranked."
+    if len(kinds) > 1:
+        names = ", ".join(sorted(f"{kind[0]} {kind[3]}".strip() if kind else "none" for kind in kinds))
+        return None, f"Runs were measured by different probes ({names}), so arms are not ranked."
+    first = next(each for each in found if each)
+    metric = first.metric
+    note = next((each.note for each in found if each and each.note), "")
+    return RankingMetric(
+        name=metric.name, unit=metric.unit, higher_is_better=metric.higher_is_better, note=note
+    ), ""  # fmt: skip
+
+
+def measured(result: Result, asked: str | None) -> Measured | None:
+    """A run's number by its name, see `ranking`; None where it has none of that name."""
+    found = _by_name(result)
+    if asked is None:
+        return next(iter(found.values()), None)
+    return found.get(asked) or next((each for name, each in found.items() if _short(name) == asked), None)
+
+
+def beside(results: Iterable[Result]) -> list[Metric]:
+    """The metric of each stage by which its epochs are chosen, to stand beside what ranks; its name has no slash."""
+    return [
+        metric.model_copy(update={"name": metric.name.replace("/", " ")})
+        for result in results
+        for stage in result.stages
+        for metric in stage.metrics
+        if metric.name == stage.primary
+    ]
+
+
+def _by_name(result: Result) -> dict[str, Measured]:
+    """The probe first, then the stages', each with its own metric first."""
+    found = {result.probe.name: Measured(result.probe, result.probe_note)} if result.probe else {}
+    for stage in result.stages:
+        for metric in sorted(stage.metrics, key=lambda metric: metric.name != stage.primary):
+            found[metric.name] = Measured(metric, _note(stage), stage.benchmark)
+    return found
+
+
+def _note(stage: StageResult) -> str:
+    return f"{stage.stage} on {stage.benchmark}, {CHOSEN[stage.selection]}"
+
+
+def _short(name: str) -> str:
+    stage, _, rest = name.partition("/")
+    return f"{stage}/{rest.partition('/')[2]}"

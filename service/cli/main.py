@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from service.cli import data, flags, home, papers, show, tokens
+from service.cli.evaluate import evaluate
 from service.cli.extend import extend
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
@@ -190,6 +191,7 @@ def retry(ctx: typer.Context, name: Name) -> None:
 
 
 app.command()(extend)
+app.command()(evaluate)
 app.command("report")(papers.report)
 app.command("reproduce")(papers.reproduce)
 app.command("import-flags", context_settings={"ignore_unknown_options": True})(flags.import_flags)

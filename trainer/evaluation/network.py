@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from trainer import spec
+from trainer.clip import ClipEncoder
 from trainer.evaluation.heads import Pyramid, UperHead, initialise
 from trainer.evaluation.stage import taps
 from trainer.vit import Encoder
@@ -80,7 +81,7 @@ def encoder_at(encoder: spec.Encoder, weights: Mapping[str, Tensor], input_size:
     """The encoder at another input size. Raises ValueError when the size is no multiple of the patch."""
     if input_size % encoder.patch:
         raise ValueError(f"input size {input_size} is no multiple of the encoder's patch, {encoder.patch}")
-    found = Encoder(encoder, input_size)
+    found = (ClipEncoder if "norm_pre.weight" in weights else Encoder)(encoder, input_size)
     pos_embed = resized_position_code(weights["pos_embed"], input_size // encoder.patch)
     found.load_state_dict({**weights, "pos_embed": pos_embed})
     return found

@@ -1,0 +1,147 @@
+"""`mcf evaluate`: an encoder that is there, measured on a benchmark. Needs no service, but for a run's id."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from service.cli import show
+from service.client import McfError
+from trainer.evaluation.recipe import Selection
+from trainer.evaluation.request import KINDS, STAGE_OF, Request
+from trainer.evaluation.stage import FACES68
+from trainer.records import StageResult
+
+INTERRUPTED = 143
+RUN = re.compile("(run:)?(r[0-9a-f]{3,12})")
+NAMES = ("s3://", "models:/", "runs:/", "mlflow:")
+
+Benchmark = StrEnum("Benchmark", {name: name for name in STAGE_OF})  # type: ignore[misc]
+
+
+def evaluate(
+    ctx: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run's id or directory, a checkpoint or weights file (MCF, FaRL, any plain ViT; path or s3://), or "
+            "models:/NAME@ALIAS, runs:/ID/PATH of MLflow."
+        ),
+    ],
+    benchmark: Annotated[Benchmark, typer.Option(help="What it is measured on.")],
+    data: Annotated[str, typer.Option(help="The benchmark's folder; of faces68 the images. A path or s3:// address.")],
+    landmarks: Annotated[str | None, typer.Option(help="faces68 only: the landmark file.")] = None,
+    held_out: Annotated[
+        int | None, typer.Option(min=2, help="faces68 only: so many images are the test split.")
+    ] = None,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Leave the encoder as it is; train the head alone.")] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Else as published.")] = None,
+    selection: Annotated[Selection, typer.Option(help="Which epoch's numbers count.")] = Selection.LAST,
+    seed: Annotated[int, typer.Option(min=0, help="Draw of the head, order and noise.")] = 0,
+    more: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other field of a stage: --set fraction=0.1 (docs/spec.md).")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Of the encoder, where its file does not say.")] = None,
+    out: Annotated[str | None, typer.Option(help="Where state and result are kept; the same again goes on.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
+) -> None:
+    """Measure an encoder on a face benchmark, without pretraining. Asked again after an interruption, it goes on."""
+    from service.cli import datasets
+
+    asked: dict[str, Any] = {"benchmark": benchmark.value, "frozen": frozen, "selection": selection.value}
+    asked |= _fields(more or ())
+    if epochs:
+        asked["epochs"] = epochs
+    faces = None
+    if benchmark.value == FACES68:
+        if landmarks is None or held_out is None:
+            raise McfError(f"{FACES68} needs --landmarks FILE, and --held-out N images to test on")
+        asked["uri"], faces = _address(landmarks), datasets.described(data, None, None)
+    elif landmarks or held_out:
+        raise McfError(f"--landmarks and --held-out are for {FACES68}; {benchmark.value} has its own")
+    else:
+        asked["uri"] = _address(data)
+    stage = STAGE_OF[benchmark.value]
+    try:
+        kept = KINDS[stage].model_validate(asked)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}, not {item['input']!r}" for item in error.errors()]
+        raise McfError("\n".join(lines)) from error
+    request = Request(
+        model=_model(ctx, model), stage=stage, asked=kept.model_dump(mode="json"), data=faces, held_out=held_out or 2,
+        seed=seed, heads=heads,
+    )  # fmt: skip
+    place = _address(out) if out else str(Path("evaluations", request.digest[:12]).resolve())
+    result = _measured(request, place, Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(result.model_dump(mode="json"), indent=1))
+        return
+    table = show.columns("metric", "value", "", "better")
+    for metric in result.metrics:
+        better = "higher" if metric.higher_is_better else "lower"
+        table.add_row(metric.name, f"{metric.value:.3f}", metric.unit, better)
+    console = show.terminal()
+    console.print(table)
+    console.print(f"\n{result.note}. Kept in {place}", soft_wrap=True)
+
+
+def _measured(request: Request, place: str, console: Console) -> StageResult:
+    """Raises McfError."""
+    # A process of its own: torch is not for the command line's.
+    command = [sys.executable, "-m", "trainer.measure", request.model_dump_json(), place]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stdout
+    told: dict[str, Any] = {}
+    try:
+        for line in process.stdout:
+            told = json.loads(line)
+            if "epoch" in told and "of" in told:
+                numbers = ", ".join(f"{name} {value:.4g}" for name, value in told.items() if "/" in name)
+                console.print(f"epoch {told['epoch']} of {told['of']}: {numbers}", soft_wrap=True)
+    except KeyboardInterrupt:
+        # It was interrupted along with this one, and writes down where it is.
+        process.wait()
+    code = process.wait()
+    if code == INTERRUPTED:
+        raise McfError("Interrupted; what was done is kept, and the same command goes on from there.")
+    if "error" in told:
+        raise McfError(told["error"])
+    if code:
+        raise McfError(f"It was not measured to the end; trainer.measure ended with {code}")
+    return StageResult.model_validate(told)
+
+
+def _model(ctx: typer.Context, model: str) -> str:
+    """The address behind a run's id; any other as it is, absolute."""
+    match = RUN.fullmatch(model)
+    if match and not Path(model).exists():
+        return str(ctx.obj().run(match[2]).uri)
+    return _address(model)
+
+
+def _address(text: str) -> str:
+    if text.startswith(NAMES):
+        return text
+    return os.path.abspath(Path(text).expanduser())
+
+
+def _fields(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """`name=value`, the value as JSON where it is some. Raises McfError."""
+    found: dict[str, Any] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise McfError(f"--set {text}: a field and its value, such as fraction=0.1, were expected")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -34,6 +34,8 @@ def estimate(session: Session, runs: Sequence[tuple[RunSpec, int]], on_gpu: bool
     basis = f"{known} of {len(runs)} runs from finished runs of the same shape"
     if known < len(runs):
         basis += f", the rest from arithmetic at {speed / 1e12:g} TFLOP/s a process: a rough guess"
+        if any(spec.evaluation.stages for spec, _ in runs):
+            basis += ", without stages of evaluation"
     return Estimated(seconds / 3600, basis)
 
 
@@ -74,4 +76,5 @@ def _measured(session: Session) -> dict[tuple[object, ...], float]:
 def _shape(spec: RunSpec) -> tuple[object, ...]:
     """What decides the speed of a run."""
     teacher = (spec.teacher.source == "none", spec.teacher.arch, spec.teacher.taps)
-    return (spec.encoder, spec.decoder, spec.input_size, spec.mask_ratio, spec.batch, *teacher, spec.precision)
+    stages = tuple(spec.evaluation.stages.values())
+    return (spec.encoder, spec.decoder, spec.input_size, spec.mask_ratio, spec.batch, *teacher, spec.precision, stages)

@@ -18,8 +18,8 @@ from torch import Tensor
 from trainer import spec
 from trainer.clip import from_clip, is_clip
 from trainer.published import newest_state
-from trainer.records import CHECKPOINTS, CONFIG, EXPORT, POINTER, SPEC, WEIGHTS
-from trainer.sources import MLFLOW, Library, local_copy
+from trainer.records import CHECKPOINTS, CONFIG, EXPORT, SPEC, WEIGHTS
+from trainer.sources import MLFLOW, Library, local_copy, weights_file
 from trainer.spec import ENCODERS, RunSpec
 from trainer.storage import ObjectMissing, open_store, split_uri
 from trainer.weights import WeightsError, read_weights
@@ -47,14 +47,9 @@ def find_encoder(address: str, library: Library, heads: int | None = None) -> Fo
 
     Raises WeightsError, and UnknownWeights, where there is no such encoder; StorageError where nobody answers.
     """
-    if address.startswith(("models:/", "runs:/")):
-        address = MLFLOW + address
+    address = weights_file(address, library)
     with tempfile.TemporaryDirectory(prefix="mcf-encoder-") as scratch:
         folder = Path(scratch)
-        if address.startswith(MLFLOW):
-            address = MLFLOW + library.find(address.removeprefix(MLFLOW))
-            if address.rpartition("/")[2] == POINTER:
-                address = json.loads(local_copy(address, folder, library).read_bytes())["uri"]
         in_mlflow = address.startswith(MLFLOW)
         if in_mlflow or _is_file(address):
             path = _fetched(address, folder, library)

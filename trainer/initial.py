@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.mcf import Mcf, Target, build
+from trainer.mlflow_files import MlflowFiles
 from trainer.published import fill, is_published, load_published, published_name
-from trainer.sources import FILES_ONLY, local_copy
+from trainer.sources import UnknownWeights, local_copy
 from trainer.spec import Initial, RunSpec
 from trainer.storage import ObjectMissing
 from trainer.weights import WeightsError, read_weights, state_dict_in
@@ -76,8 +77,8 @@ def _with_target(run: RunSpec, model: Mcf) -> tuple[Mcf, Target | None]:
 def _read(initial: Initial) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mcf-initial-") as scratch:
         try:
-            path = local_copy(initial.source, Path(scratch), FILES_ONLY)
-        except ObjectMissing as error:
+            path = local_copy(initial.source, Path(scratch), MlflowFiles())
+        except (ObjectMissing, UnknownWeights) as error:
             raise WeightsError(str(error)) from error
         with path.open("rb") as opened:
             found = hashlib.file_digest(opened, "sha256").hexdigest()

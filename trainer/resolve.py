@@ -21,7 +21,7 @@ from trainer.evaluation.source import digest_of_faces, digest_of_files
 from trainer.evaluation.stage import FACES68, Stage
 from trainer.manifest import DataError, Manifest, read_manifest
 from trainer.sources import UnknownWeights
-from trainer.spec import Data, ExperimentSpec, Placement, Problem, RunSpec, SpecError, Teacher
+from trainer.spec import Data, ExperimentSpec, Initial, Placement, Problem, RunSpec, SpecError, Teacher
 from trainer.storage import StorageError, open_store, split_uri
 
 Answer = TypeVar("Answer")
@@ -84,8 +84,8 @@ class _Look:
             updates["data"] = run.data.model_copy(update={"sha256": manifest.digest})
         if run.teacher.is_file and (teacher := self._teacher(run, report)):
             updates["teacher"] = teacher
-        if run.initial.is_file and (digest := self._initial(run, report)):
-            updates["initial"] = run.initial.model_copy(update={"sha256": digest})
+        if run.initial.is_file and (initial := self._initial(run, report)):
+            updates["initial"] = initial
         measured: dict[str, Any] = {}
         if digest := self._annotations(run, report):
             measured["sha256"] = digest
@@ -145,19 +145,26 @@ class _Look:
             report("teacher.sha256", str(teacher.sha256), f"{digest}, the digest of {source}")
         return teacher.model_copy(update={"sha256": digest})
 
-    def _initial(self, run: RunSpec, report: Report) -> str | None:
-        source = run.initial.source
-        if not _absolute(source):
-            report("initial.source", source, "none, an absolute path or s3://bucket/key")
-            return None
-        digest: str | None = self._once(
-            ("weights", source),
-            lambda: sources.digest_of(source, sources.FILES_ONLY),
-            lambda error: report("initial.source", source, f"a weights file that can be read: {error}"),
+    def _initial(self, run: RunSpec, report: Report) -> Initial | None:
+        """The weights as a file that every worker can read, with its digest."""
+        initial = run.initial
+
+        def fail(error: Exception) -> None:
+            report("initial.source", initial.source, f"a weights file that can be read: {error}")
+
+        source: str | None = self._once(
+            ("file", initial.source), lambda: sources.weights_file(initial.source, self._library), fail
         )
-        if digest and run.initial.sha256 not in (None, digest):
-            report("initial.sha256", str(run.initial.sha256), f"{digest}, the digest of {source}")
-        return digest
+        if source is None:
+            return None
+        if not (source.startswith(sources.MLFLOW) or _absolute(source)):
+            possible = "none, run:ID, models:/NAME@ALIAS, an absolute path or s3://bucket/key"
+            report("initial.source", initial.source, possible)
+            return None
+        digest = self._once(("weights", source), lambda: sources.digest_of(source, self._library), fail)
+        if digest and initial.sha256 not in (None, digest):
+            report("initial.sha256", str(initial.sha256), f"{digest}, the digest of {source}")
+        return initial.model_copy(update={"source": source, "sha256": digest})
 
     def _annotations(self, run: RunSpec, report: Report) -> str | None:
         """Digest of the probe's images and annotations; None where the run has no probe."""

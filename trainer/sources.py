@@ -1,4 +1,4 @@
-"""Where a teacher's weights are: names become files that every worker can read. No torch, and no MLflow.
+"""Where weights are: names become files that every worker can read. No torch, and no MLflow.
 
     UnknownWeights    there are no such weights, or they cannot be this teacher; says what is possible
 
@@ -17,6 +17,7 @@ from trainer.spec import IMAGENET_MEAN, IMAGENET_STD, Teacher
 from trainer.storage import ObjectMissing, open_store, split_uri
 
 RUN, MLFLOW = "run:", "mlflow:"
+IN_MLFLOW = ("models:/", "runs:/")
 
 
 class UnknownWeights(Exception):
@@ -68,10 +69,31 @@ def settled(teacher: Teacher, library: Library) -> Teacher:
     name = library.find(teacher.source.removeprefix(MLFLOW))
     if name.rpartition("/")[2] != POINTER:
         return teacher.model_copy(update={"source": MLFLOW + name})
-    with tempfile.TemporaryDirectory(prefix="mcf-pointer-") as scratch:
-        pointer = json.loads(library.fetch(name, Path(scratch)).read_bytes())
+    pointer = _pointer(name, library)
     given = teacher.model_copy(update={"sha256": teacher.sha256 or pointer["sha256"]})
     return _exported(given, pointer["uri"])
+
+
+def weights_file(source: str, library: Library) -> str:
+    """A file that every worker can read: a path or address as it is, or what a name means today; of a run, its encoder.
+
+    Also `models:/...` and `runs:/...` as MLflow says it. Raises UnknownWeights, StorageError.
+    """
+    if source.startswith(RUN):
+        return f"{library.export_of(source.removeprefix(RUN))}/{WEIGHTS}"
+    if not source.startswith((MLFLOW, *IN_MLFLOW)):
+        return source
+    name = library.find(source.removeprefix(MLFLOW))
+    if name.rpartition("/")[2] != POINTER:
+        return MLFLOW + name
+    return f"{_pointer(name, library)['uri'].rstrip('/')}/{WEIGHTS}"
+
+
+def _pointer(name: str, library: Library) -> dict[str, Any]:
+    """What an MLflow artifact says of the export it points to: trainer/export.py writes it."""
+    with tempfile.TemporaryDirectory(prefix="mcf-pointer-") as scratch:
+        pointer: dict[str, Any] = json.loads(library.fetch(name, Path(scratch)).read_bytes())
+        return pointer
 
 
 def local_copy(source: str, folder: Path, library: Library) -> Path:

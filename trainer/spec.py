@@ -93,7 +93,8 @@ class Initial(Frozen):
 
     source: str = "none"
     """Path or s3:// address of weights to start from: a released MCF checkpoint, the `state.pt` or the exported encoder
-    of an earlier run, a ViT under timm's names. `none` = all are drawn from the seed (published)."""
+    of an earlier run, a ViT under timm's names; or an encoder by name, `models:/NAME@ALIAS` of MLflow or `run:ID`.
+    `none` = all are drawn from the seed (published)."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of the file. Filled in on submission, checked where given."""
     parts: Literal["all", "encoder"] = "all"

@@ -1,0 +1,162 @@
+"""Stages of evaluation with real processes, on real faces: whatever happens on the way, the numbers are the same."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.integration.torchruns import ENV, ROOT, small, torchrun, wait_until
+from trainer.records import Result, Verdict, final_metrics
+from trainer.rundir import list_checkpoints, read_outcome, read_result, read_sessions
+from trainer.spec import RunSpec
+from trainer.storage import DirectoryStore
+
+FACES, HELD_OUT, EPOCHS = 60, 12, 3
+HEAD = {
+    "benchmark": "faces68", "epochs": EPOCHS, "batch": 16, "slice": 8, "input_size": 32, "crop_size": 64,
+    "channels": 16, "average_decay": 0.9, "selection": "best_on_test",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def few(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images/ and landmarks.json of 60 real faces."""
+    folder = tmp_path_factory.mktemp("few")
+    everything = json.loads((faces / "landmarks.json").read_text())
+    known = dict([(name, face) for name, face in everything.items() if face["landmarks_ok"]][:FACES])
+    (folder / "images").mkdir()
+    for name in known:
+        shutil.copy(faces / "images" / name, folder / "images" / name)
+    (folder / "landmarks.json").write_text(json.dumps(known))
+    return folder
+
+
+def spec(few: Path) -> RunSpec:
+    evaluation = {"held_out": HELD_OUT, "alignment": {**HEAD, "uri": str(few / "landmarks.json")}}
+    return small(
+        few / "images", encoder={"width": 48, "depth": 4, "heads": 3, "patch": 8}, evaluation=evaluation,
+        schedule={"unit": "steps", "length": 3, "warmup": 1},
+    )  # fmt: skip
+
+
+@contextmanager
+def trainer(run: RunSpec, folder: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """The run without torchrun, as a world of one, with its output in folder/log."""
+    folder.mkdir(exist_ok=True)
+    (folder / "given.json").write_text(run.model_dump_json())
+    command = [sys.executable, "-m", "trainer.main", "--spec", str(folder / "given.json")]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **ENV, "MCF_RUN_URI": str(folder), **env}, cwd=ROOT, stdout=log, stderr=log
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_state(folder: Path, process: "subprocess.Popen[bytes]", beyond: int = 0) -> int:
+    """Until the stage has saved a state beyond that position; returns where that is."""
+    store = DirectoryStore(str(folder / "stages/alignment"))
+    wait_until(lambda: any(kept.step > beyond for kept in list_checkpoints(store)), process, folder / "log")
+    return list_checkpoints(store)[-1].step
+
+
+def result_in(folder: Path) -> Result:
+    store = DirectoryStore(str(folder))
+    outcome, result = read_outcome(store), read_result(store)
+    assert outcome
+    assert outcome.verdict is Verdict.SUCCEEDED
+    assert result
+    return result
+
+
+@pytest.fixture(scope="module")
+def undisturbed(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    with trainer(spec(few), folder) as process:
+        assert process.wait(240) == 0, (folder / "log").read_text()[-3000:]
+    return folder
+
+
+def test_a_stage_leaves_its_numbers_in_the_result_and_says_how_their_epoch_was_chosen(undisturbed: Path) -> None:
+    result = result_in(undisturbed)
+    [stage] = result.stages
+    assert (stage.stage, stage.benchmark, stage.selection, stage.epochs) == (
+        "alignment", "faces68", "best_on_test", EPOCHS,
+    )  # fmt: skip
+    assert f"{FACES - HELD_OUT} of {FACES - HELD_OUT} training faces" in stage.note
+    assert {metric.name for metric in stage.metrics} == {
+        f"alignment/best_on_test/nme_{unit}" for unit in ("inter_ocular", "inter_pupil", "diag")
+    }
+    assert all(metric.unit.endswith("best on test") and 0 < metric.value < 100 for metric in stage.metrics)
+    assert {metric.name for metric in stage.metrics} <= final_metrics(result).keys()
+    assert "alignment/best_on_test/nme_diag" in (undisturbed / "export/README.md").read_text()
+    # Its state has gone, its place has not.
+    assert [file.name for file in (undisturbed / "stages/alignment").iterdir() if file.is_file()] == ["result.json"]
+    assert not list_checkpoints(DirectoryStore(str(undisturbed / "stages/alignment")))
+
+
+def test_a_stage_that_is_killed_goes_on_bit_for_bit_and_mlflow_has_every_epoch_once(
+    few: Path, undisturbed: Path, tmp_path: Path, mlflow_server: str
+) -> None:
+    client = MlflowClient(mlflow_server)
+    logged = client.create_run(client.create_experiment("stages")).info.run_id
+    env = {"MLFLOW_TRACKING_URI": mlflow_server, "MLFLOW_RUN_ID": logged}
+    folder = tmp_path / "run"
+    with trainer(spec(few), folder, **env) as process:
+        wait_for_state(folder, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    [session] = read_sessions(DirectoryStore(str(folder)))
+    assert (session.step, session.stage.partition(",")[0]) == (3, "alignment")
+    with trainer(spec(few), folder, **env) as process:
+        assert process.wait(240) == 0, (folder / "log").read_text()[-3000:]
+    assert "alignment goes on in epoch" in (folder / "log").read_text()
+    assert result_in(folder).stages == result_in(undisturbed).stages
+    curve = client.get_metric_history(logged, "alignment/nme_inter_ocular")
+    assert [point.step for point in curve] == list(range(1, EPOCHS + 1))
+    [best] = client.get_metric_history(logged, "alignment/best_on_test/nme_inter_ocular")
+    assert best.value == min(point.value for point in curve)
+
+
+def test_workers_wait_for_a_stage_and_it_is_stopped_and_taken_up_again(
+    few: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with torchrun(spec(few), folder) as agent:
+        wait_for_state(folder, agent)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(60) != 0
+    assert "stopped on request in epoch" in (folder / "log").read_text()
+    assert read_outcome(DirectoryStore(str(folder))) is None
+    with torchrun(spec(few), folder) as agent:
+        assert agent.wait(240) == 0, (folder / "log").read_text()[-3000:]
+    alone, together = (result_in(where).stages[0].metrics for where in (undisturbed, folder))
+    # Rank 0 computes it: what differs is the encoder, by the rounding of three steps on two workers.
+    assert [metric.value for metric in together] == pytest.approx([metric.value for metric in alone], rel=0.02)
+
+
+def test_mcf_evaluate_says_of_the_run_s_encoder_what_the_stage_said(
+    few: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    fields = [f"--set={name}={HEAD[name]}" for name in ("batch", "slice", "input_size", "crop_size", "channels")]
+    command = [
+        sys.executable, "-m", "service.cli.main", "evaluate", str(undisturbed), "--benchmark", "faces68", "--data",
+        str(few / "images"), "--landmarks", str(few / "landmarks.json"), "--held-out", str(HELD_OUT), "--epochs",
+        str(EPOCHS), "--selection", "best_on_test", "--set=average_decay=0.9", *fields, "--out", str(tmp_path / "out"),
+        "--json",
+    ]  # fmt: skip
+    for _ in range(2):  # the second time from what the first has kept
+        found = subprocess.run(command, env={**os.environ, **ENV}, cwd=tmp_path, capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr[-3000:]
+        assert json.loads(found.stdout) == json.loads(result_in(undisturbed).stages[0].model_dump_json())

@@ -14,8 +14,11 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.integration.torchruns import ENV, ROOT, small, torchrun, wait_until
+from trainer.encoders import find_encoder
+from trainer.mlflow_files import MlflowFiles
 from trainer.records import Result, Verdict, final_metrics
 from trainer.rundir import list_checkpoints, read_outcome, read_result, read_sessions
+from trainer.sources import weights_file
 from trainer.spec import RunSpec
 from trainer.storage import DirectoryStore
 
@@ -127,6 +130,14 @@ def test_a_stage_that_is_killed_goes_on_bit_for_bit_and_mlflow_has_every_epoch_o
     assert [point.step for point in curve] == list(range(1, EPOCHS + 1))
     [best] = client.get_metric_history(logged, "alignment/best_on_test/nme_inter_ocular")
     assert best.value == min(point.value for point in curve)
+    # Its encoder by every name.
+    client.create_registered_model("stages")
+    root = client.get_run(logged).info.artifact_uri
+    client.set_registered_model_alias("stages", "best", client.create_model_version("stages", f"{root}/export").version)
+    library = MlflowFiles(mlflow_server)
+    assert weights_file("models:/stages@best", library) == f"{folder}/export/model.safetensors"
+    names = [str(folder), f"{folder}/export", "models:/stages@best", "models:/stages/1", f"runs:/{logged}"]
+    assert len({find_encoder(name, library).digest for name in names}) == 1
 
 
 def test_workers_wait_for_a_stage_and_it_is_stopped_and_taken_up_again(

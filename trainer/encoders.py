@@ -58,8 +58,8 @@ def find_encoder(address: str, library: Library, heads: int | None = None) -> Fo
                 heads = heads or _heads_of_export(split_uri(address)[0])
                 if f"/{CHECKPOINTS}" in address:
                     heads = heads or _heads_of_run(address)
-        elif place := next((place for place in (address, f"{address}/{EXPORT}") if _heads_of_export(place)), None):
-            state = read_weights(_fetched(f"{place.rstrip('/')}/{WEIGHTS}", folder, library))
+        elif place := next((place for place in _exports(address) if _heads_of_export(place)), None):
+            state = read_weights(_fetched(f"{place}/{WEIGHTS}", folder, library))
             heads = heads or _heads_of_export(place)
         else:
             state, heads = newest_state(address)["model"], heads or _heads_of_run(address)
@@ -67,6 +67,12 @@ def find_encoder(address: str, library: Library, heads: int | None = None) -> Fo
             return _encoder_in(state, heads)
         except (WeightsError, KeyError) as error:
             raise WeightsError(f"{address} holds no encoder that can be evaluated: {error}") from error
+
+
+def _exports(address: str) -> tuple[str, str]:
+    """Where an export may be: here, or in the run's directory that this is."""
+    here = address.rstrip("/")
+    return here, f"{here}/{EXPORT.rstrip('/')}"
 
 
 def _is_file(address: str) -> bool:
@@ -90,7 +96,7 @@ def _fetched(address: str, folder: Path, library: Library) -> Path:
 def _heads_of_export(folder: str) -> int | None:
     """None where the folder is no export."""
     try:
-        heads: int = json.loads(open_store(folder).get(CONFIG))["model_args"]["num_heads"]
+        heads: int | None = json.loads(open_store(folder).get(CONFIG)).get("model_args", {}).get("num_heads")
         return heads
     except ObjectMissing:
         return None

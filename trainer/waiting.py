@@ -41,10 +41,17 @@ def on_first(world: World, work: Callable[[], Answer]) -> Answer | None:
         finally:
             store.set(key, said)
     else:
-        while not store.check([key]):
-            time.sleep(POLL_SECONDS)
+        try:
+            while not store.check([key]):
+                time.sleep(POLL_SECONDS)
+        except SystemExit:
+            store.set(f"{key}/{LEFT}", str(world.rank))
+            raise
         if store.get(key).decode() != DONE:
             sys.exit(INTERRUPTED)
+    if store.check([f"{key}/{LEFT}"]):
+        # Somebody was asked to leave: those that are left form another group, in which the work is done already.
+        sys.exit(INTERRUPTED)
     # The store may be in rank 0's process: it stays until all have heard.
     world.collect(None)
     return answer

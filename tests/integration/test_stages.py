@@ -70,7 +70,7 @@ def trainer(run: RunSpec, folder: Path, **env: str) -> Iterator["subprocess.Pope
 def wait_for_state(folder: Path, process: "subprocess.Popen[bytes]", beyond: int = 0) -> int:
     """Until the stage has saved a state beyond that position; returns where that is."""
     store = DirectoryStore(str(folder / "stages/alignment"))
-    wait_until(lambda: any(kept.step > beyond for kept in list_checkpoints(store)), process, folder / "log")
+    wait_until(lambda: any(kept.step > beyond for kept in list_checkpoints(store)), process, folder / "log", 240)
     return list_checkpoints(store)[-1].step
 
 
@@ -133,7 +133,8 @@ def test_a_stage_that_is_killed_goes_on_bit_for_bit_and_mlflow_has_every_epoch_o
     # Its encoder by every name.
     client.create_registered_model("stages")
     root = client.get_run(logged).info.artifact_uri
-    client.set_registered_model_alias("stages", "best", client.create_model_version("stages", f"{root}/export").version)
+    version = client.create_model_version("stages", f"{root}/export", logged).version
+    client.set_registered_model_alias("stages", "best", version)
     library = MlflowFiles(mlflow_server)
     assert weights_file("models:/stages@best", library) == f"{folder}/export/model.safetensors"
     names = [str(folder), f"{folder}/export", "models:/stages@best", "models:/stages/1", f"runs:/{logged}"]
@@ -147,7 +148,7 @@ def test_workers_wait_for_a_stage_and_it_is_stopped_and_taken_up_again(
     with torchrun(spec(few), folder) as agent:
         wait_for_state(folder, agent)
         agent.send_signal(signal.SIGTERM)
-        assert agent.wait(60) != 0
+        assert agent.wait(120) != 0
     assert "stopped on request in epoch" in (folder / "log").read_text()
     assert read_outcome(DirectoryStore(str(folder))) is None
     with torchrun(spec(few), folder) as agent:

@@ -98,8 +98,10 @@ def wait_for_checkpoint(folder: Path, step: int, agent: "subprocess.Popen[bytes]
     wait_until(lambda: any(kept.step >= step for kept in list_checkpoints(store)), agent, log or folder / "log")
 
 
-def wait_until(holds: Callable[[], bool], agent: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 90
+def wait_until(
+    holds: Callable[[], bool], agent: "subprocess.Popen[bytes]", log: Path, seconds: float = 90
+) -> None:  # fmt: skip
+    deadline = time.monotonic() + seconds
     while not holds():
         assert agent.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < deadline

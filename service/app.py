@@ -12,6 +12,7 @@ from service import errors, health
 from service.auth import Require
 from service.compare.router import router as comparison
 from service.db import Database
+from service.experiments.curves import Curves
 from service.experiments.router import router as experiments
 from service.launcher import Launcher, launcher_for, pools_of
 from service.pages.router import router as pages
@@ -42,6 +43,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.pools = pools_of(settings)
     state.launcher = launcher or launcher_for(settings, state.pools)
     state.tracker = Tracker(settings.tracking_uri, settings.tracking_timeout_seconds) if settings.tracking_uri else None
+    state.curves = Curves(state.tracker)
     world = World(settings, state.launcher, state.tracker)
     state.reconciler = Reconciler(state.db, settings, world, state.telemetry)
     state.stopping = asyncio.Event()

@@ -1,6 +1,6 @@
 """The SQL of experiments."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -20,11 +20,28 @@ class Tally:
     steps: int = 0
     train_seconds: float = 0.0
     steps_left: int = 0
+    process_seconds: float = 0.0
     own_process_seconds: float = 0.0
+    own_steps_left: int = 0
 
     @property
     def num_runs(self) -> int:
         return sum(self.counts.values())
+
+
+@dataclass(frozen=True)
+class TrackedTrial:
+    """A trial and where its run is in MLflow."""
+
+    position: int
+    """Of its arm."""
+    arm: str
+    is_baseline: bool
+    seed: int
+    run_id: str
+    state: RunState
+    step: int
+    tracking_run_id: str | None
 
 
 def by_key(session: Session, project: str, key: str) -> Experiment | None:
@@ -51,25 +68,30 @@ def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
     final = Run.state.in_(FINAL)
     done: ColumnElement[float] = case((final, 1.0), else_=Run.step * 1.0 / Run.total_steps)
     left: ColumnElement[int] = case((final, 0), else_=Run.total_steps - Run.step)
-    own: ColumnElement[float] = case((Run.home_id == Trial.experiment_id, Run.process_seconds), else_=0.0)
+    is_own = Run.home_id == Trial.experiment_id
+    own: ColumnElement[float] = case((is_own, Run.process_seconds), else_=0.0)
+    own_left: ColumnElement[int] = case((is_own, left), else_=0)
     rows = session.execute(
         select(
             Trial.experiment_id, Run.state, func.count(), func.sum(done), func.sum(Run.step),
-            func.sum(Run.train_seconds), func.sum(left), func.sum(own),
+            func.sum(Run.train_seconds), func.sum(left), func.sum(Run.process_seconds), func.sum(own),
+            func.sum(own_left),
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id.in_(list(ids)))
         .group_by(Trial.experiment_id, Run.state)
     )  # fmt: skip
     found: dict[str, Tally] = {}
-    for experiment, state, count, done_sum, steps, train_seconds, left_sum, own_sum in rows:
+    for experiment, state, count, done_sum, steps, train_seconds, left_sum, seconds, own_sum, own_left_sum in rows:
         tally = found.setdefault(experiment, Tally())
         tally.counts[state] = count
         tally.done += done_sum
         tally.steps += steps
         tally.train_seconds += train_seconds
         tally.steps_left += left_sum
+        tally.process_seconds += seconds
         tally.own_process_seconds += own_sum
+        tally.own_steps_left += own_left_sum
     return found
 
 
@@ -87,6 +109,20 @@ def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm]
         .order_by(Trial.seed)
     )
     return arms, [(trial, run) for trial, run in rows]
+
+
+def tracked_trials(session: Session, experiment_id: str, arms: Collection[int] | None) -> list[TrackedTrial]:
+    query = (
+        select(
+            Arm.position, Arm.name, Arm.is_baseline, Trial.seed, Run.id, Run.state, Run.step, Run.tracking_run_id
+        )
+        .join(Trial, Trial.arm_id == Arm.id)
+        .join(Run, Run.id == Trial.run_id)
+        .where(Arm.experiment_id == experiment_id)
+        .order_by(Arm.position, Trial.seed)
+    )  # fmt: skip
+    rows = session.execute(query if arms is None else query.where(Arm.position.in_(arms)))
+    return [TrackedTrial(*row) for row in rows]
 
 
 def existing_runs(session: Session, ids: Iterable[str], *, lock: bool = False) -> dict[str, Run]:

@@ -20,10 +20,12 @@ from service.errors import (
 from service.experiments import examples, repository, service, views
 from service.experiments import extend as extending
 from service.experiments.body import payload
+from service.experiments.curves import tracked_trials
 from service.experiments.extend import Extension
-from service.experiments.schemas import ExperimentDetail, ExperimentList, Plan, ProjectName
+from service.experiments.schemas import ArmCurves, ExperimentDetail, ExperimentList, Plan, ProjectName
 from service.experiments.shelf import Shelf
 from service.tables import DEFAULT_PROJECT, Experiment, Scope
+from service.tracking import TrackingAway
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 
@@ -93,6 +95,21 @@ def list_experiments(
 def get_experiment(request: Request, experiment_id: str) -> ExperimentDetail:
     """An experiment with its arms and the run of every seed."""
     return service.show(request.app.state.db, request.app.state.settings, experiment_id)
+
+
+@router.get("/{experiment_id}/curves", responses=responses(NotFound, Unavailable))
+def get_curves(
+    request: Request, experiment_id: str, name: str, arm: Annotated[list[str] | None, Query()] = None
+) -> ArmCurves:
+    """One metric of every arm, or of those named: mean over the seeds and their range, at most 120 points an arm."""
+    state = request.app.state
+    with state.db.read() as session:
+        trials = tracked_trials(session, experiment_id)
+    try:
+        found = state.curves.of([trial for trial in trials if arm is None or trial.arm in arm], name)
+    except TrackingAway as error:
+        raise Unavailable(str(error)) from error
+    return ArmCurves(metric=name, arms=found)
 
 
 @router.post("/{experiment_id}/cancel", dependencies=MAY_SUBMIT, responses=responses(NotFound, AlreadyEnded))

@@ -46,6 +46,8 @@ class ExperimentSummary(View):
     """Of what is left at the speed so far; None while there is no speed yet, or nothing left."""
     gpu_hours: float
     """Process-hours of all attempts so far of the runs that this experiment has trained."""
+    gpu_hours_left: float | None = None
+    """Process-hours to come, at the cost of a step so far; None while no step has been made, 0 with nothing left."""
     gpu_hours_cap: float | None
     cancel_reason: str
     tracking_url: str | None
@@ -84,6 +86,25 @@ class ExperimentDetail(ExperimentSummary):
     spec: dict[str, Any]
     """The request as it was understood, defaults filled in."""
     arms: list[ArmView]
+
+
+class ArmCurve(View):
+    """One metric of an arm over its seeds: at `steps[i]` there are `seeds[i]` of them, `mean[i]` is theirs."""
+
+    arm: str
+    is_baseline: bool
+    steps: list[int]
+    mean: list[float]
+    low: list[float]
+    """The lowest seed's value."""
+    high: list[float]
+    seeds: list[int]
+
+
+class ArmCurves(View):
+    metric: str
+    arms: list[ArmCurve]
+    """In the order of the request; those without a number yet are left out."""
 
 
 class PlannedRun(View):

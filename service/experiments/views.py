@@ -62,6 +62,7 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         progress=tally.done / tally.num_runs if tally.num_runs else 0.0,
         eta_seconds=_eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
         gpu_hours=tally.own_process_seconds / 3600,
+        gpu_hours_left=_hours_left(tally),
         gpu_hours_cap=experiment.gpu_hours,
         cancel_reason=experiment.cancel_reason,
         tracking_url=tracking_url(settings, experiment.tracking_id, experiment.tracking_run_id),
@@ -73,6 +74,12 @@ def _eta(tally: Tally, concurrency: int) -> float | None:
         return None
     going = sum(count for state, count in tally.counts.items() if not state.is_final)
     return tally.steps_left * tally.train_seconds / tally.steps / max(1, min(concurrency, going))
+
+
+def _hours_left(tally: Tally) -> float | None:
+    if not tally.own_steps_left:
+        return 0.0
+    return tally.own_steps_left * tally.process_seconds / tally.steps / 3600 if tally.steps else None
 
 
 def _trial(trial: Trial, run: Run, settings: Settings) -> TrialView:

@@ -12,7 +12,7 @@ from service.auth import Reader
 from service.errors import NotFound, Unavailable, responses
 from service.experiments.schemas import ProjectName
 from service.runs import logs, repository, service
-from service.runs.schemas import Checkpoints, Histories, RunDetail, RunList
+from service.runs.schemas import Checkpoints, Histories, Pictures, RunDetail, RunList
 from service.tables import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
@@ -82,10 +82,17 @@ def get_metrics(request: Request, run_id: str, name: Annotated[list[str] | None,
     response_class=Response,
     responses=responses(NotFound, Unavailable) | {200: {"content": {"image/png": {}}}},
 )
-def get_picture(request: Request, run_id: str) -> Response:
-    """The newest panel of images, masked images and reconstructions."""
-    png = service.picture(request.app.state.db, request.app.state.tracker, run_id)
+def get_picture(request: Request, run_id: str, step: Annotated[int | None, Query(ge=0)] = None) -> Response:
+    """The panel of images, masked images and reconstructions of a step, or the newest one."""
+    png = service.picture(request.app.state.db, request.app.state.tracker, run_id, step)
     return Response(png, media_type="image/png", headers={"Cache-Control": "max-age=5"})
+
+
+@router.get("/{run_id}/pictures", responses=responses(NotFound, Unavailable))
+def get_pictures(request: Request, run_id: str) -> Pictures:
+    """Steps of which there is a panel."""
+    steps = service.picture_steps(request.app.state.db, request.app.state.tracker, run_id)
+    return Pictures(steps=steps)
 
 
 async def _events(request: Request, run_id: str) -> AsyncIterator[str]:

@@ -93,3 +93,8 @@ class Checkpoints(View):
 class Histories(View):
     metrics: dict[str, list[tuple[int, float | None]]]
     """Metric -> (step, value); of a step that was logged twice the newest value, None where it is not a number."""
+
+
+class Pictures(View):
+    steps: list[int]
+    """In order."""

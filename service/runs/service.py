@@ -82,16 +82,32 @@ def histories(db: Database, tracker: Tracker | None, run_id: str, names: list[st
     return Histories(metrics=curves)
 
 
-def picture(db: Database, tracker: Tracker | None, run_id: str) -> bytes:
-    """The newest panel as PNG. Raises NotFound, Unavailable."""
+def picture_steps(db: Database, tracker: Tracker | None, run_id: str) -> list[int]:
+    """Steps of which there is a panel, in order. Raises NotFound, Unavailable."""
+    return list(_pictures(tracker, _tracked(db, run_id)))
+
+
+def picture(db: Database, tracker: Tracker | None, run_id: str, step: int | None = None) -> bytes:
+    """The panel of a step, or the newest one, as PNG. Raises NotFound, Unavailable."""
     tracking_run_id = _tracked(db, run_id)
+    paths = _pictures(tracker, tracking_run_id)
+    if not paths or tracker is None or tracking_run_id is None:
+        raise NotFound(f"Run {run_id} has no picture yet; the first comes after cadence.picture_steps steps.")
+    if step is not None and step not in paths:
+        raise NotFound(f"Run {run_id} has no picture of step {step}, but of {', '.join(map(str, paths))}.")
     try:
-        found = tracker.newest_picture(tracking_run_id) if tracker and tracking_run_id else None
+        return tracker.picture(tracking_run_id, paths[max(paths) if step is None else step])
     except TrackingAway as error:
         raise Unavailable(str(error)) from error
-    if found is None:
-        raise NotFound(f"Run {run_id} has no picture yet; the first comes after cadence.picture_steps steps.")
-    return found
+
+
+def _pictures(tracker: Tracker | None, tracking_run_id: str | None) -> dict[int, str]:
+    if tracker is None or tracking_run_id is None:
+        return {}
+    try:
+        return tracker.pictures(tracking_run_id)
+    except TrackingAway as error:
+        raise Unavailable(str(error)) from error
 
 
 def _tracked(db: Database, run_id: str) -> str | None:

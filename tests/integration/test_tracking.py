@@ -233,10 +233,11 @@ def test_a_step_that_was_logged_twice_counts_once_with_its_newest_value(mlflow_s
         client.log_batch(run, metrics=[Metric("loss/total", value, timestamp, step)])
     tracker = Tracker(mlflow_server, timeout_seconds=20)
     assert tracker.histories(run) == {"loss/total": [(1, 0.1), (2, 0.25), (3, 0.3)]}
-    assert tracker.newest_picture(run) is None
+    assert tracker.pictures(run) == {}
     for number in 30, 9, 100:
         client.log_text(run, str(number), f"pictures/step-{number:06d}.png")
-    assert tracker.newest_picture(run) == b"100"
+    assert list(tracker.pictures(run)) == [9, 30, 100]
+    assert tracker.picture(run, tracker.pictures(run)[100]) == b"100"
 
 
 def test_a_deleted_run_is_no_reason_to_try_for_ever(mlflow_server: str) -> None:

@@ -1,0 +1,171 @@
+"""The page of an experiment: what is best, what it cost, how far it is; curves and pictures come by themselves."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.auth import Reader
+from service.compare.schemas import Comparison
+from service.compare.service import comparison_of
+from service.experiments import service as experiments
+from service.experiments.curves import tracked_trials
+from service.experiments.repository import TrackedTrial
+from service.experiments.schemas import ArmView, ExperimentDetail, TrialView
+from service.pages.forest import forest
+from service.pages.headline import headline
+from service.pages.overlay import overlay
+from service.pages.render import PageRoute, page
+from service.pages.run import CURVES
+from service.tables import RunState, Scope
+from service.tracking import Tracker, TrackingAway
+from trainer.spec import Placement
+
+router = APIRouter(route_class=PageRoute, prefix="/experiments/{experiment_id}", include_in_schema=False)
+
+NUM_ARMS = 6
+"""Arms whose curves and pictures are shown unless others are asked for: more colours cannot be told apart."""
+NUM_REASONS = 5
+
+Arms = Annotated[list[int], Query(alias="arm", default_factory=list)]
+"""Positions of arms in the request."""
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """An arm and its run of every seed; None where the arm has none of that seed."""
+
+    arm: ArmView
+    cells: list[tuple[int, TrialView | None, float | None]]
+    """Seed, trial, and the probe's value once it has finished."""
+
+
+@router.get("")
+def experiment(
+    request: Request,
+    experiment_id: str,
+    principal: Reader,
+    arms: Arms,
+    metric: str = "",
+    step: str = "",
+    said: str = "",
+) -> Response:
+    """`said` is what a screen reader has been told last, so that it is not told again."""
+    state = request.app.state
+    detail = experiments.show(state.db, state.settings, experiment_id)
+    with state.db.read() as session:
+        comparison = comparison_of(session, experiment_id, state.settings.tracking_uri)
+    on_gpus = state.launcher.has_gpus(Placement.model_validate(detail.spec["placement"]))
+    return page(
+        "experiment.html", experiment=detail, comparison=comparison, head=headline(comparison), said=said,
+        forest=forest(comparison), seeds=_seeds(detail), grid=_grid(detail, comparison), reasons=_reasons(detail),
+        failed=[(row.name, run) for row in comparison.arms for run in row.missing if run.state is RunState.FAILED],
+        shown=arms or _first_arms(detail, comparison), metric=metric, step=step,
+        most=NUM_ARMS, hours="GPU-hours" if on_gpus else "process-hours",
+        may_submit=principal.scope.includes(Scope.SUBMIT),
+    )  # fmt: skip
+
+
+@router.get("/curves")
+def curves(request: Request, experiment_id: str, arms: Arms, metric: str = "") -> Response:
+    """One metric of the arms asked for; asked for by itself, because MLflow may be slow."""
+    state = request.app.state
+    trials, shown = _shown(request, experiment_id, arms)
+    mine = [trial for trial in trials if trial.position in shown]
+    try:
+        metrics = [name for name in state.curves.names(mine) if name in CURVES] if state.tracker else []
+        metrics.sort(key=CURVES.index)
+        metric = metric if metric in metrics else next(iter(metrics), "")
+        found, missing = state.curves.of(mine, metric) if metric else [], ""
+    except TrackingAway as error:
+        metrics, found, missing = [], [], str(error)
+    names = _names(trials)
+    return page(
+        "arm_curves.html", experiment_id=experiment_id, metric=metric, metrics=metrics, shown=shown,
+        chart=overlay(found, {names[position]: index for index, position in enumerate(shown)}), missing=missing,
+        is_live=_is_live(trials),
+    )  # fmt: skip
+
+
+@router.get("/pictures")
+def pictures(request: Request, experiment_id: str, arms: Arms, step: str = "") -> Response:
+    """Panels of the arms at one step: the one asked for, else the newest that all of them have."""
+    state = request.app.state
+    trials, shown = _shown(request, experiment_id, arms)
+    # One seed, so that the arms hide the same patches.
+    first = {trial.position: trial for trial in reversed(trials) if trial.position in shown}
+    try:
+        steps = {position: _steps(state.tracker, trial) for position, trial in first.items()}
+        missing = ""
+    except TrackingAway as error:
+        steps, missing = {}, str(error)
+    drawn = [set(found) for found in steps.values() if found]
+    every = sorted(set().union(*drawn))
+    common = sorted(set.intersection(*drawn)) if drawn else []
+    chosen = int(step) if step.isdigit() and int(step) in every else max(common or every, default=0)
+    panels = [(first[p].arm, first[p].run_id, chosen in steps.get(p, ())) for p in shown]
+    return page(
+        "pictures.html", experiment_id=experiment_id, shown=shown, steps=every, step=chosen, panels=panels,
+        seed=first[shown[0]].seed, asked=step if step.isdigit() else "", missing=missing, is_live=_is_live(trials),
+        differ=_differ_in_data(request, experiment_id),
+    )  # fmt: skip
+
+
+def _steps(tracker: Tracker | None, trial: TrackedTrial) -> list[int]:
+    return list(tracker.pictures(trial.tracking_run_id)) if tracker and trial.tracking_run_id else []
+
+
+def _differ_in_data(request: Request, experiment_id: str) -> bool:
+    with request.app.state.db.read() as session:
+        factors = experiments.get(session, experiment_id).spec.get("factors", {})
+    return any(name.partition(".")[0] in ("data", "evaluation", "input_size") for name in factors)
+
+
+def _shown(request: Request, experiment_id: str, arms: Sequence[int]) -> tuple[list[TrackedTrial], list[int]]:
+    """All trials, and the positions of arms to show: those asked for that there are, else the first ones."""
+    with request.app.state.db.read() as session:
+        trials = tracked_trials(session, experiment_id)
+    there = sorted(_names(trials))
+    return trials, ([position for position in there if position in arms] or there)[:NUM_ARMS]
+
+
+def _names(trials: Sequence[TrackedTrial]) -> dict[int, str]:
+    return {trial.position: trial.arm for trial in trials}
+
+
+def _is_live(trials: Sequence[TrackedTrial]) -> bool:
+    return any(not trial.state.is_final for trial in trials)
+
+
+def _seeds(detail: ExperimentDetail) -> list[int]:
+    return sorted({trial.seed for arm in detail.arms for trial in arm.trials})
+
+
+def _grid(detail: ExperimentDetail, comparison: Comparison) -> list[GridRow]:
+    """In the order of the request, so that nothing moves while one looks."""
+    values = {(row.name, run.seed): run.value for row in comparison.arms for run in row.runs}
+    rows = []
+    for arm in detail.arms:
+        trials = {trial.seed: trial for trial in arm.trials}
+        cells = [(seed, trials.get(seed), values.get((arm.name, seed))) for seed in _seeds(detail)]
+        rows.append(GridRow(arm, cells))
+    return rows
+
+
+def _reasons(detail: ExperimentDetail) -> list[tuple[int, str]]:
+    """Why runs are not training, the most common reason first: how many, and for what they wait."""
+    waiting = (trial for arm in detail.arms for trial in arm.trials if not trial.state.is_final)
+    reasons = Counter(trial.waiting_reason for trial in waiting if trial.state is not RunState.RUNNING)
+    told = [(count, reason or "not looked at yet") for reason, count in reasons.most_common(NUM_REASONS)]
+    return told
+
+
+def _first_arms(detail: ExperimentDetail, comparison: Comparison) -> Sequence[int]:
+    """The best ones and the baseline, by position."""
+    position = {arm.name: index for index, arm in enumerate(detail.arms)}
+    names = [row.name for row in comparison.arms][:NUM_ARMS]
+    if comparison.baseline not in names:
+        names[-1] = comparison.baseline
+    return sorted(position[name] for name in names)

@@ -1,0 +1,66 @@
+"""How a page is made: templates, headers that let nothing foreign in, refusals as pages."""
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+
+from service.auth import COOKIE
+from service.errors import ApiError, Unauthorized
+from service.runs import service as runs
+from service.text import age, duration, first_line, short
+
+SECURITY = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+_jinja = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
+    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+_jinja.filters |= {"age": age, "duration": duration, "short": short, "first_line": first_line}
+# sanity/retrieval_top1 -> retrieval top1
+_jinja.filters["metric"] = lambda name: name.rpartition("/")[2].replace("_", " ")
+_jinja.filters["hours"] = lambda hours: f"{hours:.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+class PageRoute(APIRoute):
+    """What the API answers with JSON, people get as a page: the token's form, or what went wrong."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Unauthorized as error:
+                # Who has sent none is asked for it; who has sent one is told what is wrong with it.
+                problem = error.detail if COOKIE in request.cookies else ""
+                return page("token.html", 401, next=_path(request), problem=problem)
+            except ApiError as error:
+                return page("error.html", error.status, error=error)
+
+        return answer
+
+
+def page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    return HTMLResponse(_jinja.get_template(template).render(**values), status, SECURITY)
+
+
+def part(request: Request, template: str, run_id: str, **values: Any) -> Response:
+    """A part of the run's page that is asked for by itself: MLflow and the store may be slow, the page is not."""
+    with request.app.state.db.read() as session:
+        is_live = not runs.get(session, run_id).state.is_final
+    return page(template, run_id=run_id, is_live=is_live, **values)
+
+
+def _path(request: Request) -> str:
+    """Where to go on after the token; a part of a page, or what a form sends, is no place to go to."""
+    return "/" if "hx-request" in request.headers or request.method != "GET" else request.url.path

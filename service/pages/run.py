@@ -1,0 +1,74 @@
+"""The page of a run; what may be slow to get is asked for by itself."""
+
+from hashlib import sha256
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.auth import Reader
+from service.errors import NotFound, Unavailable
+from service.pages.curves import curve
+from service.pages.panels import with_errors
+from service.pages.render import PageRoute, page, part
+from service.runs import logs
+from service.runs import service as runs
+
+router = APIRouter(route_class=PageRoute, prefix="/runs/{run_id}", include_in_schema=False)
+
+LOG_LINES = 200
+
+CURVES = (
+    "loss/total", "loss/perceptual", "loss/pixel", "loss/contrastive", "lr", "grad_norm", "images_per_second",
+    "world_size",
+)  # fmt: skip
+"""Metrics that are drawn, in this order, where the run has them."""
+
+
+@router.get("")
+def run(request: Request, run_id: str, principal: Reader, said: str = "") -> Response:
+    state = request.app.state
+    return page("run.html", run=runs.detail(state.db, state.settings, run_id, principal.project), said=said)
+
+
+@router.get("/curves")
+def curves(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    found = runs.histories(state.db, state.tracker, run_id, list(CURVES)).metrics
+    charts = [chart for name in CURVES if name in found and (chart := curve(name, found[name]))]
+    return part(request, "curves.html", run_id, charts=charts)
+
+
+@router.get("/picture")
+def picture(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    try:
+        version = sha256(runs.picture(state.db, state.tracker, run_id)).hexdigest()[:12]
+        missing = ""
+    except (NotFound, Unavailable) as error:
+        version, missing = "", error.detail
+    return part(request, "picture.html", run_id, version=version, missing=missing)
+
+
+@router.get("/picture.png")
+def picture_png(request: Request, run_id: str, v: Annotated[str, Query()] = "") -> Response:
+    """`v` names the picture's content, so that a browser keeps what it has."""
+    png = runs.picture(request.app.state.db, request.app.state.tracker, run_id)
+    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.get("/pictures/{step}.png")
+def picture_of_step(request: Request, run_id: str, step: int) -> Response:
+    png = runs.picture(request.app.state.db, request.app.state.tracker, run_id, step)
+    return Response(with_errors(png), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.get("/checkpoints")
+def checkpoints(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    return part(request, "checkpoints.html", run_id, found=runs.checkpoints(state.db, state.settings, run_id))
+
+
+@router.get("/log")
+def log(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    return part(request, "log.html", run_id, text=logs.text(state.db, state.launcher, run_id, None, LOG_LINES))

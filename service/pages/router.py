@@ -1,4 +1,4 @@
-"""The pages: experiments, an experiment, a run. Rendered here, kept fresh by htmx asking for the same again.
+"""The pages: experiments, an experiment, a run, the queue. Rendered here, kept fresh by htmx asking for the same again.
 
 Reads through the same functions as the API, and shows a token what the API would. Included without dependencies: it
 asks for the token itself, in a form, and its style sheet and script are open to all.
@@ -16,7 +16,7 @@ from service.auth import COOKIE, Reader, Require, principal_of
 from service.errors import NotFound, Unauthorized
 from service.experiments import repository, views
 from service.experiments.schemas import ProjectName
-from service.pages import experiment, run
+from service.pages import actions, experiment, queue, run
 from service.pages.render import PageRoute, page
 from service.tables import Scope
 
@@ -78,6 +78,6 @@ def static(name: str) -> Response:
 
 router = APIRouter()
 protected = [Depends(Require(Scope.READ))]
-for routes in pages, experiment.router, run.router:
+for routes in pages, experiment.router, actions.router, run.router, queue.router:
     router.include_router(routes, dependencies=protected)
 router.include_router(open_to_all)

@@ -1,5 +1,6 @@
 """The page of a run; what may be slow to get is asked for by itself."""
 
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from service.errors import NotFound, Unavailable
 from service.pages.curves import curve
 from service.pages.panels import with_errors
 from service.pages.render import PageRoute, page, part
+from service.pages.timeline import timeline
 from service.runs import logs
 from service.runs import service as runs
 
@@ -27,7 +29,9 @@ CURVES = (
 @router.get("")
 def run(request: Request, run_id: str, principal: Reader, said: str = "") -> Response:
     state = request.app.state
-    return page("run.html", run=runs.detail(state.db, state.settings, run_id, principal.project), said=said)
+    detail = runs.detail(state.db, state.settings, run_id, principal.project)
+    now = datetime.now(UTC)
+    return page("run.html", run=detail, said=said, timeline=timeline(detail, now), at=now)
 
 
 @router.get("/curves")
@@ -53,7 +57,7 @@ def picture(request: Request, run_id: str) -> Response:
 def picture_png(request: Request, run_id: str, v: Annotated[str, Query()] = "") -> Response:
     """`v` names the picture's content, so that a browser keeps what it has."""
     png = runs.picture(request.app.state.db, request.app.state.tracker, run_id)
-    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+    return Response(with_errors(png), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
 @router.get("/pictures/{step}.png")

@@ -1,9 +1,23 @@
 """The SQL of pools."""
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from service.tables import Attempt, AttemptState
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session, defer
+
+from service.tables import FINAL, Arm, Attempt, AttemptState, Experiment, Run, Trial
+
+
+@dataclass(frozen=True)
+class Unended:
+    """A run that has not ended, and the first of the experiments that want it."""
+
+    run: Run
+    experiment: Experiment
+    arm: str
+    seed: int
+    pool: str
 
 
 def attempts_by_pool(session: Session) -> dict[tuple[str, AttemptState], int]:
@@ -15,3 +29,23 @@ def attempts_by_pool(session: Session) -> dict[tuple[str, AttemptState], int]:
         .group_by(Attempt.pool, Attempt.state)
     )
     return {(pool, state): count for pool, state, count in rows}
+
+
+def unended(session: Session) -> Iterator[Unended]:
+    """In the order in which places are given out (reconciler/repository.waiting), each run once."""
+    live = [state for state in AttemptState if state.is_live]
+    rows = session.execute(
+        select(Run, Experiment, Arm.name, Trial.seed, Attempt.pool)
+        .join(Trial, Trial.run_id == Run.id)
+        .join(Experiment, Experiment.id == Trial.experiment_id)
+        .join(Arm, Arm.id == Trial.arm_id)
+        .outerjoin(Attempt, and_(Attempt.run_id == Run.id, Attempt.state.in_(live)))
+        .options(*(defer(column) for column in (Run.spec, Run.sessions, Run.result, Experiment.spec)))
+        .where(Run.state.not_in(FINAL), Experiment.cancelled_at.is_(None))
+        .order_by(Experiment.priority.desc(), Experiment.created_at, Trial.id)
+    )
+    seen: set[str] = set()
+    for run, experiment, arm, seed, pool in rows:
+        if run.id not in seen:
+            seen.add(run.id)
+            yield Unended(run, experiment, arm, seed, pool or "")

@@ -1,16 +1,26 @@
-"""GET /v1/pools."""
+"""GET /v1/pools and /v1/queue."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
 
+from fastapi import APIRouter, Query, Request
+
+from service.auth import Reader
 from service.errors import Unavailable, responses
+from service.experiments.schemas import ProjectName
 from service.pools import service
-from service.pools.schemas import PoolList
+from service.pools.schemas import PoolList, Queue
 
-router = APIRouter(prefix="/v1/pools", tags=["pools"])
+router = APIRouter(prefix="/v1", tags=["pools"])
 
 
-@router.get("", responses=responses(Unavailable))
+@router.get("/pools", responses=responses(Unavailable))
 def list_pools(request: Request) -> PoolList:
     """Node pools that a spec may name as `placement.pool`, and what is free there now."""
     state = request.app.state
     return PoolList(pools=service.views(state.db, state.launcher, state.pools))
+
+
+@router.get("/queue")
+def get_queue(request: Request, principal: Reader, project: Annotated[ProjectName | None, Query()] = None) -> Queue:
+    """Runs that train, and runs that wait in the order in which they get a place, each with its reason."""
+    return service.queue(request.app.state.db, request.app.state.settings, principal.within(project))

@@ -1,6 +1,9 @@
 """Node pools as the API returns them."""
 
+from datetime import datetime
+
 from service.experiments.schemas import View
+from service.tables import RunState
 
 
 class PoolView(View):
@@ -21,6 +24,35 @@ class PoolView(View):
     """Runs of ours that train there."""
     waiting: int
     """Runs of ours that have been sent there and do not train yet."""
+
+
+class QueuedRun(View):
+    """A run that has not ended, as the first of the experiments that want it sees it."""
+
+    run_id: str
+    experiment_id: str
+    experiment: str
+    arm: str
+    seed: int
+    priority: int
+    state: RunState
+    progress: float
+    pool: str
+    """Node pool of its attempt; empty without one, or where attempts are processes of the service's machine."""
+    position: int | None
+    """1 gets the next place; None = has one."""
+    waiting_reason: str
+    created_at: datetime
+
+
+class Queue(View):
+    in_flight: list[QueuedRun]
+    """Runs that hold a place."""
+    waiting: list[QueuedRun]
+    """Runs without one in their order, 200 at most; positions count those of other projects, too."""
+    num_waiting: int
+    places: int
+    """Runs that may be in flight at once."""
 
 
 class PoolList(View):

@@ -1,4 +1,4 @@
-"""What the node pools are, what they have free, and who is there."""
+"""What the node pools are, what they have free, who is there, and who waits."""
 
 from collections.abc import Mapping
 
@@ -8,8 +8,11 @@ from service.db import Database
 from service.errors import Unavailable
 from service.launcher import Launcher, LauncherAway
 from service.pools import repository
-from service.pools.schemas import PoolView
+from service.pools.schemas import PoolView, Queue, QueuedRun
+from service.settings import Settings
 from service.tables import AttemptState
+
+MOST_WAITING = 200
 
 
 def views(db: Database, launcher: Launcher, pools: Mapping[str, Pool] | None) -> list[PoolView]:
@@ -21,6 +24,35 @@ def views(db: Database, launcher: Launcher, pools: Mapping[str, Pool] | None) ->
     with db.read() as session:
         counts = repository.attempts_by_pool(session)
     return [_view(state, (pools or {})[state.name], counts) for state in states]
+
+
+def queue(db: Database, settings: Settings, project: str | None) -> Queue:
+    """Who trains and who waits; of one project, or of all."""
+    in_flight: list[tuple[repository.Unended, int | None]] = []
+    waiting: list[tuple[repository.Unended, int | None]] = []
+    with db.read() as session:
+        for item in repository.unended(session):
+            # A run that is being stopped has no claim on a place any more.
+            if item.run.admitted or item.run.cancel_reason:
+                in_flight.append((item, None))
+            else:
+                waiting.append((item, len(waiting) + 1))
+    mine = [found for found in waiting if project in (None, found[0].experiment.project)]
+    return Queue(
+        in_flight=[_queued(*found) for found in in_flight if project in (None, found[0].experiment.project)],
+        waiting=[_queued(*found) for found in mine[:MOST_WAITING]],
+        num_waiting=len(mine),
+        places=settings.max_concurrent_runs,
+    )
+
+
+def _queued(item: repository.Unended, position: int | None) -> QueuedRun:
+    run, experiment = item.run, item.experiment
+    return QueuedRun(
+        run_id=run.id, experiment_id=experiment.id, experiment=experiment.name, arm=item.arm, seed=item.seed,
+        priority=experiment.priority, state=run.state, progress=run.step / run.total_steps, pool=item.pool,
+        position=position, waiting_reason=run.waiting_reason, created_at=run.created_at,
+    )  # fmt: skip
 
 
 def _view(state: PoolState, pool: Pool, counts: Mapping[tuple[str, AttemptState], int]) -> PoolView:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from service.tables import FINAL, Arm, Experiment, Run, RunState, Trial
 
@@ -105,6 +105,8 @@ def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm]
     rows = session.execute(
         select(Trial, Run)
         .join(Run, Run.id == Trial.run_id)
+        # Most of a row is JSON that is not shown.
+        .options(*(defer(column) for column in (Run.spec, Run.sessions, Run.result, Run.losses, Run.placement)))
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.seed)
     )

@@ -69,7 +69,7 @@ def experiment(
 
 
 @router.get("/curves")
-def curves(request: Request, experiment_id: str, arms: Arms, metric: str = "") -> Response:
+def curves(request: Request, experiment_id: str, arms: Arms, metric: str = "", step: str = "") -> Response:
     """One metric of the arms asked for; asked for by itself, because MLflow may be slow."""
     state = request.app.state
     trials, shown = _shown(request, experiment_id, arms)
@@ -83,14 +83,14 @@ def curves(request: Request, experiment_id: str, arms: Arms, metric: str = "") -
         metrics, found, missing = [], [], str(error)
     names = _names(trials)
     return page(
-        "arm_curves.html", experiment_id=experiment_id, metric=metric, metrics=metrics, shown=shown,
+        "arm_curves.html", experiment_id=experiment_id, step=step, metric=metric, metrics=metrics, shown=shown,
         chart=overlay(found, {names[position]: index for index, position in enumerate(shown)}), missing=missing,
         is_live=_is_live(trials),
     )  # fmt: skip
 
 
 @router.get("/pictures")
-def pictures(request: Request, experiment_id: str, arms: Arms, step: str = "") -> Response:
+def pictures(request: Request, experiment_id: str, arms: Arms, metric: str = "", step: str = "") -> Response:
     """Panels of the arms at one step: the one asked for, else the newest that all of them have."""
     state = request.app.state
     trials, shown = _shown(request, experiment_id, arms)
@@ -104,12 +104,13 @@ def pictures(request: Request, experiment_id: str, arms: Arms, step: str = "") -
     drawn = [set(found) for found in steps.values() if found]
     every = sorted(set().union(*drawn))
     common = sorted(set.intersection(*drawn)) if drawn else []
-    chosen = int(step) if step.isdigit() and int(step) in every else max(common or every, default=0)
+    named = {str(choice): choice for choice in every}
+    chosen = named.get(step, max(common or every, default=0))
     panels = [(first[p].arm, first[p].run_id, chosen in steps.get(p, ())) for p in shown]
     return page(
-        "pictures.html", experiment_id=experiment_id, shown=shown, steps=every, step=chosen, panels=panels,
-        seed=first[shown[0]].seed, asked=step if step.isdigit() else "", missing=missing, is_live=_is_live(trials),
-        differ=_differ_in_data(request, experiment_id),
+        "pictures.html", experiment_id=experiment_id, metric=metric, shown=shown, steps=every, step=chosen,
+        panels=panels, seed=first[shown[0]].seed, asked=step if step in named else "", missing=missing,
+        is_live=_is_live(trials), differ=_differ_in_data(request, experiment_id),
     )  # fmt: skip
 
 

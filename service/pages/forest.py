@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from service.compare.schemas import ArmRow, Comparison
 from service.text import short
 
-WIDTH = 240
+WIDTH = 200
 MARGIN = 8
 FLOORS_WITHIN = 0.5
 """Of the arms' own range: farther ones would leave the arms a corner of the picture."""

@@ -36,14 +36,17 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
     found = best.difference
     if found is None or found.mean is None or found.n < MIN_PAIRS:
         return "Too early to say", (
-            f"{found.n if found else 0} seeds in common with the baseline ({table.baseline}); {MIN_PAIRS} are needed."
+            f"It has {_count(found.n if found else 0, 'seed')} in common with the baseline ({table.baseline}); "
+            f"{MIN_PAIRS} are needed."
         )
     by = f"{abs(found.mean):.3g} {table.metric.unit if table.metric else ''}".strip()
     if found.verdict == "better":
         return "Yes", f"Better than the baseline ({table.baseline}) by {by}, {_p(found.p_holm)}."
     if found.verdict == "no difference shown":
         more = found.more_seeds
-        needed = f" About {more:,} more seeds would settle a difference of this size." if _few(more) else ""
+        needed = (
+            f" About {_count(more, 'more seed')} would settle a difference of this size." if more and _few(more) else ""
+        )
         return "Not shown", f"Ahead of the baseline ({table.baseline}) by {by}, {_p(found.p_holm)}.{needed}"
     return "No verdict", f"Ahead of the baseline ({table.baseline}) by {by}: {found.verdict.partition(':')[0]}."
 
@@ -53,12 +56,13 @@ def _for_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
     if not others:
         return "Nothing to compare", "There is one arm."
     worse = sum(row.difference.verdict == "worse" for row in others if row.difference)
-    counted = f"{worse} of the {len(others)} other arms {'is' if worse == 1 else 'are'} shown to be worse."
     if worse == len(others):
-        return "Yes", f"It is the baseline, and {counted}"
+        return "Yes", "It is the baseline, and every other arm is shown to be worse."
     if all(row.difference.n < MIN_PAIRS for row in others if row.difference):
         return "Too early to say", f"It is the baseline, and no arm has {MIN_PAIRS} seeds in common with it."
-    return "Not shown" if worse == 0 else "In part", f"It is the baseline, and {counted}"
+    if worse == 0:
+        return "Not shown", "It is the baseline, and no other arm is shown to be worse."
+    return "In part", f"It is the baseline, and {worse} of the {len(others)} other arms are shown to be worse."
 
 
 def _cautions(table: Comparison, best: ArmRow) -> list[str]:
@@ -72,6 +76,10 @@ def _cautions(table: Comparison, best: ArmRow) -> list[str]:
     if second and second.probe and not best.is_baseline and not second.is_baseline:
         told.append(f"Tested against the baseline, not against the second ({second.name}, {short(second.probe.mean)}).")
     return told
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _few(more: int | None) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from mlflow import MlflowClient
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
@@ -20,6 +21,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+SERIOUS = ("serious", "critical")
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +114,94 @@ def test_a_run_shows_its_curves_its_newest_picture_and_its_log(
     expect(page.locator("h1 + .state")).to_have_text("cancelled", timeout=30_000)
 
 
+def test_the_arms_are_seen_side_by_side(page: Page, service: Service, tiny_faces: Path, mlflow_server: str) -> None:
+    spec = cheap(tiny_faces, name="beside", factors={"mask_ratio": [0.7, 0.4]}, seeds=2)
+    experiment = Client(service.url).submit(spec).wait(poll_seconds=0.2)
+    mlflow = MlflowClient(mlflow_server)
+    for run in experiment.runs():
+        assert run.tracking_url
+        tracked = run.tracking_url.rpartition("/")[2]
+        for step in 1, 2, 3:
+            mlflow.log_metric(tracked, "loss/total", 4.0 / step, step=step)
+            mlflow.log_metric(tracked, "lr", 0.1, step=step)
+        for step in 2, 4:
+            # Two faces of 10 x 10 pixels in three columns, two pixels apart.
+            mlflow.log_image(tracked, Image.new("RGB", (34, 22), "teal"), f"pictures/step-{step:06d}.png")
+
+    page.goto(f"{service.url}/experiments/{experiment.id}")
+    expect(page.get_by_role("heading", name="Best arm").locator("..")).to_contain_text("mask_ratio=0.7")
+    expect(page.get_by_role("heading", name="Is the difference real?").locator("..")).to_contain_text("Too early")
+    expect(page.get_by_role("heading", name="Cost").locator("..")).to_contain_text("process-hours")
+    cell = page.get_by_role("link", name=re.compile("mask_ratio=0.4, seed 1: succeeded, 8"))
+    expect(cell).to_be_visible()
+
+    expect(page.get_by_role("img", name="loss/total over steps")).to_be_visible(timeout=15_000)
+    expect(page.locator("#curves polyline")).to_have_count(2)
+    page.get_by_role("link", name="lr", exact=True).click()
+    expect(page.get_by_role("img", name="lr over steps")).to_be_visible(timeout=15_000)
+    expect(page.locator("#pictures img")).to_have_count(2, timeout=15_000)
+    page.get_by_role("link", name="step 2").click()
+    picture = page.get_by_role("img", name="mask_ratio=0.4 at step 2")
+    picture.scroll_into_view_if_needed()
+    expect(picture).to_have_js_property("complete", True, timeout=15_000)
+    assert picture.evaluate("image => image.naturalWidth") == 46  # with the error
+
+    expect(page.get_by_role("img", name="lr over steps")).to_be_visible(timeout=15_000)
+
+    page.get_by_text("2 of 2 arms shown").click()
+    page.get_by_role("checkbox", name="mask_ratio=0.4").uncheck()
+    page.get_by_role("button", name="Show these").click()
+    expect(page.locator("#curves polyline")).to_have_count(1, timeout=15_000)
+
+
+def test_an_experiment_is_cancelled_by_keyboard(page: Page, service: Service, tiny_faces: Path) -> None:
+    experiment = Client(service.url).submit(cheap(tiny_faces, name="stopped", steps=1000, pause=0.1, seeds=1))
+    page.goto(f"{service.url}/experiments/{experiment.id}")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    while not page.evaluate("document.activeElement.id == 'cancel'"):
+        page.keyboard.press("Tab")
+    page.wait_for_timeout(3500)  # the page has renewed itself meanwhile
+    expect(page.locator("#cancel")).to_be_focused()
+    page.keyboard.press("Enter")
+    button = page.get_by_role("button", name="Cancel the experiment")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{service.url}/experiments/{experiment.id}")
+    expect(page.locator("h1 + .state")).to_have_text("cancelled", timeout=15_000)
+    expect(page.get_by_role("link", name="Cancel")).to_have_count(0)
+
+
+def test_axe_has_nothing_serious_to_say(browser: Browser, service: Service, tiny_faces: Path) -> None:
+    client = Client(service.url)
+    failing = cheap(tiny_faces, name="failing", seeds=1, factors={"contrastive.temperature": [0.2, 0.5, 0.7]})
+    ended = client.submit(failing).wait(poll_seconds=0.2)
+    going = client.submit(cheap(tiny_faces, name="going", steps=1000, pause=0.1, seeds=3))
+    paths = ["/", "/queue", "/login", "/experiments/e0000000000"]
+    paths += [f"/experiments/{ended.id}", f"/experiments/{going.id}", f"/experiments/{going.id}/cancel"]
+    paths += [f"/runs/{run.id}" for run in ended.runs()]
+    try:
+        axe = Axe()
+        for scheme in "light", "dark":
+            context = browser.new_context(color_scheme=scheme)
+            page = context.new_page()
+            for path in paths:
+                page.goto(service.url + path)
+                page.locator("#curves:not([hx-trigger=load])").or_(page.locator("main:not(:has(#curves))")).wait_for()
+                found = axe.run(page).response["violations"]
+                wrong = [(item["id"], item["nodes"][0]["html"]) for item in found if item["impact"] in SERIOUS]
+                assert wrong == [], (scheme, path)
+            context.close()
+    finally:
+        going.cancel()  # it holds the places that others wait for
+
+
 def test_it_fits_a_phone_and_follows_dark_mode(browser: Browser, service: Service, tiny_faces: Path) -> None:
     experiment = Client(service.url).submit(cheap(tiny_faces, name="small", seeds=1)).wait(poll_seconds=0.2)
     context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
     page = context.new_page()
-    for path in "/", f"/experiments/{experiment.id}", f"/runs/{experiment.runs()[0].id}":
+    for path in "/", "/queue", f"/experiments/{experiment.id}", f"/runs/{experiment.runs()[0].id}":
         page.goto(service.url + path)
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, path

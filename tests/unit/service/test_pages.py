@@ -1,0 +1,172 @@
+"""The pages without a browser: what they say, what they cost, and whom they obey."""
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from sqlalchemy import select, update
+
+from service.auth import COOKIE
+from service.compare.table import ArmTrials, TrialRow, compare
+from service.experiments.curves import _over_seeds
+from service.experiments.repository import TrackedTrial
+from service.pages.headline import headline
+from service.settings import Settings
+from service.tables import Experiment, Run, RunState, Scope
+from tests.unit.service.bench import counting_statements, result
+from tests.unit.service.test_api import Scene
+from trainer.records import Metric
+
+
+@pytest.fixture
+def scene(settings: Settings) -> Iterator[Scene]:
+    made = Scene(settings)
+    yield made
+    made.db.engine.dispose()
+
+
+# ---------------------------------------------------------------- the headline
+
+
+def arm(name: str, values: list[float | None], *, is_baseline: bool = False) -> ArmTrials:
+    trials = []
+    for seed, value in enumerate(values):
+        probe = Metric(name="probe/landmark_nme", value=value or 0.0, unit="%", higher_is_better=False)
+        found = result(None, probe=probe) if value is not None else None
+        state = RunState.RUNNING if value is None else RunState.SUCCEEDED
+        trials.append(TrialRow(seed, f"r{seed}", state, "", found, 3600.0, 0, None))
+    return ArmTrials(name, {"mask_ratio": name}, is_baseline, trials)
+
+
+@pytest.mark.parametrize(
+    ("others", "best", "answer", "why"),
+    [
+        ([[8.0, 8.1, 7.8, 8.0]], "arm0", "Yes", "by 2.03 %, p = 4.1e-06"),
+        ([[9.8, 10.2, 9.7, 10.2]], "arm0", "Not shown", "more seeds would settle"),
+        ([[8.0, None, None, None]], "arm0", "Too early to say", "has 1 seed in common"),
+        ([[12.0, 12.1, 11.8, 12.1]], "base", "Yes", "every other arm is shown to be worse"),
+        ([[12.0, 12.1, 11.8, 12.1], [10.1, 10.0, 10.1, 10.0]], "base", "In part", "1 of the 2 other arms"),
+        ([[None] * 4], "base", "Too early to say", "no arm has 3 seeds"),
+    ],
+)
+def test_the_headline_says_what_the_comparison_says(
+    others: list[list[float | None]], best: str, answer: str, why: str
+) -> None:
+    arms = [arm("base", [10.0, 10.1, 9.9, 10.0], is_baseline=True)]
+    arms += [arm(f"arm{number}", values) for number, values in enumerate(others)]
+    found = headline(compare("e1", "x", arms, datetime.now(UTC)))
+    assert found.best
+    assert (found.best.name, found.answer) == (best, answer)
+    assert why in found.why
+
+
+def test_without_a_finished_run_the_headline_names_no_arm() -> None:
+    found = headline(compare("e1", "x", [arm("base", [None], is_baseline=True)], datetime.now(UTC)))
+    assert found.best is None
+    assert found.why == "No run has finished yet."
+
+
+# ---------------------------------------------------------------- curves
+
+
+def test_a_curve_is_the_mean_of_the_seeds_that_have_got_so_far() -> None:
+    trial = TrackedTrial(0, "arm", True, 0, "r0", RunState.RUNNING, 3, "m0")
+    found = _over_seeds(trial, [[(1, 4.0), (3, 2.0)], [(1, 2.0), (2, math.nan), (3, 1.0), (5, 0.5)]])
+    assert found.steps == [1, 3, 5]
+    assert found.mean == [3.0, 1.5, 0.5]
+    assert (found.low, found.high, found.seeds) == ([2.0, 1.0, 0.5], [4.0, 2.0, 0.5], [2, 2, 1])
+
+
+# ---------------------------------------------------------------- cost
+
+
+def test_500_runs_cost_no_more_statements_than_two(scene: Scene, spec: dict[str, Any]) -> None:
+    ratios = [round(0.3 + 0.005 * n, 4) for n in range(100)]
+    made = {}
+    for name, changes in ("small", {"factors": {}, "seeds": 2}), ("large", {"factors": {"mask_ratio": ratios}}):
+        body = spec | {"seeds": 5, "name": name} | changes
+        made[name] = scene.http.post("/v1/experiments", json=body).json()["id"]
+    found = result(None).model_dump(mode="json")
+    with scene.db.write() as session:
+        session.execute(update(Run).values(state=RunState.SUCCEEDED, step=10, result=found))
+        session.execute(update(Run).where(Run.id.endswith("0")).values(state=RunState.QUEUED, step=5, result=None))
+    for path in "", "/curves", "/pictures", "/cancel":
+        counts = {}
+        for name, experiment_id in made.items():
+            with counting_statements(scene.db.engine) as statements:
+                answer = scene.http.get(f"/experiments/{experiment_id}{path}")
+            assert answer.status_code == 200
+            counts[name] = len(statements)
+        assert counts["small"] == counts["large"] <= 12, path
+    for path in "/", "/queue":
+        with counting_statements(scene.db.engine) as statements:
+            assert scene.http.get(path).status_code == 200
+        assert len(statements) <= 6, path
+
+
+def test_the_cost_to_the_end_is_at_the_speed_so_far(scene: Scene, spec: dict[str, Any]) -> None:
+    body = scene.http.post("/v1/experiments", json=spec).json()
+    assert body["gpu_hours_left"] is None
+    with scene.db.write() as session:
+        run = session.scalars(select(Run).order_by(Run.id)).first()
+        run.state, run.step, run.process_seconds = RunState.RUNNING, 5, 3600.0
+    found = scene.http.get(f"/v1/experiments/{body['id']}").json()
+    # 5 of 10 steps took an hour: 5 more here, 10 in each of the three others.
+    assert (found["gpu_hours"], found["gpu_hours_left"]) == (1.0, 7.0)
+    scene.finish()
+    assert scene.http.get(f"/v1/experiments/{body['id']}").json()["gpu_hours_left"] == 0
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def test_the_queue_is_in_the_order_in_which_places_are_given_out(scene: Scene, spec: dict[str, Any]) -> None:
+    low = scene.http.post("/v1/experiments", json=spec | {"name": "low"}).json()["id"]
+    urgent = spec | {"name": "urgent", "share": False, "placement": {"priority": 5}, "seeds": 1}
+    high = scene.http.post("/v1/experiments?project=other", json=urgent).json()["id"]
+    with scene.db.write() as session:
+        first = session.scalars(select(Run).where(Run.home_id == low).order_by(Run.id)).first()
+        first.admitted, first.state = True, RunState.RUNNING
+    queue = scene.http.get("/v1/queue").json()
+    assert [run["run_id"] for run in queue["in_flight"]] == [first.id]
+    assert [run["experiment_id"] for run in queue["waiting"]] == [high, high, low, low, low]
+    assert [run["position"] for run in queue["waiting"]] == [1, 2, 3, 4, 5]
+    # Who sees one project only still learns how many are before them.
+    mine = scene.http.get("/v1/queue?project=default").json()
+    assert [run["position"] for run in mine["waiting"]] == [3, 4, 5]
+
+
+# ---------------------------------------------------------------- actions
+
+
+def test_forms_obey_whom_the_api_obeys_and_no_other_site(tmp_path: Any, spec: dict[str, Any]) -> None:
+    scene = Scene(Settings(work_dir=tmp_path, token=SecretStr("first")))
+    admin = {"Authorization": "Bearer first"}
+    made = {
+        scope: scene.http.post("/v1/tokens", json={"name": scope, "scope": scope}, headers=admin) for scope in Scope
+    }
+    secrets = {scope: answer.json()["secret"] for scope, answer in made.items()}
+    experiment_id = scene.http.post("/v1/experiments", json=spec, headers=admin).json()["id"]
+    page, ours = f"/experiments/{experiment_id}", {"Origin": "http://testserver"}
+
+    def browser(scope: Scope) -> TestClient:
+        return TestClient(scene.app, cookies={COOKIE: secrets[scope]}, follow_redirects=False)
+
+    reader, submitter = browser(Scope.READ), browser(Scope.SUBMIT)
+    assert "/cancel" not in reader.get(page).text
+    assert reader.get(f"{page}/cancel").status_code == 403
+    assert reader.post(f"{page}/cancel", headers=ours).status_code == 403
+    assert f'href="{page}/cancel"' in submitter.get(page).text
+    for origin in {}, {"Origin": "null"}, {"Origin": "https://elsewhere.org"}:
+        assert submitter.post(f"{page}/cancel", headers=origin).status_code == 403
+    with scene.db.read() as session:
+        assert session.get(Experiment, experiment_id).cancelled_at is None
+    answer = submitter.post(f"{page}/cancel", headers=ours)
+    assert (answer.status_code, answer.headers["location"]) == (303, page)
+    with scene.db.read() as session:
+        assert session.get(Experiment, experiment_id).cancelled_at
+    assert submitter.post(f"{page}/retry", headers=ours).status_code == 409

@@ -99,7 +99,7 @@ def get_experiment(request: Request, experiment_id: str) -> ExperimentDetail:
 
 @router.get("/{experiment_id}/curves", responses=responses(NotFound, Unavailable))
 def get_curves(
-    request: Request, experiment_id: str, name: str, arm: Annotated[list[str] | None, Query()] = None
+    request: Request, experiment_id: str, name: str = "loss/total", arm: Annotated[list[str] | None, Query()] = None
 ) -> ArmCurves:
     """One metric of every arm, or of those named: mean over the seeds and their range, at most 120 points an arm."""
     state = request.app.state

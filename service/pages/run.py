@@ -54,14 +54,10 @@ def picture(request: Request, run_id: str) -> Response:
 
 
 @router.get("/picture.png")
-def picture_png(request: Request, run_id: str, v: Annotated[str, Query()] = "") -> Response:
-    """`v` names the picture's content, so that a browser keeps what it has."""
-    png = runs.picture(request.app.state.db, request.app.state.tracker, run_id)
-    return Response(with_errors(png), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
-
-
-@router.get("/pictures/{step}.png")
-def picture_of_step(request: Request, run_id: str, step: int) -> Response:
+def picture_png(
+    request: Request, run_id: str, v: str = "", step: Annotated[int | None, Query(ge=0)] = None
+) -> Response:
+    """Of a step, or the newest one: then `v` names its content, so that a browser keeps what it has."""
     png = runs.picture(request.app.state.db, request.app.state.tracker, run_id, step)
     return Response(with_errors(png), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 

@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from service.compare.publish import publish
 from service.compare.service import comparison_of
 from service.db import Database
 from service.experiments import service as experiments
+from service.experiments.curves import Curves
+from service.experiments.repository import TrackedTrial
 from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
 from service.settings import Settings
-from service.tables import Experiment
+from service.tables import Experiment, RunState
 from service.telemetry import Telemetry
 from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingGone
 from tests.unit.service.bench import Bench, Killed
@@ -252,3 +255,28 @@ def test_after_a_failure_mlflow_is_left_alone_for_a_moment() -> None:
     with pytest.raises(TrackingAway, match=r"MLflow at http://127.0.0.1:9 does not answer"):
         tracker.ping()
     assert tracker.is_away
+
+
+def test_curves_ask_once_for_a_hundred_runs_and_never_again_for_one_that_has_succeeded(mlflow_server: str) -> None:
+    asked: list[int] = []
+
+    class Counting(Tracker):
+        def sampled(self, run_ids: Sequence[str], name: str, points: int) -> dict[str, list[tuple[int, float]]]:
+            asked.append(len(run_ids))
+            return super().sampled(run_ids, name, points)
+
+    client = MlflowClient(mlflow_server)
+    tracking_id = client.create_experiment("many")
+    ids = [client.create_run(tracking_id).info.run_id for _ in range(101)]
+    client.log_batch(ids[0], metrics=[Metric("loss/total", 1 / step, step, step) for step in range(1, 1001)])
+    client.log_metric(ids[-1], "loss/total", 3.0, step=1)
+    trials = [TrackedTrial(0, "arm", True, n, f"r{n}", RunState.SUCCEEDED, 9, id) for n, id in enumerate(ids)]
+    trials[-1] = replace(trials[-1], state=RunState.RUNNING)
+    curves = Curves(Counting(mlflow_server, timeout_seconds=20))
+    [curve] = curves.of(trials, "loss/total")
+    assert asked == [100, 1]
+    assert (curve.steps[0], curve.low[0], curve.high[0], curve.seeds[0]) == (1, 1.0, 3.0, 2)
+    assert curve.steps[-1] == 1000
+    assert len(curve.steps) <= 120
+    assert curves.of(trials, "loss/total") == [curve]
+    assert asked == [100, 1, 1]

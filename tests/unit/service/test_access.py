@@ -29,6 +29,9 @@ MORE_THAN_READ = {
     ("POST", "/v1/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
     ("POST", "/v1/experiments/{experiment_id}/retry"): Scope.SUBMIT,
     ("POST", "/v1/experiments/{experiment_id}/extend"): Scope.SUBMIT,
+    ("GET", "/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
+    ("POST", "/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
+    ("POST", "/experiments/{experiment_id}/retry"): Scope.SUBMIT,
     ("GET", "/v1/tokens"): Scope.ADMIN,
     ("POST", "/v1/tokens"): Scope.ADMIN,
     ("DELETE", "/v1/tokens/{token_id}"): Scope.ADMIN,
@@ -52,7 +55,9 @@ class Guarded(Scene):
         ]
 
     def ask(self, secret: str, method: str, path: str, **options: Any) -> Any:
-        return self.http.request(method, path, headers={"Authorization": f"Bearer {secret}"}, **options)
+        # As a browser that is on a page of the service's own.
+        headers = {"Authorization": f"Bearer {secret}", "Origin": "http://testserver"}
+        return self.http.request(method, path, headers=headers, **options)
 
     def get(self, secret: str, path: str) -> Any:
         answer = self.ask(secret, "GET", path)

@@ -123,9 +123,9 @@ def test_a_scope_opens_what_it_says_and_no_more(guarded: Guarded, has: Scope) ->
         assert (answer.status_code != 403) == has.includes(asks), (method, path, answer.text)
         assert answer.status_code != 401
         if answer.status_code == 403:
-            assert answer.json()["error"] == "forbidden"
-            assert f"asks for the scope {asks}" in answer.json()["detail"]
-            assert f"has {has}" in answer.json()["detail"]
+            assert f"asks for the scope {asks}" in answer.text
+            assert f"has {has}" in answer.text
+            assert not path.startswith("/v1") or answer.json()["error"] == "forbidden"
 
 
 # ---------------------------------------------------------------- projects

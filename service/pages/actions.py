@@ -1,14 +1,17 @@
 """What a person may do to an experiment on its page: the API's actions as forms, for the same tokens."""
 
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.auth import Require
-from service.errors import Forbidden
+from service.auth import Require, Submitter
+from service.errors import Forbidden, UnreadableBody
+from service.experiments import extend as extending
 from service.experiments import service as experiments
+from service.experiments.extend import Extension
+from service.experiments.shelf import Shelf
 from service.pages.render import PageRoute, page
 from service.tables import Scope
 
@@ -24,6 +27,7 @@ router = APIRouter(
     route_class=PageRoute, prefix="/experiments/{experiment_id}", include_in_schema=False,
     dependencies=[Depends(Require(Scope.SUBMIT))],
 )  # fmt: skip
+MAX_FORM_BYTES = 4096
 FORM = [Depends(from_our_own_page)]
 
 
@@ -42,6 +46,35 @@ def cancel(request: Request, experiment_id: str) -> Response:
 @router.post("/retry", dependencies=FORM)
 def retry(request: Request, experiment_id: str) -> Response:
     experiments.retry(request.app.state.db, request.app.state.settings, experiment_id)
+    return _back(request, experiment_id)
+
+
+@router.get("/extend")
+def ask_for_seeds(request: Request, experiment_id: str) -> Response:
+    state = request.app.state
+    found = experiments.show(state.db, state.settings, experiment_id)
+    return page("extend.html", experiment=found, seeds=max(len(arm.trials) for arm in found.arms))
+
+
+async def wanted_seeds(request: Request) -> Extension:
+    """The form's one field. Raises UnreadableBody."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            break
+    text = parse_qs(body[:MAX_FORM_BYTES].decode("utf-8", "replace")).get("seeds", [""])[-1]
+    if not text.isascii() or not text.isdigit():
+        raise UnreadableBody(f"{text!r} cannot be read as a number of seeds. Go back, and give one.")
+    return Extension(seeds=int(text))
+
+
+@router.post("/extend", dependencies=FORM)
+def extend(
+    request: Request, experiment_id: str, principal: Submitter, more: Annotated[Extension, Depends(wanted_seeds)]
+) -> Response:
+    state = request.app.state
+    extending.extend(state.db, experiment_id, more, Shelf(state.db, state.settings, principal.project), state.pools)
     return _back(request, experiment_id)
 
 

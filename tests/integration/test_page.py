@@ -180,6 +180,7 @@ def test_axe_has_nothing_serious_to_say(browser: Browser, service: Service, tiny
     going = client.submit(cheap(tiny_faces, name="going", steps=1000, pause=0.1, seeds=3))
     paths = ["/", "/queue", "/login", "/experiments/e0000000000"]
     paths += [f"/experiments/{ended.id}", f"/experiments/{going.id}", f"/experiments/{going.id}/cancel"]
+    paths += [f"/experiments/{going.id}/extend"]
     paths += [f"/runs/{run.id}" for run in ended.runs()]
     try:
         axe = Axe()

@@ -32,6 +32,8 @@ MORE_THAN_READ = {
     ("GET", "/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
     ("POST", "/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
     ("POST", "/experiments/{experiment_id}/retry"): Scope.SUBMIT,
+    ("GET", "/experiments/{experiment_id}/extend"): Scope.SUBMIT,
+    ("POST", "/experiments/{experiment_id}/extend"): Scope.SUBMIT,
     ("GET", "/v1/tokens"): Scope.ADMIN,
     ("POST", "/v1/tokens"): Scope.ADMIN,
     ("DELETE", "/v1/tokens/{token_id}"): Scope.ADMIN,

@@ -94,7 +94,7 @@ def test_500_runs_cost_no_more_statements_than_two(scene: Scene, spec: dict[str,
     with scene.db.write() as session:
         session.execute(update(Run).values(state=RunState.SUCCEEDED, step=10, result=found))
         session.execute(update(Run).where(Run.id.endswith("0")).values(state=RunState.QUEUED, step=5, result=None))
-    for path in "", "/curves", "/pictures", "/cancel":
+    for path in "", "/curves", "/pictures", "/cancel", "/extend":
         counts = {}
         for name, experiment_id in made.items():
             with counting_statements(scene.db.engine) as statements:
@@ -165,6 +165,11 @@ def test_forms_obey_whom_the_api_obeys_and_no_other_site(tmp_path: Any, spec: di
         assert submitter.post(f"{page}/cancel", headers=origin).status_code == 403
     with scene.db.read() as session:
         assert session.get(Experiment, experiment_id).cancelled_at is None
+    assert 'min="3"' in submitter.get(f"{page}/extend").text
+    assert submitter.post(f"{page}/extend", headers=ours, data={"seeds": "many"}).status_code == 422
+    answer = submitter.post(f"{page}/extend", headers=ours, data={"seeds": "3"})
+    assert (answer.status_code, answer.headers["location"]) == (303, page)
+    assert scene.http.get(f"/v1/experiments/{experiment_id}", headers=admin).json()["num_runs"] == 6
     answer = submitter.post(f"{page}/cancel", headers=ours)
     assert (answer.status_code, answer.headers["location"]) == (303, page)
     with scene.db.read() as session:

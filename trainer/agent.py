@@ -105,8 +105,8 @@ def main() -> int:
     # As process 1 of a container it gets no default handler; the agent sets the same one, but only once it runs.
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_watch, name="silence", daemon=True).start()
-    # Nor does it wait for longer where a store has taken a question.
     os.environ["PET_RDZV_BACKEND"] = BACKEND
+    # Nor is an answer waited for longer that a store owes which still has its connection.
     told = os.environ.get("PET_RDZV_CONF")
     os.environ["PET_RDZV_CONF"] = ",".join(filter(None, [told, f"read_timeout={SILENT_SECONDS}"]))
     endpoint = os.environ["PET_RDZV_ENDPOINT"]

@@ -1,13 +1,14 @@
 """Curves of an experiment's arms: one metric, the mean over an arm's seeds and their range.
 
-MLflow is asked for a hundred runs at a time, thinned to what a chart can show, and for a succeeded run once: nothing
-is added to it any more.
+MLflow is asked for a hundred runs at a time, thinned to what a chart can show, and once for a run that has succeeded
+some time ago: nothing is added to it any more.
 """
 
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -23,6 +24,8 @@ MAX_POINTS = 120
 """Of one curve."""
 MAX_KEPT = 2000
 """Histories; 120 points are about 15 kB."""
+LATE = timedelta(minutes=10)
+"""After its end a trainer still sends what MLflow has not taken (trainer/conclude.py)."""
 BUDGET_SECONDS = 4.0
 """For MLflow in one answer; what is not told until then is left out, and comes with the next one."""
 
@@ -59,10 +62,10 @@ class Curves:
 
     def _histories(self, trials: Sequence[TrackedTrial], metric: str) -> dict[str, History]:
         """By MLflow run."""
-        states = {trial.tracking_run_id: trial.state for trial in trials if trial.tracking_run_id}
+        by_id = {trial.tracking_run_id: trial for trial in trials if trial.tracking_run_id}
         with self._lock:
-            found = {id: self._kept[id, metric] for id in states if (id, metric) in self._kept}
-        missing = [id for id in states if id not in found]
+            found = {id: self._kept[id, metric] for id in by_id if (id, metric) in self._kept}
+        missing = [id for id in by_id if id not in found]
         deadline = time.monotonic() + BUDGET_SECONDS
         for start in range(0, len(missing) if self._tracker else 0, MAX_RUNS):
             if time.monotonic() > deadline:
@@ -71,7 +74,7 @@ class Curves:
             asked = missing[start : start + MAX_RUNS]
             told = self._tracker.sampled(asked, metric, MAX_POINTS)
             found |= told
-            self._keep({(id, metric): told.get(id, []) for id in asked if states[id] is RunState.SUCCEEDED})
+            self._keep({(id, metric): told.get(id, []) for id in asked if _is_complete(by_id[id])})
         return found
 
     def _keep(self, told: dict[tuple[str, str], History]) -> None:
@@ -85,6 +88,11 @@ def tracked_trials(session: Session, experiment_id: str, arms: Collection[int] |
     """Of the arms at these positions, or of all. Raises NotFound."""
     experiments.get(session, experiment_id)
     return repository.tracked_trials(session, experiment_id, arms)
+
+
+def _is_complete(trial: TrackedTrial) -> bool:
+    late = trial.ended_at is None or datetime.now(UTC) - trial.ended_at < LATE
+    return trial.state is RunState.SUCCEEDED and not late
 
 
 def _over_seeds(trial: TrackedTrial, histories: Sequence[History]) -> ArmCurve:

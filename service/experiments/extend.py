@@ -12,7 +12,7 @@ from k8s.pools import Pool
 from service.db import Database
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import repository, service
-from service.tables import Arm
+from service.tables import Arm, Experiment
 from trainer.resolve import Resolved
 from trainer.sources import Library
 from trainer.spec import ExperimentSpec, Problem
@@ -39,7 +39,9 @@ def extend(
     """
     for attempt in range(service.CONCURRENT_WRITES):
         with db.read() as session:
-            before = service.get(session, experiment_id).spec
+            experiment = service.get(session, experiment_id)
+            _refuse_cancelled(experiment)
+            before = experiment.spec
         resolved = service.check(extended(before, more), library, pools)
         try:
             if _write(db, experiment_id, before, resolved):
@@ -82,11 +84,7 @@ def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved
     spec = resolved.spec
     with db.write() as session:
         experiment = service.get(session, experiment_id, lock=True)
-        if experiment.cancelled_at:
-            raise NotExtendable(
-                f"Experiment {experiment_id} was cancelled. Submit it again with what it shall have: what has finished "
-                "is shared and costs nothing."
-            )
+        _refuse_cancelled(experiment)
         if experiment.spec != before:
             return False
         found, rows = repository.arms_and_trials(session, experiment_id)
@@ -124,6 +122,15 @@ def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved
             service.add_trials(session, experiment, new, resolved)
             experiment.published, experiment.next_check_at = False, datetime.now(UTC)
     return True
+
+
+def _refuse_cancelled(experiment: Experiment) -> None:
+    """Before anything is read, and again once nobody else can cancel it."""
+    if experiment.cancelled_at:
+        raise NotExtendable(
+            f"Experiment {experiment.id} was cancelled. Submit it again with what it shall have: what has finished is "
+            "shared and costs nothing."
+        )
 
 
 def _names(factors: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ class TrackedTrial:
     state: RunState
     step: int
     tracking_run_id: str | None
+    ended_at: datetime | None
 
 
 def by_key(session: Session, project: str, key: str) -> Experiment | None:
@@ -116,7 +117,8 @@ def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm]
 def tracked_trials(session: Session, experiment_id: str, arms: Collection[int] | None) -> list[TrackedTrial]:
     query = (
         select(
-            Arm.position, Arm.name, Arm.is_baseline, Trial.seed, Run.id, Run.state, Run.step, Run.tracking_run_id
+            Arm.position, Arm.name, Arm.is_baseline, Trial.seed, Run.id, Run.state, Run.step, Run.tracking_run_id,
+            Run.ended_at,
         )
         .join(Trial, Trial.arm_id == Arm.id)
         .join(Run, Run.id == Trial.run_id)

@@ -74,7 +74,7 @@ def test_without_a_finished_run_the_headline_names_no_arm() -> None:
 
 
 def test_a_curve_is_the_mean_of_the_seeds_that_have_got_so_far() -> None:
-    trial = TrackedTrial(0, "arm", True, 0, "r0", RunState.RUNNING, 3, "m0")
+    trial = TrackedTrial(0, "arm", True, 0, "r0", RunState.RUNNING, 3, "m0", None)
     found = _over_seeds(trial, [[(1, 4.0), (3, 2.0)], [(1, 2.0), (2, math.nan), (3, 1.0), (5, 0.5)]])
     assert found.steps == [1, 3, 5]
     assert found.mean == [3.0, 1.5, 0.5]

@@ -290,7 +290,7 @@ def test_a_node_that_silently_goes_while_workers_start_is_noticed_too(tiny_faces
         wait_until(lambda: newest_copy(folder, run) > 0, one, folder / "log")
         with torchrun(run, folder, **node) as other:
             lost = psutil.Process(other.pid)
-            wait_until(lambda: bool(lost.children()), other, folder / "log")
+            wait_until(lambda: bool(workers_of(other)), other, folder / "log")
             for process in [lost, *lost.children(recursive=True)]:
                 process.suspend()
             wait_until(lambda: world_sizes(folder) == [1, 1], one, folder / "log")
@@ -300,8 +300,18 @@ def test_a_node_that_silently_goes_while_workers_start_is_noticed_too(tiny_faces
 
 def group_rank(agent: "subprocess.Popen[bytes]") -> str:
     """Which node of its group an agent is now."""
-    [worker] = psutil.Process(agent.pid).children()
+    [worker] = workers_of(agent)
     return worker.environ()["GROUP_RANK"]
+
+
+def workers_of(agent: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """Not every child is one: libraries start others for a moment while they load."""
+    found = []
+    for child in psutil.Process(agent.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "GROUP_RANK" in child.environ():
+                found.append(child)
+    return found
 
 
 @contextmanager

@@ -104,5 +104,5 @@ def wait_until(
     deadline = time.monotonic() + seconds
     while not holds():
         assert agent.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.01)

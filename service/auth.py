@@ -8,6 +8,7 @@ the experiments of that project and the runs they use, everything else is not th
 import hmac
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -19,6 +20,7 @@ from service.runs import service as runs
 from service.tables import Scope, Token
 
 COOKIE = "mcf_token"
+ONLY_LOOKS = ("GET", "HEAD", "OPTIONS")
 
 BEARER = HTTPBearer(auto_error=False, description="A token from `mcf token create`, or the service's MCF_TOKEN.")
 
@@ -79,6 +81,7 @@ class Require:
         # A route may demand more than its router does; who asks is looked up once.
         principal: Principal | None = getattr(request.state, "principal", None)
         if principal is None:
+            _refuse_other_sites(request)
             secret = bearer.credentials if bearer else request.cookies.get(COOKIE, "")
             principal = principal_of(request.app.state, secret)
             _refuse_what_is_not_there_for(principal, request)
@@ -94,6 +97,16 @@ class Require:
 Reader = Annotated[Principal, Depends(Require(Scope.READ))]
 Submitter = Annotated[Principal, Depends(Require(Scope.SUBMIT))]
 Admin = Annotated[Principal, Depends(Require(Scope.ADMIN))]
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """What the page of another site makes a browser send: a service without tokens would take it from everybody."""
+    origin = request.headers.get("origin")
+    if request.method in ONLY_LOOKS or origin is None:
+        return
+    # The host alone: behind an ingress that ends TLS the scheme is another one here than in the browser.
+    if urlsplit(origin).netloc != request.headers.get("host"):
+        raise Forbidden(f"This was sent by a page of {origin}, and is taken from this service's own pages only.")
 
 
 def _refuse_what_is_not_there_for(principal: Principal, request: Request) -> None:

@@ -339,3 +339,17 @@ def test_without_a_first_token_everybody_on_this_machine_is_admin(settings: Sett
     assert http.get("/v1/whoami", headers={"Authorization": "Bearer of-another-service"}).status_code == 200
     assert http.post("/v1/experiments", json=spec).json()["project"] == "default"
     assert http.post("/v1/tokens", json={"name": "for later", "scope": "read"}).status_code == 201
+
+
+def test_without_a_token_no_other_site_s_page_can_act_through_a_browser(
+    settings: Settings, spec: dict[str, Any]
+) -> None:
+    http = Scene(settings).http
+    id = http.post("/v1/experiments", json=spec).json()["id"]
+    # What a form of any page can send; it needs no body and asks for no leave.
+    for path in f"/v1/experiments/{id}/cancel", f"/experiments/{id}/cancel":
+        refused = http.post(path, headers={"Origin": "https://elsewhere.org"})
+        assert refused.status_code == 403
+        assert "https://elsewhere.org" in refused.text
+    assert http.get(f"/v1/experiments/{id}").json()["state"] == "queued"
+    assert http.post(f"/v1/experiments/{id}/cancel", headers={"Origin": "http://testserver"}).status_code == 200

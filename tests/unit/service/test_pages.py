@@ -161,8 +161,8 @@ def test_forms_obey_whom_the_api_obeys_and_no_other_site(tmp_path: Any, spec: di
     assert reader.get(f"{page}/cancel").status_code == 403
     assert reader.post(f"{page}/cancel", headers=ours).status_code == 403
     assert f'href="{page}/cancel"' in submitter.get(page).text
-    for origin in {}, {"Origin": "null"}, {"Origin": "https://elsewhere.org"}:
-        assert submitter.post(f"{page}/cancel", headers=origin).status_code == 403
+    for origin in "null", "https://elsewhere.org":
+        assert submitter.post(f"{page}/cancel", headers={"Origin": origin}).status_code == 403
     with scene.db.read() as session:
         assert session.get(Experiment, experiment_id).cancelled_at is None
     assert 'min="3"' in submitter.get(f"{page}/extend").text

@@ -38,15 +38,18 @@ SILENT_SECONDS = 10
 
 
 def meet(
-    run: Callable[[], object], *, patience: float = PATIENCE_SECONDS, settled: float = SETTLED_SECONDS,
-    pause: float = PAUSE_SECONDS,
+    find: Callable[[], object], run: Callable[[], object], *, patience: float = PATIENCE_SECONDS,
+    settled: float = SETTLED_SECONDS, pause: float = PAUSE_SECONDS,
 ) -> None:  # fmt: skip
-    """Run an agent to its end, again whenever it has lost its rendezvous.
+    """Find the rendezvous and run an agent to its end, again whenever it has lost it.
 
-    Raises what the agent raises; a loss only when none has lived for `settled` seconds since `patience` seconds ago.
+    Raises what finding raises, and what the agent raises; a loss only when none has lived for `settled` seconds since
+    `patience` seconds ago.
     """
     lost_at: float | None = None
     while True:
+        # Its patience is its own: who has long looked in vain has not lived.
+        find()
         began = time.monotonic()
         try:
             run()
@@ -110,12 +113,7 @@ def main() -> int:
     told = os.environ.get("PET_RDZV_CONF")
     os.environ["PET_RDZV_CONF"] = ",".join(filter(None, [told, f"read_timeout={SILENT_SECONDS}"]))
     endpoint = os.environ["PET_RDZV_ENDPOINT"]
-
-    def run() -> None:
-        find_store(endpoint)
-        torchrun()
-
-    meet(run)
+    meet(lambda: find_store(endpoint), torchrun)
     return 0
 
 

@@ -6,6 +6,7 @@ from sqlalchemy import select
 
 from service.compare import encoders, figures, paper, report
 from service.compare.latex import latex
+from service.compare.note import note
 from service.compare.plot import svg
 from service.compare.service import report_of
 from service.db import Database
@@ -45,6 +46,7 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
         **{f"figures/{name}.svg": text for name, text in drawn.items()},
     }
     tracker.write(parent.run_id, files)
+    tracker.describe(parent, note(comparison, encoders.model_name(experiment)))
     encoders.register(tracker, experiment, comparison, [(run, arm, seed) for run, arm, seed in rows])
     states = {run.state for run, _, _ in rows}
     state = RunState.FAILED if RunState.FAILED in states else RunState.SUCCEEDED

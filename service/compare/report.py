@@ -14,8 +14,8 @@ def markdown(table: Comparison) -> str:
     metric = f"{table.metric.name} ({table.metric.unit})" if table.metric else "probe"
     header = ["rank", "arm", "n", metric, "sd", "95 % interval", "difference to baseline", "p (Holm)", "verdict"]
     header += ["floors: pixels / random", "above floors", *sanity, "images seen", "GPU-hours", "restarts", "processes"]
-    lines = [f"# {table.name} ({table.experiment_id})", "", _line(header), _line(["---"] * len(header))]
-    lines += [_line(_markdown_row(row, sanity)) for row in table.arms]
+    lines = [f"# {table.name} ({table.experiment_id})", "", line(header), line(["---"] * len(header))]
+    lines += [line(_markdown_row(row, sanity)) for row in table.arms]
     lines += ["", *(f"* {word}" for word in table.words)]
     if len(table.factors) > 1:
         lines += ["", "Factors, in the mean over the others:", "", *_factors(table.factors)]
@@ -23,9 +23,9 @@ def markdown(table: Comparison) -> str:
         lines += ["", f"{pair.factor} with {pair.other}:", "", *_interaction(pair)]
     missing = [(row.name, run) for row in table.arms for run in row.missing]
     if missing:
-        lines += ["", "Missing runs:", "", _line(["arm", "seed", "run", "state", "reason"]), _line(["---"] * 5)]
+        lines += ["", "Missing runs:", "", line(["arm", "seed", "run", "state", "reason"]), line(["---"] * 5)]
         lines += [
-            _line([arm, str(run.seed), run.run_id, run.state.value, _first_line(run.reason)]) for arm, run in missing
+            line([arm, str(run.seed), run.run_id, run.state.value, _first_line(run.reason)]) for arm, run in missing
         ]
     return "\n".join(lines) + "\n"
 
@@ -44,23 +44,23 @@ def comma_separated(table: Comparison) -> str:
 
 def _factors(factors: Sequence[Factor]) -> list[str]:
     header = ["factor", "level", "n", "mean", "95 % interval", "to the baseline's level", "p (Holm)", "verdict"]
-    lines = [_line(header), _line(["---"] * len(header))]
+    lines = [line(header), line(["---"] * len(header))]
     for factor in factors:
         for level in factor.levels:
             mean, effect = level.estimate, level.effect
-            versus = [_signed(effect), _number(effect.p_holm), effect.verdict] if effect else ["baseline", "", ""]
-            lines.append(_line([factor.name, level.level, str(mean.n), _number(mean.mean), _interval(mean), *versus]))
+            versus = [signed(effect), number(effect.p_holm), effect.verdict] if effect else ["baseline", "", ""]
+            lines.append(line([factor.name, level.level, str(mean.n), number(mean.mean), interval(mean), *versus]))
     return lines
 
 
 def _interaction(pair: Interaction) -> list[str]:
     header = [pair.factor, pair.other, "n", "mean", "95 % interval", "difference of differences", "p (Holm)", "verdict"]
     contrasts = {(contrast.level, contrast.other_level): contrast for contrast in pair.contrasts}
-    lines = [_line(header), _line(["---"] * len(header))]
+    lines = [line(header), line(["---"] * len(header))]
     for cell in pair.cells:
         mean, contrast = cell.estimate, contrasts.get((cell.level, cell.other_level))
-        versus = [_signed(contrast), _number(contrast.p_holm), contrast.verdict] if contrast else ["", "", ""]
-        lines.append(_line([cell.level, cell.other_level, str(mean.n), _number(mean.mean), _interval(mean), *versus]))
+        versus = [signed(contrast), number(contrast.p_holm), contrast.verdict] if contrast else ["", "", ""]
+        lines.append(line([cell.level, cell.other_level, str(mean.n), number(mean.mean), interval(mean), *versus]))
     return lines
 
 
@@ -70,22 +70,22 @@ def _markdown_row(row: ArmRow, sanity: Sequence[str]) -> list[str]:
     if row.is_baseline:
         versus = ["baseline", "", ""]
     elif difference:
-        versus = [_signed(difference), _number(difference.p_holm), difference.verdict]
+        versus = [signed(difference), number(difference.p_holm), difference.verdict]
     else:
         versus = ["", "", ""]
     return [
         str(row.rank or ""),
         row.name,
         f"{row.seeds - len(row.missing)} of {row.seeds}{missing}",
-        _number(probe.mean) if probe else "",
-        _number(probe.sd) if probe else "",
-        _interval(probe) if probe else "",
+        number(probe.mean) if probe else "",
+        number(probe.sd) if probe else "",
+        interval(probe) if probe else "",
         *versus,
-        f"{_number(floors.pixels)} / {_number(floors.random_encoder)}" if floors else "",
+        f"{number(floors.pixels)} / {number(floors.random_encoder)}" if floors else "",
         floors.words if floors else "",
-        *(_number(row.sanity.get(name)) for name in sanity),
+        *(number(row.sanity.get(name)) for name in sanity),
         f"{row.images_seen:,.0f}" if row.images_seen is not None else "",
-        _number(row.gpu_hours),
+        number(row.gpu_hours),
         str(row.restarts),
         ", ".join(map(str, row.world_sizes)),
     ]
@@ -117,25 +117,25 @@ def _sanity_names(table: Comparison) -> list[str]:
     return list(dict.fromkeys(name for row in table.arms for name in row.sanity))
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _first_line(text: str) -> str:
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= 160 else f"{line[:157]}..."
+    first = text.strip().partition("\n")[0]
+    return first if len(first) <= 160 else f"{first[:157]}..."
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _interval(estimate: Estimate) -> str:
-    return "" if estimate.low is None else f"{_number(estimate.low)} to {_number(estimate.high)}"
+def interval(estimate: Estimate) -> str:
+    return "" if estimate.low is None else f"{number(estimate.low)} to {number(estimate.high)}"
 
 
-def _signed(estimate: Estimate) -> str:
+def signed(estimate: Estimate) -> str:
     if estimate.mean is None:
         return ""
-    interval = f" ({estimate.low:+.3g} to {estimate.high:+.3g})" if estimate.low is not None else ""
-    return f"{estimate.mean:+.3g}{interval}"
+    between = f" ({estimate.low:+.3g} to {estimate.high:+.3g})" if estimate.low is not None else ""
+    return f"{estimate.mean:+.3g}{between}"

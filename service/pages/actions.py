@@ -15,7 +15,6 @@ from service.experiments.shelf import Shelf
 from service.pages.render import PageRoute, page
 from service.tables import Scope
 
-
 router = APIRouter(
     route_class=PageRoute, prefix="/experiments/{experiment_id}", include_in_schema=False,
     dependencies=[Depends(Require(Scope.SUBMIT))],

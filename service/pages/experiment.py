@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.auth import Reader
+from service.compare.headline import headline
 from service.compare.schemas import Comparison
 from service.compare.service import comparison_of
 from service.experiments import service as experiments
@@ -15,7 +16,6 @@ from service.experiments.curves import tracked_trials
 from service.experiments.repository import TrackedTrial
 from service.experiments.schemas import ArmView, ExperimentDetail, TrialView
 from service.pages.forest import forest
-from service.pages.headline import headline
 from service.pages.overlay import overlay
 from service.pages.render import PageRoute, page
 from service.pages.run import CURVES

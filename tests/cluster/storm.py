@@ -130,7 +130,10 @@ class Storm:
         return {
             "worker pod": lambda run_id: self.delete(self.pods(run_id, "worker")[-1:]),
             "rank 0": lambda run_id: self.delete(self.pods(run_id, "worker")[:1]),
-            "rendezvous pod": lambda run_id: self.delete(self.pods(run_id, "rendezvous")),
+            # By force it goes as with its node, gently as by a drain: only then it has a say in how it ended.
+            "rendezvous pod": lambda run_id: self.delete(
+                self.pods(run_id, "rendezvous"), gently=self.rng.random() < 0.5
+            ),
             "service pod": lambda run_id: self.delete(self.parts("service")),
             "MLflow pod": lambda run_id: self.delete(self.parts("mlflow")),
             "API server for 60 s": lambda run_id: self.freeze("kube-apiserver", AWAY_SECONDS),
@@ -153,9 +156,9 @@ class Storm:
         found = self.release.get("pods", f"--selector=app.kubernetes.io/component={component}")["items"]
         return [each["metadata"]["name"] for each in found]
 
-    def delete(self, pods: list[str]) -> None:
+    def delete(self, pods: list[str], *, gently: bool = False) -> None:
         for pod in pods:
-            self.release.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
+            self.release.kubectl("delete", "pod", pod, *([] if gently else ["--grace-period=0", "--force"]))
 
     def freeze(self, process: str, seconds: float) -> None:
         pid = int((STATE / f"{process}.pid").read_text())

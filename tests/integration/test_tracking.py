@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
+from service.compare.headline import headline
 from service.compare.paper import read_back
 from service.compare.publish import publish
 from service.compare.service import comparison_of
@@ -115,6 +116,9 @@ def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(
     assert read_back(Path(report).read_text()).comparison.experiment_id == experiment
     with bench.db.read() as session:
         table = comparison_of(session, experiment, mlflow_server)
+    told = parent.data.tags["mlflow.note.content"]
+    assert f"Best arm: {table.arms[0].name}" in told
+    assert headline(table).why in told
     assert table.arms[0].runs[0].tracking_url in {
         f"{mlflow_server}/#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}" for child in children
     }

@@ -11,10 +11,10 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 
 from service.auth import COOKIE
+from service.compare.headline import headline
 from service.compare.table import ArmTrials, TrialRow, compare
 from service.experiments.curves import _over_seeds
 from service.experiments.repository import TrackedTrial
-from service.pages.headline import headline
 from service.settings import Settings
 from service.tables import Experiment, Run, RunState, Scope
 from tests.unit.service.bench import counting_statements, result

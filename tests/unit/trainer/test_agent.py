@@ -1,11 +1,20 @@
 """A node's agent meets the others again, and does not wait for who will never answer."""
 
+import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
-from trainer.agent import SILENT_SECONDS, bound_silence, meet
+from tests.conftest import free_port
+from tests.integration.torchruns import ROOT
+from trainer.agent import SILENT_SECONDS, bound_silence, find_store, meet
+
+
+def there() -> None:
+    """The store answers."""
 
 
 def test_an_agent_that_never_finds_the_others_ends_and_its_own_failure_ends_it_at_once() -> None:
@@ -17,7 +26,7 @@ def test_an_agent_that_never_finds_the_others_ends_and_its_own_failure_ends_it_a
         raise RendezvousConnectionError("no store")
 
     with pytest.raises(RendezvousConnectionError):
-        meet(lose, patience=0.2, pause=0.05)
+        meet(there, lose, patience=0.2, pause=0.05)
     assert 3 <= tries <= 6
 
     def fail() -> None:
@@ -27,7 +36,7 @@ def test_an_agent_that_never_finds_the_others_ends_and_its_own_failure_ends_it_a
 
     tries = 0
     with pytest.raises(RendezvousClosedError):
-        meet(fail)
+        meet(there, fail)
     assert tries == 1
 
 
@@ -40,8 +49,31 @@ def test_losses_of_an_agent_that_had_found_the_others_do_not_add_up() -> None:
         if tries < 9:
             raise RendezvousConnectionError("the store is gone")
 
-    meet(settle_and_lose, patience=0.0, settled=0.0, pause=0.01)
+    meet(there, settle_and_lose, patience=0.0, settled=0.0, pause=0.01)
     assert tries == 9
+
+
+def test_an_agent_whose_store_never_comes_back_ends_however_long_it_has_looked() -> None:
+    endpoint = f"127.0.0.1:{free_port()}"
+    looked = 0
+
+    def look() -> None:
+        nonlocal looked
+        looked += 1
+        find_store(endpoint, patience=0.0)
+
+    with pytest.raises(RendezvousConnectionError, match=endpoint):
+        meet(look, lambda: None, patience=60.0, settled=0.0, pause=0.0)
+    assert looked == 1
+
+
+def test_a_store_that_is_stopped_has_not_done_its_work() -> None:
+    # A Job whose pod ends well is complete: the nodes would wait for another one for ever.
+    port = free_port()
+    with subprocess.Popen([sys.executable, "-m", "trainer.rendezvous", str(port)], cwd=ROOT) as store:
+        find_store(f"127.0.0.1:{port}", patience=60.0)
+        store.terminate()
+        assert store.wait(30) == 128 + signal.SIGTERM
 
 
 def test_the_kernel_gives_up_a_connection_to_a_node_that_says_nothing() -> None:

@@ -1,0 +1,60 @@
+"""The answer of an experiment as MLflow shows it above the run: the page's headline and the top of the table."""
+
+from collections.abc import Iterator, Sequence
+
+from service.compare.headline import headline
+from service.compare.report import interval, line, number, signed
+from service.compare.schemas import ArmRow, Comparison
+
+MAX_ARMS = 10
+
+
+def note(table: Comparison, model: str) -> str:
+    """In Markdown. `model`: the registered model that has the encoders."""
+    return "\n\n".join(["\n".join(part) for part in _parts(table, model)])
+
+
+def _parts(table: Comparison, model: str) -> Iterator[list[str]]:
+    head, metric = headline(table), table.metric
+    if metric and head.best and head.best.probe:
+        direction = "higher" if metric.higher_is_better else "lower"
+        between = f" ({interval(head.best.probe)}, 95 %)" if head.best.probe.low is not None else ""
+        yield [
+            f"**Best arm: {head.best.name}** with {metric.name} {number(head.best.probe.mean)} {metric.unit}{between}, "
+            f"mean of {_seeds(head.best.probe.n)}; {direction} is better."
+        ]
+        cost = sum(row.gpu_hours for row in table.arms)
+        yield [f"**Is the difference real? {head.answer}.** {head.why}"]
+        if head.cautions:
+            yield [f"* {caution}" for caution in head.cautions]
+        yield [f"**Cost:** {number(head.best.gpu_hours)} GPU-hours for the best arm, {number(cost)} for all arms."]
+    else:
+        yield [f"**{head.answer}.** {head.why}"]
+    shown = [*table.arms[:MAX_ARMS], *(row for row in table.arms[MAX_ARMS:] if row.is_baseline)]
+    yield _table(table, shown)
+    if left := len(table.arms) - len(shown):
+        yield [f"And {left} more."]
+    yield [
+        "Every arm, factors, figures, and what it takes to reproduce this: `report.html` among the artifacts. "
+        f"Encoders: `models:/{model}@best`, and an alias for each arm."
+    ]
+
+
+def _table(table: Comparison, rows: Sequence[ArmRow]) -> list[str]:
+    header = ["rank", "arm", "seeds", table.metric.name if table.metric else "probe", "95 % interval"]
+    header += ["difference to baseline", "p (Holm)", "verdict", "GPU-hours"]
+    return [line(header), line(["---"] * len(header)), *(line(_row(row)) for row in rows)]
+
+
+def _row(row: ArmRow) -> list[str]:
+    probe, difference = row.probe, row.difference
+    versus = [signed(difference), number(difference.p_holm), difference.verdict] if difference else ["", "", ""]
+    return [
+        str(row.rank or ""), row.name, f"{row.seeds - len(row.missing)} of {row.seeds}",
+        number(probe.mean) if probe else "", interval(probe) if probe else "",
+        *(["baseline", "", ""] if row.is_baseline else versus), number(row.gpu_hours),
+    ]  # fmt: skip
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"

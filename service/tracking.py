@@ -96,8 +96,10 @@ class Tracker:
             child = self._ensure(
                 parent.experiment_id, own, {**tags, "mlflow.runName": name, "mlflow.parentRunId": parent.run_id}
             )
-            # Again on every attempt: a crash may have come between creation and here; the same value twice is fine.
-            rows = [Param(key, value[:500]) for key, value in params.items()]
+            # Again on every attempt: a crash may have come between creation and here. What is there stays: a run that
+            # another experiment wants now may be called otherwise there, and MLflow changes no param.
+            known = self._client.get_run(child.run_id).data.params
+            rows = [Param(key, value[:500]) for key, value in params.items() if key not in known]
             for start in range(0, len(rows), MAX_PARAMS):
                 self._client.log_batch(child.run_id, params=rows[start : start + MAX_PARAMS])
             self._client.log_batch(child.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -233,11 +235,15 @@ class Tracker:
 
 
 def flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted field -> value of a run's spec, for MLflow's columns; how often things are written down is left out."""
+    """Dotted field -> value of a run's spec, for MLflow's columns.
+
+    Left out are how often things are written down, and the fields of what there is none of, such as a teacher: MLflow's
+    compare page would show them as differences.
+    """
     found: dict[str, str] = {}
     for key, value in spec.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            found |= flat({"source": "none"} if value.get("source") == "none" else value, f"{prefix}{key}.")
         elif value is not None:
             found[prefix + key] = str(value)
     return {key: value for key, value in found.items() if not key.startswith("cadence.")}

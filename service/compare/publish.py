@@ -10,9 +10,9 @@ from service.compare.note import note
 from service.compare.plot import svg
 from service.compare.service import report_of
 from service.db import Database
-from service.reconciler.actions import trial_tags
+from service.reconciler.actions import trial_params, trial_tags
 from service.tables import Arm, Experiment, Run, RunState, Trial
-from service.tracking import TrackedRun, Tracker, flat
+from service.tracking import TrackedRun, Tracker
 from trainer.records import Result, final_metrics
 
 
@@ -63,7 +63,7 @@ def _copy(tracker: Tracker, parent: TrackedRun, experiment_id: str, run: Run, ar
         own={"mcf.experiment_id": experiment_id, "mcf.copy_of": run.id},
         name=f"{arm.name} seed {seed}",
         tags=tags | {"mcf.trained_in": run.home_id},
-        params=flat(run.spec),
+        params=trial_params(arm.levels, run.spec),
     )
     tracker.log_metrics(child.run_id, final_metrics(Result.model_validate(run.result)), _end(run))
     _complete(tracker, child.run_id, run)

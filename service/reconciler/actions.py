@@ -1,6 +1,6 @@
 """What the reconciler sees and does outside of the database: launcher, run directory, MLflow. No SQL here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -134,8 +134,16 @@ def ensure_trial(tracker: Tracker, lease: RunLease) -> TrackedRun:
         own={"mcf.run_id": run.id},
         name=f"{lease.arm.name} seed {lease.seed}",
         tags=trial_tags(home.id, lease.arm.name, lease.arm.levels, lease.seed, run.digest),
-        params=flat(run.spec),
+        params=trial_params(lease.arm.levels, run.spec),
     )
+
+
+def trial_params(levels: Mapping[str, str], spec: Mapping[str, Any]) -> dict[str, str]:
+    """Params of a child run: the arm's levels, and the spec.
+
+    MLflow's compare page draws the first three params, by name, in which runs differ: these are the factors.
+    """
+    return {f"arm.{name}": label for name, label in levels.items()} | flat(spec)
 
 
 def trial_tags(experiment: str, arm: str, levels: dict[str, str], seed: int, digest: str) -> dict[str, str]:

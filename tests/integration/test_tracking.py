@@ -25,7 +25,7 @@ from service.reconciler.loop import Reconciler
 from service.settings import Settings
 from service.tables import Experiment, RunState
 from service.telemetry import Telemetry
-from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingGone
+from service.tracking import NOTE, TrackedRun, Tracker, TrackingAway, TrackingGone
 from tests.unit.service.bench import Bench, Killed
 from trainer.mlflow_files import MlflowFiles
 from trainer.records import EXPORT, POINTER
@@ -105,6 +105,10 @@ def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(
     arms = {(child.data.tags["mcf.arm"], child.data.tags["mcf.seed"]) for child in children}
     assert ("mask_ratio=0.5", "2") in arms
     assert {child.data.params["mask_ratio"] for child in children} == {"0.5", "0.75"}
+    # The compare page takes the first three by name of the params that differ: the factor, and no field of nothing.
+    differ = [key for key in sorted(children[0].data.params) if len({c.data.params.get(key) for c in children}) > 1]
+    assert differ == ["arm.mask_ratio", "mask_ratio", "seed"]
+    assert [key for key in children[0].data.params if key.startswith("teacher.")] == ["teacher.source"]
     assert {child.data.tags["mcf.factor.mask_ratio"] for child in children} == {"0.5", "0.75"}
     client = MlflowClient(mlflow_server)
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
@@ -116,9 +120,18 @@ def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(
     assert read_back(Path(report).read_text()).comparison.experiment_id == experiment
     with bench.db.read() as session:
         table = comparison_of(session, experiment, mlflow_server)
-    told = parent.data.tags["mlflow.note.content"]
+    told = parent.data.tags[NOTE]
     assert f"Best arm: {table.arms[0].name}" in told
     assert headline(table).why in told
+    # Above the list of runs, too, until a person has written something there.
+    above = parent.info.experiment_id
+    assert client.get_experiment(above).tags[NOTE] == told
+    found = TrackedRun(above, parent.info.run_id)
+    bench.tracker.describe(found, "newer")
+    assert client.get_experiment(above).tags[NOTE] == "newer"
+    client.set_experiment_tag(above, NOTE, "read our wiki")
+    bench.tracker.describe(found, "newest")
+    assert client.get_experiment(above).tags[NOTE] == "read our wiki"
     assert table.arms[0].runs[0].tracking_url in {
         f"{mlflow_server}/#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}" for child in children
     }

@@ -86,8 +86,8 @@ def _environment(request: LaunchRequest) -> dict[str, str]:
         "MCF_RUN_URI": request.run_uri,
         "MCF_ATTEMPT": str(request.attempt),
         "OMP_NUM_THREADS": str(request.threads),
-        # Threads that wait for each other by spinning take the cores from those they wait for, wherever another run, or a
-        # node's other pods, share them: two runs of two threads on two cores took ten times as long.
+        # Threads that wait by spinning take the cores from those they wait for, wherever another run, or a node's other
+        # pods, share them: two runs of two threads on two cores took ten times as long.
         "OMP_WAIT_POLICY": "PASSIVE",
         # In the environment and not arguments: the scheduler adds which agent hosts the store, and an agent may have a
         # rendezvous of its own.

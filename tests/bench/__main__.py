@@ -40,6 +40,12 @@ FIGURES = [
     ("loader", "loaded_over_kept", "{:.3f}", "training on loaded images / on one batch kept in memory (aim 0.97)"),
     ("runs", "start_up_seconds", "{:.1f} s", "worker's start to its first step, tiny run"),
     ("runs", "speedup_2_workers", "{:.2f} x", "images/s of 2 workers / 1, one thread each, tiny run"),
+    (
+        "runs",
+        "side_by_side",
+        "{:.2f} x",
+        "images/s of two runs at once / one alone, each with a thread a core",
+    ),
     ("runs", "images_a_second_at_4x_accumulation", "{:.2f} x", "images/s with 4 times the cells a step"),
     ("runs", "images_a_second_at_8x_accumulation", "{:.2f} x", "and with 8 times"),
     ("runs", "reform_seconds", "{:.1f} s", "one of two workers killed -> the next step taken"),

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import psutil
 
+from k8s.appdef import LaunchRequest, app_for
 from tests.conftest import draw_faces
 from tests.integration.torchruns import small, torchrun, wait_until
 from trainer.records import Session
 from trainer.rundir import read_sessions
-from trainer.spec import RunSpec
+from trainer.spec import Placement, RunSpec
 from trainer.storage import DirectoryStore
 
 # A step of 8 cells, and runs long enough to be looked at and stopped.
@@ -39,6 +40,7 @@ def measure() -> dict[str, float]:
             batch = {**GRID, "global_batch": times * GRID["global_batch"]}
             rate, _ = _rate(_run(faces, batch), Path(scratch, f"a{times}"), workers=1)
             found[f"images_a_second_at_{times}x_accumulation"] = rate / alone
+        found["side_by_side"] = _side_by_side(_run(faces, GRID), Path(scratch, "beside"))
         return found | {"reform_seconds": _reform(_run(faces, GRID), Path(scratch, "lost"))}
 
 
@@ -47,9 +49,9 @@ def _run(faces: Path, batch: dict[str, int]) -> RunSpec:
     return small(faces, input_size=64, batch=batch, schedule=schedule, cadence=CADENCE)
 
 
-def _rate(run: RunSpec, folder: Path, workers: int) -> tuple[float, float]:
+def _rate(run: RunSpec, folder: Path, workers: int, **env: str) -> tuple[float, float]:
     """Images a second once it trains, and seconds from the start of the worker to its first step."""
-    with torchrun(run, folder, workers=workers) as agent:
+    with torchrun(run, folder, workers=workers, **env) as agent:
         wait_until(lambda: _step(folder) > 0, agent, folder / "log")
         first = _session(folder)
         time.sleep(SECONDS)
@@ -57,6 +59,20 @@ def _rate(run: RunSpec, folder: Path, workers: int) -> tuple[float, float]:
     assert last.images_per_second, f"no step in {SECONDS} s"
     trained = first.step * run.batch.global_batch / last.images_per_second
     return last.images_per_second, (first.seen_at - first.started_at).total_seconds() - trained
+
+
+def _side_by_side(run: RunSpec, folder: Path) -> float:
+    """Images a second of two runs at once, in all, over those of one alone; each with the threads it would be given."""
+    asked = LaunchRequest("bench", 1, "", "", Placement(), threads=os.cpu_count() or 1)
+    threads = {name: value for name, value in app_for(asked).roles[0].env.items() if name.startswith("OMP_")}
+    alone, _ = _rate(run, folder, workers=1, **threads)
+    beside = Path(f"{folder}-other")
+    with torchrun(run, beside, workers=1, **threads) as other:
+        wait_until(lambda: _step(beside) > 0, other, beside / "log")
+        together, _ = _rate(run, Path(f"{folder}-one"), workers=1, **threads)
+        last = _session(beside)
+    assert last.images_per_second
+    return (together + last.images_per_second) / alone
 
 
 def _reform(run: RunSpec, folder: Path) -> float:

@@ -24,6 +24,11 @@ def short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def count(number: int, what: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def first_line(text: str, length: int = 100) -> str:
     line = text.strip().partition("\n")[0]
     return line if len(line) <= length else f"{line[: length - 3]}..."

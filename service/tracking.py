@@ -30,7 +30,6 @@ FINAL_STATUS = {RunState.SUCCEEDED: "FINISHED", RunState.FAILED: "FAILED", RunSt
 PAUSE_SECONDS = 5.0
 MAX_PARAMS = 100
 NOTE, OUR_NOTE = "mlflow.note.content", "mcf.note"
-MAX_NOTE = 5000
 PICTURES = "pictures"
 MAX_RUNS = 100
 """That MLflow tells the histories of in one request."""
@@ -128,11 +127,11 @@ class Tracker:
     def describe(self, parent: TrackedRun, text: str) -> None:
         """Markdown above the parent run, and above the list of runs unless a person has written something there."""
         with self._calling(f"the description of the MLflow run {parent.run_id}"):
-            self._client.set_tag(parent.run_id, NOTE, text[:MAX_NOTE])
+            self._client.set_tag(parent.run_id, NOTE, text)
             theirs = self._client.get_experiment(parent.experiment_id).tags
             if theirs.get(NOTE, "") == theirs.get(OUR_NOTE, ""):
                 for tag in NOTE, OUR_NOTE:
-                    self._client.set_experiment_tag(parent.experiment_id, tag, text[:MAX_NOTE])
+                    self._client.set_experiment_tag(parent.experiment_id, tag, text)
 
     def write(self, run_id: str, files: Mapping[str, str]) -> None:
         """Text artifacts by name; the same name again replaces."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from service.compare.schemas import ArmRow, Comparison
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
-from service.text import short
+from service.text import count, short
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
     found = best.difference
     if found is None or found.mean is None or found.n < MIN_PAIRS:
         return "Too early to say", (
-            f"It has {_count(found.n if found else 0, 'seed')} in common with the baseline ({table.baseline}); "
+            f"It has {count(found.n if found else 0, 'seed')} in common with the baseline ({table.baseline}); "
             f"{MIN_PAIRS} are needed."
         )
     by = f"{abs(found.mean):.3g} {table.metric.unit if table.metric else ''}".strip()
@@ -45,7 +45,7 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
     if found.verdict == "no difference shown":
         more = found.more_seeds
         needed = (
-            f" About {_count(more, 'more seed')} would settle a difference of this size." if more and _few(more) else ""
+            f" About {count(more, 'more seed')} would settle a difference of this size." if more and _few(more) else ""
         )
         return "Not shown", f"Ahead of the baseline ({table.baseline}) by {by}, {_p(found.p_holm)}.{needed}"
     return "No verdict", f"Ahead of the baseline ({table.baseline}) by {by}: {found.verdict.partition(':')[0]}."
@@ -76,10 +76,6 @@ def _cautions(table: Comparison, best: ArmRow) -> list[str]:
     if second and second.probe and not best.is_baseline and not second.is_baseline:
         told.append(f"Tested against the baseline, not against the second ({second.name}, {short(second.probe.mean)}).")
     return told
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _few(more: int | None) -> bool:

@@ -3,25 +3,29 @@
 from collections.abc import Iterator, Sequence
 
 from service.compare.headline import headline
-from service.compare.report import interval, line, number, signed
+from service.compare.report import interval, line, number, versus
 from service.compare.schemas import ArmRow, Comparison
+from service.text import count
 
 MAX_ARMS = 10
+# Of a tag: MLflow takes 8000 characters, older servers 5000.
+MAX_LENGTH = 5000
 
 
 def note(table: Comparison, model: str) -> str:
-    """In Markdown. `model`: the registered model that has the encoders."""
-    return "\n\n".join(["\n".join(part) for part in _parts(table, model)])
+    """In Markdown, with as many arms as there is room for. `model`: the registered model that has the encoders."""
+    texts = ("\n\n".join("\n".join(part) for part in _parts(table, model, arms)) for arms in range(MAX_ARMS, -1, -1))
+    return next((text for text in texts if len(text) <= MAX_LENGTH), headline(table).answer)
 
 
-def _parts(table: Comparison, model: str) -> Iterator[list[str]]:
+def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
     head, metric = headline(table), table.metric
     if metric and head.best and head.best.probe:
         direction = "higher" if metric.higher_is_better else "lower"
         between = f" ({interval(head.best.probe)}, 95 %)" if head.best.probe.low is not None else ""
         yield [
             f"**Best arm: {head.best.name}** with {metric.name} {number(head.best.probe.mean)} {metric.unit}{between}, "
-            f"mean of {_seeds(head.best.probe.n)}; {direction} is better."
+            f"mean of {count(head.best.probe.n, 'seed')}; {direction} is better."
         ]
         cost = sum(row.gpu_hours for row in table.arms)
         yield [f"**Is the difference real? {head.answer}.** {head.why}"]
@@ -30,8 +34,9 @@ def _parts(table: Comparison, model: str) -> Iterator[list[str]]:
         yield [f"**Cost:** {number(head.best.gpu_hours)} GPU-hours for the best arm, {number(cost)} for all arms."]
     else:
         yield [f"**{head.answer}.** {head.why}"]
-    shown = [*table.arms[:MAX_ARMS], *(row for row in table.arms[MAX_ARMS:] if row.is_baseline)]
-    yield _table(table, shown)
+    shown = [*table.arms[:arms], *(row for row in table.arms[arms:] if row.is_baseline and arms)]
+    if shown:
+        yield _table(table, shown)
     if left := len(table.arms) - len(shown):
         yield [f"And {left} more."]
     yield [
@@ -47,14 +52,9 @@ def _table(table: Comparison, rows: Sequence[ArmRow]) -> list[str]:
 
 
 def _row(row: ArmRow) -> list[str]:
-    probe, difference = row.probe, row.difference
-    versus = [signed(difference), number(difference.p_holm), difference.verdict] if difference else ["", "", ""]
+    probe = row.probe
     return [
         str(row.rank or ""), row.name, f"{row.seeds - len(row.missing)} of {row.seeds}",
         number(probe.mean) if probe else "", interval(probe) if probe else "",
-        *(["baseline", "", ""] if row.is_baseline else versus), number(row.gpu_hours),
+        *versus(row), number(row.gpu_hours),
     ]  # fmt: skip
-
-
-def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"

@@ -65,14 +65,8 @@ def _interaction(pair: Interaction) -> list[str]:
 
 
 def _markdown_row(row: ArmRow, sanity: Sequence[str]) -> list[str]:
-    probe, difference, floors = row.probe, row.difference, row.floors
+    probe, floors = row.probe, row.floors
     missing = f" ({count_states(row.missing)})" if row.missing else ""
-    if row.is_baseline:
-        versus = ["baseline", "", ""]
-    elif difference:
-        versus = [signed(difference), number(difference.p_holm), difference.verdict]
-    else:
-        versus = ["", "", ""]
     return [
         str(row.rank or ""),
         row.name,
@@ -80,7 +74,7 @@ def _markdown_row(row: ArmRow, sanity: Sequence[str]) -> list[str]:
         number(probe.mean) if probe else "",
         number(probe.sd) if probe else "",
         interval(probe) if probe else "",
-        *versus,
+        *versus(row),
         f"{number(floors.pixels)} / {number(floors.random_encoder)}" if floors else "",
         floors.words if floors else "",
         *(number(row.sanity.get(name)) for name in sanity),
@@ -89,6 +83,14 @@ def _markdown_row(row: ArmRow, sanity: Sequence[str]) -> list[str]:
         str(row.restarts),
         ", ".join(map(str, row.world_sizes)),
     ]
+
+
+def versus(row: ArmRow) -> list[str]:
+    """Difference to the baseline, p and verdict."""
+    if row.is_baseline:
+        return ["baseline", "", ""]
+    difference = row.difference
+    return [signed(difference), number(difference.p_holm), difference.verdict] if difference else ["", "", ""]
 
 
 def _csv_row(table: Comparison, row: ArmRow, factors: Sequence[str], sanity: Sequence[str]) -> dict[str, object]:

@@ -27,7 +27,8 @@ def describe(table: Comparison, doubt: str) -> list[str]:
     beside = dict.fromkeys(name for row in table.arms for name in row.sanity)
     if any(name.startswith("sanity/") for name in beside):
         words.append(SANITY)
-    if stages := [name for name in beside if not name.startswith("sanity/")]:
+    # Beside the sanity metrics stand their floors; a stage's name has no slash (ranking.beside).
+    if stages := [name for name in beside if "/" not in name]:
         words.append(f"Stages of evaluation stand beside what ranks, and can be ranked by: {_list(stages)}.")
     return words
 

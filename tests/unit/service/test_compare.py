@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from service.compare import report
+from service.compare.note import MAX_LENGTH, note
 from service.compare.plot import svg
 from service.compare.ranking import NoSuchMetric
 from service.compare.schemas import Comparison
@@ -217,3 +218,28 @@ def test_numbers_are_rounded_for_people_and_whole_for_programs() -> None:
     assert f"| {mean:.4g} |" in report.markdown(made)
     [row] = csv.DictReader(io.StringIO(report.comma_separated(made)))
     assert float(row["mean"]) == mean
+
+
+def test_floors_beside_the_sanity_metrics_are_not_called_stages_of_evaluation() -> None:
+    beside = [
+        Metric(name=name, value=20.0, unit="% of eye distance", higher_is_better=False)
+        for name in ("sanity/neighbour_nme", "floor/neighbour_pixels")
+    ]
+    arms = [ArmTrials("a", {"arm": "a"}, True, [trial(0, 1.0, sanity=beside)]), arm("b", 2.0)]
+    assert "Stages of evaluation" not in words(table(*arms))
+
+
+def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_holds() -> None:
+    few = note(table(arm("a", 9.0, 9.1, 9.2, baseline=True), arm("b", 1.0, 1.1, 1.21)), "mcf-x")
+    assert "**Best arm: b** with NME 1.103 %" in few
+    assert "Is the difference real? Yes." in few
+    assert "| 2 | a | 3 of 3 | 9.1 |" in few
+    assert "`models:/mcf-x@best`" in few
+    rest = [arm(f"{n:02d}{'x' * 400}", n + 1.0, n + 1.1, n + 1.2) for n in range(30)]
+    many = note(table(arm("the-baseline", 99.0, 99.1, 99.2, baseline=True), *rest), "mcf-x")
+    assert len(many) <= MAX_LENGTH
+    rows = [line for line in many.splitlines() if line.startswith("| ")][2:]
+    assert 2 <= len(rows) < 11
+    assert "the-baseline" in rows[-1]
+    assert f"And {31 - len(rows)} more." in many
+    assert many.endswith("an alias for each arm.")

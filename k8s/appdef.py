@@ -12,9 +12,9 @@ from trainer.spec import Placement
 
 ROLE = "node"
 
-# Agents find a lost peer within seconds (2 s beats, 4 of them missed) instead of the default of 25 s, and
+# Agents find a lost peer within seconds (2 s beats, 3 of them missed) instead of the default of 25 s, and
 # re-form without waiting the default 30 s for late joiners.
-RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=4,last_call_timeout=5,join_timeout=300"
+RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=3,last_call_timeout=3,join_timeout=300"
 
 # Restarts are cheap (workers resume from a checkpoint) and torchrun counts every change of membership as
 # one; an attempt that uses this many up makes no progress, and the service decides about the next.

@@ -1,7 +1,7 @@
 """An ablation on the test cluster, disturbed in every way there is, and the same one left alone.
 
     eval "$(bash ../shared/cluster/cluster up 2)"; scripts/test-cluster --collect-only     # images
-    python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--keep]
+    python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--calm-seeds 2] [--keep]
 
 From an empty namespace: the chart, faces in S3, four arms x two seeds on one to two nodes each. What has to hold: every
 run succeeds, nothing is lost or double in MLflow, the loss curves are the undisturbed ones' (float64), and each run
@@ -243,8 +243,8 @@ def put_faces(bucket: str) -> None:
     s3().put_object(Bucket=bucket, Key="landmarks.json", Body=(FACES / "landmarks.json").read_bytes())
 
 
-def judge(storm: Storm, rounds: int, steps: int) -> None:
-    """Print what came of it. Raises AssertionError where something that has to hold does not."""
+def judge(storm: Storm, rounds: int, steps: int, calm_seeds: int = 2) -> None:
+    """Print what came of it; `calm_seeds` of each arm's two are also left alone. Raises AssertionError where something that has to hold does not."""
     disturbed = storm.submit("storm", steps)
     say("submitted", disturbed)
     runs = storm.runs(disturbed)
@@ -261,7 +261,7 @@ def judge(storm: Storm, rounds: int, steps: int) -> None:
         say(*trial, f"{found['restarts']} restarts, world sizes {found['world_sizes']}, attempts {attempts}")
     table = storm.ask(f"/v1/experiments/{disturbed}/comparison")
     assert table["complete"], table["words"]
-    compare(storm, ended, storm.finish(storm.submit("calm", steps, pool="wide")))
+    compare(storm, ended, storm.finish(storm.submit("calm", steps, seeds=calm_seeds, pool="wide")))
 
 
 def compare(storm: Storm, ended: dict[tuple[str, int], Any], calm: dict[tuple[str, int], Any]) -> None:
@@ -297,12 +297,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=400, help="of every run")
     parser.add_argument("--seed", type=int, default=0, help="of order and moments")
+    parser.add_argument("--calm-seeds", type=int, default=2, help="seeds of every arm with an undisturbed twin")
     parser.add_argument("--keep", action="store_true", help="leave the release there afterwards")
     options = parser.parse_args()
     run("kubectl", "version", "--output=json")
     with stormy(options.namespace, options.seed, keep=options.keep) as storm:
         say("installed")
-        judge(storm, options.rounds, options.steps)
+        judge(storm, options.rounds, options.steps, options.calm_seeds)
 
 
 if __name__ == "__main__":

@@ -244,7 +244,10 @@ def put_faces(bucket: str) -> None:
 
 
 def judge(storm: Storm, rounds: int, steps: int, calm_seeds: int = 2) -> None:
-    """Print what came of it; `calm_seeds` of each arm's two are also left alone. Raises AssertionError where something that has to hold does not."""
+    """Print what came of it; `calm_seeds` of each arm's two are also left alone.
+
+    Raises AssertionError where something that has to hold does not.
+    """
     disturbed = storm.submit("storm", steps)
     say("submitted", disturbed)
     runs = storm.runs(disturbed)

@@ -30,8 +30,10 @@ class World:
     device: torch.device
     local_rank: int = 0
     """Among the ranks of this node."""
+    _group: Any = None
+    """Process group of these ranks; None = of all that torchrun started."""
     _patient: Any = None
-    """Process group of all ranks, for what may take long: start-up."""
+    """Process group of the same ranks, for what may take long: start-up."""
     _teams: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
     @property
@@ -43,8 +45,24 @@ class World:
         return self.local_rank == 0
 
     @property
+    def node(self) -> int:
+        """Of this rank, among the nodes."""
+        return int(os.environ.get("GROUP_RANK", "0"))
+
+    @property
     def is_one_node(self) -> bool:
         return self.size == int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    def patient(self, count: int) -> "World | None":
+        """The first `count` ranks as a world that waits as long as starting up may take; None on the others.
+
+        Raises ValueError for more ranks than there are.
+        """
+        if not 0 < count <= self.size:
+            raise ValueError(f"{count} ranks of {self.size}")
+        group = self._patient if count == self.size else dist.new_group(list(range(count)), timeout=_patience())
+        within = self.rank < count
+        return World(self.rank, count, self.device, self.local_rank, group, group) if within else None
 
     def form_teams(self, teams: Sequence[tuple[int, ...]]) -> None:
         """Make a process group for each team, so that a team's collectives are its own affair."""
@@ -77,8 +95,14 @@ class World:
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, the same on all of them: what is not finite on one is not finite anywhere."""
         total = values.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._group)
         return total
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Every rank's values, of one shape, in rank order: one dimension more, in front."""
+        gathered = values.new_empty(self.size, *values.shape)
+        dist.all_gather_into_tensor(gathered.flatten(), values.flatten().contiguous(), group=self._group)
+        return gathered
 
     def collect(self, item: Any) -> list[Any]:
         """Every rank's item (picklable), in rank order, on every rank. Waits as long as starting up may take."""
@@ -89,7 +113,7 @@ class World:
     def share(self, item: Any) -> Any:
         """Rank 0's item (picklable) on every rank."""
         items = [item]
-        dist.broadcast_object_list(items, device=self.device)
+        dist.broadcast_object_list(items, device=self.device, group=self._group)
         return items[0]
 
     def broadcast_state(self, state: dict[str, Any] | None, source: int) -> dict[str, Any] | None:
@@ -130,10 +154,9 @@ def joined_world() -> Iterator[World]:
     else:
         alone = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, device_id=device_id)
-    patience = timedelta(seconds=float(os.environ.get("MCF_STARTUP_TIMEOUT_SECONDS", "900")))
     world = World(
         rank=dist.get_rank(), size=dist.get_world_size(), device=device, local_rank=local_rank,
-        _patient=dist.new_group(timeout=patience),
+        _patient=dist.new_group(timeout=_patience()),
     )  # fmt: skip
     # Without torchrun's agents nobody would go on without the one that is missing.
     watched = "GROUP_RANK" in os.environ and not world.is_one_node
@@ -150,3 +173,7 @@ def joined_world() -> Iterator[World]:
 
 def _timeout() -> timedelta:
     return timedelta(seconds=float(os.environ.get("MCF_COLLECTIVE_TIMEOUT_SECONDS", "120")))
+
+
+def _patience() -> timedelta:
+    return timedelta(seconds=float(os.environ.get("MCF_STARTUP_TIMEOUT_SECONDS", "900")))

@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +44,6 @@ from trainer.storage import Store, open_store, split_uri
 from trainer.tapcache import TapCache, cache_bytes
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
-from trainer.waiting import on_first
 from trainer.weights import WeightsError
 
 logger = logging.getLogger("trainer")
@@ -151,14 +149,12 @@ def train(run: RunSpec, store: Store) -> int:
         keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
         completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
         keeper.close()
-        stages: tuple[StageResult, ...] | None = ()
+        stages: tuple[StageResult, ...] = ()
         if completed and run.evaluation.stages:
-            stages = on_first(
-                world, partial(run_stages, run, store, parts.model.encoder, Faces(split, images), first, world.device)
-            )
+            stages = run_stages(run, store, parts.model.encoder, Faces(split, images), first, world)
     if first:
         if completed:
-            conclude(run, store, parts, images, split, stages or (), first, world.device)
+            conclude(run, store, parts, images, split, stages, first, world.device)
         first.close("done" if completed else "training")
     return 0 if completed else INTERRUPTED
 

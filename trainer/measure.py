@@ -12,9 +12,9 @@ import logging
 import os
 import sys
 
-import torch
 from pydantic import ValidationError
 
+from trainer.distributed import joined_world
 from trainer.encoders import find_encoder
 from trainer.evaluation.fitting import Diverged, Epoch, Fit
 from trainer.evaluation.request import KINDS, Request
@@ -59,11 +59,10 @@ def measure(request: Request, store: Store) -> StageResult:
             log.metrics(epoch.epoch + 1, logged(name, epoch))
             say(epoch=epoch.epoch + 1, of=fit.recipe.epochs, **logged(name, epoch))
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     subject = Subject(found.encoder, found.weights, request.seed, request.digest)
     try:
-        with stop_requests() as stop:
-            result = fit_stage(request.stage, asked, subject, faces, store, device, tell, stop)
+        with joined_world() as alone, stop_requests() as stop:
+            result = fit_stage(request.stage, asked, subject, faces, store, alone, tell, stop)
         log.metrics(result.epochs, {metric.name: metric.value for metric in result.metrics})
         return result
     finally:

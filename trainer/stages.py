@@ -1,27 +1,31 @@
 """Stages of evaluation: a head for alignment or parsing is fitted to a benchmark, on any encoder.
 
-In a run they follow its last step. Rank 0 computes them alone, while the others wait (trainer/waiting.py). A stage
-leaves checkpoints of its own below stages/NAME/, between two steps, and in the end its numbers in their place.
+In a run they follow its last step. All ranks fit together, each a part of every slice; those that would have no face
+of a slice wait (trainer/waiting.py). A stage leaves checkpoints of its own below stages/NAME/, between two steps, and
+in the end its numbers in their place.
 """
 
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from trainer import records, spec
 from trainer.checkpoint import CheckpointStore
+from trainer.distributed import World
 from trainer.evaluation.benchmarks import BENCHMARKS
 from trainer.evaluation.downstream import prepare
 from trainer.evaluation.faces68 import write_faces68
 from trainer.evaluation.fitting import Epoch, Fit, Fitted
-from trainer.evaluation.recipe import Selection
+from trainer.evaluation.recipe import Recipe, Selection
 from trainer.evaluation.source import digest_of_faces, digest_of_files, local_folder
 from trainer.evaluation.stage import FACES68, Stage
 from trainer.manifest import DataError, Images, Split
@@ -33,6 +37,7 @@ from trainer.spec import RunSpec
 from trainer.stop import INTERRUPTED, StopRequest, stop_requests
 from trainer.storage import StorageError, Store, insist, open_store
 from trainer.vit import Encoder
+from trainer.waiting import on_first
 
 logger = logging.getLogger(__name__)
 
@@ -70,15 +75,17 @@ class Subject:
 
 
 def run_stages(
-    run: RunSpec, store: Store, encoder: Encoder, faces: Faces, report: RankZero | None, device: torch.device
+    run: RunSpec, store: Store, encoder: Encoder, faces: Faces, report: RankZero | None, world: World
 ) -> tuple[StageResult, ...]:  # fmt: skip
-    """All stages of a run that are left, and their numbers. Exits as interrupted when asked to stop, then all is saved.
+    """All stages of a run that are left, and their numbers, on every rank that has fitted the last one.
 
+    Every rank calls this, `report` is rank 0's. Exits as interrupted when one is asked to stop, then all is saved.
     Raises DataError, Diverged, and StorageError when the last state cannot be saved.
     """
-    assert report, "stages are rank 0's"
 
     def tell(name: str, fit: Fit, epoch: Epoch | None) -> None:
+        if report is None:
+            return
         done = 0 if epoch is None else epoch.epoch + 1
         now = f"{name}, epoch {min(done + 1, fit.recipe.epochs)} of {fit.recipe.epochs}"
         report.journal.update(report.total_steps, report.mean_losses(), None, stage=now)
@@ -86,42 +93,58 @@ def run_stages(
             report.log.metrics(done, logged(name, epoch))
 
     subject = Subject(run.encoder, encoder.state_dict(), run.seed, run.digest)
-    with stop_requests() as stop:
-        try:
-            return tuple(
-                fit_stage(name, asked, subject, faces, store, device, tell, stop)
-                for name, asked in run.evaluation.stages.items()
-            )
-        except Stopped as error:
-            report.close(str(error))
-            raise SystemExit(INTERRUPTED) from error
+
+    def fit(name: str, asked: Stage, team: World) -> StageResult:
+        with stop_requests() as stop:
+            try:
+                return fit_stage(name, asked, subject, faces, store, team, tell, stop)
+            except Stopped as error:
+                if report:
+                    report.close(str(error))
+                raise SystemExit(INTERRUPTED) from error
+
+    results = []
+    for name, asked in run.evaluation.stages.items():
+        count = min(world.size, _recipe(asked, subject).slice)
+        results.append(on_first(world, count, partial(fit, name, asked)))
+    return tuple(result for result in results if result)
 
 
 def fit_stage(
-    name: str, asked: Stage, subject: Subject, faces: Faces | None, store: Store, device: torch.device, tell: Tell,
+    name: str, asked: Stage, subject: Subject, faces: Faces | None, store: Store, team: World, tell: Tell,
     stop: StopRequest,
 ) -> StageResult:  # fmt: skip
-    """The numbers of one stage, from where it was left. Raises Stopped, DataError, Diverged, StorageError."""
-    if found := read_stage(store, name):
-        return found
+    """The numbers of one stage, from where it was left; every rank of the team calls this, and each is told.
+
+    Raises Stopped, on all when one is asked to end, DataError, Diverged, StorageError.
+    """
+    if found := team.share(read_stage(store, name) if team.is_first else None):
+        return cast(StageResult, found)
     folder = records.stage_folder(name)
     checkpoints = CheckpointStore(
         open_store(f"{store.uri.rstrip('/')}/{folder}"), spec_digest=subject.digest, keep=KEPT
     )
-    with tempfile.TemporaryDirectory(prefix="mcf-benchmark-") as scratch:
-        check_stage(asked, faces)
-        fit = _prepared(asked, subject, _laid_out(asked, faces, Path(scratch)), device)
-        if saved := checkpoints.restore_latest(device):
-            fit.load_state_dict(saved[1])
-            logger.info("%s goes on in epoch %d of %d", name, len(fit.history) + 1, fit.recipe.epochs)
+    with _node_folder(team) as scratch:
+        root = None
+        if team.is_first_of_node:
+            check_stage(asked, faces)
+            root = _laid_out(asked, faces, scratch)
+        roots = [path for node, path in team.collect((team.node, root)) if path and node == team.node]
+        fit = _prepared(asked, subject, roots[0], team)
+        saved = checkpoints.restore_latest(team.device) if team.is_first else None
+        if state := team.broadcast_state(saved[1] if saved else None, 0):
+            fit.load_state_dict(state)
+            if team.is_first:
+                logger.info("%s goes on in epoch %d of %d", name, len(fit.history) + 1, fit.recipe.epochs)
         tell(name, fit, None)
         for epoch in fit.history:
             tell(name, fit, epoch)
-        fitted = fit.run(lambda epoch: tell(name, fit, epoch), _Saver(name, fit, checkpoints, stop).tick)
+        fitted = fit.run(lambda epoch: tell(name, fit, epoch), _Saver(name, fit, checkpoints, team, stop).tick)
         result = _result(name, asked, fit, fitted)
-    text = result.model_dump_json(indent=1).encode()
-    insist(lambda: store.put(folder + records.RESULT, text), f"the result of {name}", PATIENCE_SECONDS)
-    checkpoints.discard()
+        if team.is_first:
+            text = result.model_dump_json(indent=1).encode()
+            insist(lambda: store.put(folder + records.RESULT, text), f"the result of {name}", PATIENCE_SECONDS)
+            checkpoints.discard()
     return result
 
 
@@ -158,13 +181,17 @@ def _laid_out(asked: Stage, faces: Faces | None, scratch: Path) -> Path:
     return scratch
 
 
-def _prepared(asked: Stage, subject: Subject, root: Path, device: torch.device) -> Fit:
+def _prepared(asked: Stage, subject: Subject, root: Path, team: World) -> Fit:
     benchmark = BENCHMARKS[asked.benchmark]
     return prepare(
         replace(benchmark, task=replace(benchmark.task, size=asked.crop_size)), root, subject.encoder, subject.weights,
-        recipe=asked.recipe(benchmark.recipe, subject.seed), device=device, input_size=asked.input_size,
-        channels=asked.channels,
+        recipe=_recipe(asked, subject), device=team.device, input_size=asked.input_size, channels=asked.channels,
+        team=team,
     )  # fmt: skip
+
+
+def _recipe(asked: Stage, subject: Subject) -> Recipe:
+    return asked.recipe(BENCHMARKS[asked.benchmark].recipe, subject.seed)
 
 
 def _result(name: str, asked: Stage, fit: Fit, fitted: Fitted) -> StageResult:
@@ -186,19 +213,36 @@ def _metric(prefix: str, selection: Selection, name: str, value: float) -> Metri
     return Metric(name=prefix + name, value=value, unit=unit, higher_is_better=kind not in ("nme", "fr"))
 
 
-class _Saver:
-    """Saves a fit's state now and then between two steps, and at once when the process is asked to end."""
+@contextmanager
+def _node_folder(team: World) -> Iterator[Path]:
+    """Scratch of the first rank of each node, which stays until every rank of the team has done with it."""
+    with tempfile.TemporaryDirectory(prefix="mcf-benchmark-") as scratch:
+        yield Path(scratch)
+        team.collect(None)
 
-    def __init__(self, name: str, fit: Fit, checkpoints: CheckpointStore, stop: StopRequest) -> None:
-        self.name, self.fit, self.checkpoints, self.stop = name, fit, checkpoints, stop
+
+class _Saver:
+    """Saves a fit's state now and then between two steps, and at once when one of the team is asked to end.
+
+    All have the same state, and rank 0 saves it.
+    """
+
+    def __init__(self, name: str, fit: Fit, checkpoints: CheckpointStore, team: World, stop: StopRequest) -> None:
+        self.name, self.fit, self.checkpoints, self.team, self.stop = name, fit, checkpoints, team, stop
         self._next = time.monotonic() + SAVE_SECONDS
 
     def tick(self) -> None:
-        """Raises Stopped, and StorageError where the last state cannot be saved."""
-        if self.stop.requested:
-            insist(self._save, f"the state of {self.name}", PATIENCE_SECONDS)
-            logger.warning("stopped on request in epoch %d of %s", len(self.fit.history) + 1, self.name)
+        """Every rank calls this. Raises Stopped, and StorageError where the last state cannot be saved."""
+        asked = torch.tensor(float(self.stop.requested), device=self.team.device)
+        if self.team.sum(asked) > 0:
+            if self.team.is_first:
+                insist(self._save, f"the state of {self.name}", PATIENCE_SECONDS)
+                logger.warning("stopped on request in epoch %d of %s", len(self.fit.history) + 1, self.name)
             raise Stopped(self.name)
+        if self.team.is_first:
+            self._save_now_and_then()
+
+    def _save_now_and_then(self) -> None:
         started = time.monotonic()
         if started < self._next:
             return
@@ -210,4 +254,4 @@ class _Saver:
         self._next = now + max(SAVE_SECONDS, (now - started) / MAX_SHARE)
 
     def _save(self) -> None:
-        self.checkpoints.save(self.fit.state_dict(), step=self.fit.position, world_size=1)
+        self.checkpoints.save(self.fit.state_dict(), step=self.fit.position, world_size=self.team.size)

@@ -1,4 +1,4 @@
-"""Work of rank 0 alone, for which the others wait in no collective, so that it may take days.
+"""Work of the first ranks, for which the others wait in no collective, so that it may take days.
 
 A collective gives up after minutes, and who waits in one cannot leave when asked to. So the others ask the store of
 the process group again and again. That a node has gone is noticed as ever (trainer/peers.py).
@@ -22,24 +22,28 @@ POLL_SECONDS = 0.5
 DONE, LEFT = "done", "left"
 
 
-def on_first(world: World, work: Callable[[], Answer]) -> Answer | None:
-    """What `work` gives, on rank 0; None on the others, once it is done. Every rank calls this.
+def on_first(world: World, count: int, work: Callable[[World], Answer]) -> Answer | None:
+    """What `work` gives on the first `count` ranks, as a world of their own; None on the others, once it is done.
 
-    Where `work` raises, the others exit as interrupted: without rank 0 there is nothing to wait for.
+    Every rank calls this. Where `work` raises on rank 0, the others exit as interrupted: without it there is nothing
+    to wait for.
     """
-    if world.size == 1:
-        return work()
+    workers = world.patient(count)
+    if count == world.size:
+        assert workers
+        return work(workers)
     key = f"mcf/first/{world.share(uuid.uuid4().hex)}"
     store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
     )
     answer, said = None, LEFT
-    if world.is_first:
+    if workers:
         try:
-            answer = work()
+            answer = work(workers)
             said = DONE
         finally:
-            store.set(key, said)
+            if world.is_first:
+                store.set(key, said)
     else:
         try:
             while not store.check([key]):

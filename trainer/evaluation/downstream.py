@@ -12,6 +12,7 @@ from trainer.evaluation.fitting import Fit
 from trainer.evaluation.network import CHANNELS, INPUT_SIZE, build
 from trainer.evaluation.recipe import Recipe
 from trainer.evaluation.splits import split
+from trainer.evaluation.team import ALONE, Team
 
 
 def prepare(
@@ -24,8 +25,9 @@ def prepare(
     device: torch.device,
     input_size: int = INPUT_SIZE,
     channels: int = CHANNELS,
+    team: Team = ALONE,
 ) -> Fit:
-    """A fit before its first epoch.
+    """A fit before its first epoch, of one rank of the team.
 
     weights: of trainer.vit.Encoder, at whatever input size it was pretrained; recipe: None = the published one.
     Raises DataError when files of the benchmark are missing or not as published.
@@ -36,4 +38,4 @@ def prepare(
         encoder, weights, benchmark.task.num_maps,
         frozen=recipe.frozen, seed=recipe.seed, input_size=input_size, channels=channels,
     )  # fmt: skip
-    return Fit(network, benchmark.task, splits, recipe, device)
+    return Fit(network, benchmark.task, splits, recipe, device, team)

@@ -2,7 +2,8 @@
 
 Every random choice is a function of the seed, the epoch and the place in it: nothing is kept of generators, and a
 step after `load_state_dict` is bit for bit the one that would have followed. On a GPU it is so but for the order in
-which torch adds up gradients of resized and pooled maps.
+which torch adds up gradients of resized and pooled maps. A team of ranks takes the steps that one rank would take, to
+rounding: each computes a part of every slice, and all have the same weights after it.
 Letters: B faces of a slice, K maps, H W places of a map.
 """
 
@@ -19,12 +20,14 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from trainer.evaluation.heads import draw_dropout
 from trainer.evaluation.network import Network
-from trainer.evaluation.norm import settle, take_statistics
+from trainer.evaluation.norm import settle, share, take_statistics
 from trainer.evaluation.recipe import Recipe, Selection
 from trainer.evaluation.record import Record
 from trainer.evaluation.splits import Splits
 from trainer.evaluation.tasks import Example, Task
+from trainer.evaluation.team import ALONE, Team, part, sum_gradients
 
 READERS = 8
 
@@ -62,14 +65,23 @@ class Fitted:
 
 
 class Fit:
-    """A fit between two steps."""
+    """A fit between two steps; of a team every rank has one, and calls the same methods."""
 
-    def __init__(self, network: Network, task: Task, splits: Splits, recipe: Recipe, device: torch.device) -> None:
-        """`splits`: with validation faces where the recipe selects by them, else ValueError."""
+    def __init__(
+        self, network: Network, task: Task, splits: Splits, recipe: Recipe, device: torch.device, team: Team = ALONE
+    ) -> None:
+        """`splits`: with validation faces where the recipe selects by them, else ValueError.
+
+        `team`: of at most as many ranks as a slice has faces, else ValueError.
+        """
         if recipe.selection is Selection.BEST_ON_VALIDATION and not splits.validation:
             raise ValueError("the recipe selects by validation, and the splits have no faces to validate on")
+        if team.size > recipe.slice:
+            raise ValueError(f"{team.size} ranks cannot share a slice of {recipe.slice} faces")
         self.network = network.to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        share(self.network, team)
+        self.team = team
         self.task = task
         self.splits = splits
         self.recipe = recipe
@@ -94,8 +106,8 @@ class Fit:
     def run_epoch(self, tick: Callable[[], object] = lambda: None) -> Epoch:
         """The next epoch, or what is left of it, and its metrics. Raises Diverged.
 
-        `tick` is called between steps and between measurements, where the state may be saved; what it raises ends
-        the epoch there.
+        `tick` is called between steps and between measurements, by all ranks at the same ones, where the state may be
+        saved; what it raises ends the epoch there.
         """
         epoch = len(self.history)
         for group in self.optimizer.param_groups:
@@ -116,12 +128,22 @@ class Fit:
         """Metrics of the averaged weights."""
         score = self.task.score()
         pieces = [records[first : first + self.recipe.slice] for first in range(0, len(records), self.recipe.slice)]
-        jobs = ([partial(self.task.example, record, None) for record in piece] for piece in pieces)
+        mine = pieces[self.team.rank :: self.team.size]
+        jobs = ([partial(self.task.example, record, None) for record in piece] for piece in mine)
+        found: list[list[torch.Tensor]] = []
         for examples in _read_ahead(jobs):
             images = torch.stack([example.image_CSS for example in examples]).to(self.device)
-            for example, logit_KHW in zip(examples, self.average(images).cpu(), strict=True):
-                score.add(example, logit_KHW)
+            logits = self.average(images).cpu()
+            found.append([score.read(example, logit_KHW) for example, logit_KHW in zip(examples, logits, strict=True)])
             tick()
+        if len(mine) * self.team.size < len(pieces):
+            tick()  # others have one piece more
+        # In the order of the records: sums over them do not depend on who has measured which.
+        everyones = self.team.collect(found)
+        for number, piece in enumerate(pieces):
+            turn, rank = divmod(number, self.team.size)
+            for record, what in zip(piece, everyones[rank][turn], strict=True):
+                score.add(record, what)
         return score.metrics()
 
     def result(self) -> Fitted:
@@ -162,21 +184,27 @@ class Fit:
         self.losses = list(state["losses"])
 
     def _step(self, epoch: int, step: int, batch: list[Example]) -> float:
-        """One optimizer step; its loss. Raises Diverged before the weights are touched."""
+        """One optimizer step on this rank's faces of the batch; its loss. Raises Diverged before the weights are
+        touched."""
         num_slices = self.recipe.batch // self.recipe.slice
-        total = torch.zeros((), device=self.device)
+        mine = part(self.recipe.slice, self.team)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for place in range(num_slices):
-            examples = batch[place * self.recipe.slice : (place + 1) * self.recipe.slice]
+            examples = batch[place * len(mine) : (place + 1) * len(mine)]
             images = torch.stack([example.image_CSS for example in examples]).to(self.device)
             target = torch.stack([example.target for example in examples]).to(self.device)
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                # Dropout knows no generator; so a slice's is the same whoever computes it, and when.
-                torch.manual_seed(_seed(self.recipe.seed, "dropout", epoch, step, place))
-                loss = self.task.loss(self.network(images), target) / num_slices
+            # Drawn for the whole slice, on the CPU: the same whoever computes it, and on what.
+            generator = torch.Generator().manual_seed(_seed(self.recipe.seed, "dropout", epoch, step, place))
+            kept_SC = draw_dropout(self.recipe.slice, self.network.head.channels, generator)
+            logits = self.network(images, kept_SC[mine.start : mine.stop].to(self.device))
+            # A slice's loss is the mean over its faces.
+            loss = self.task.loss(logits, target) * (len(mine) / self.recipe.slice) / num_slices
             loss.backward()
             total += loss.detach()
-        if not math.isfinite(value := float(total)):
+        # One loss for all: what is no number on one rank stops every rank.
+        if not math.isfinite(value := float(self.team.sum(total))):
             raise Diverged(f"loss {value} in step {step} of epoch {epoch}; lower learning rates may help")
+        sum_gradients(self.network, self.team)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         settle(self.network, take_statistics(self.network))
@@ -190,8 +218,8 @@ class Fit:
             slow.lerp_(fast, 1 - self.recipe.average_decay)
 
     def _batches(self, epoch: int, done: int) -> Iterator[list[Example]]:
-        """The epoch's batches after the first `done`, all of them full: the last one is filled up from the front, as
-        the protocol does."""
+        """This rank's part of the epoch's batches after the first `done`, all of them full: the last one is filled up
+        from the front, as the protocol does."""
         order = epoch_order(len(self.splits.train), self.splits.epoch_length, self.recipe.seed, epoch)
         steps = -(-len(order) // self.recipe.batch)
 
@@ -199,9 +227,15 @@ class Fit:
             generator = torch.Generator().manual_seed(_seed(self.recipe.seed, "face", epoch, place))
             return self.task.example(self.splits.train[order[place % len(order)]], generator)
 
+        mine = part(self.recipe.slice, self.team)
         firsts = range(done * self.recipe.batch, steps * self.recipe.batch, self.recipe.batch)
         yield from _read_ahead(
-            [partial(example, place) for place in range(first, first + self.recipe.batch)] for first in firsts
+            [
+                partial(example, slice_first + place)
+                for slice_first in range(first, first + self.recipe.batch, self.recipe.slice)
+                for place in mine
+            ]
+            for first in firsts
         )
 
     def _best(self, split: str) -> Epoch:

@@ -42,12 +42,11 @@ class UperHead(nn.Module):
         self.lateral = nn.ModuleList(ConvNorm(width, channels, 1) for _ in range(NUM_LEVELS - 1))
         self.smooth = nn.ModuleList(ConvNorm(channels, channels, 3) for _ in range(NUM_LEVELS - 1))
         self.merge = ConvNorm(NUM_LEVELS * channels, channels, 3)
-        # Whole channels of a map are dropped, as neighbouring places say the same.
-        self.dropout = nn.Dropout2d(DROPOUT)
+        self.channels = channels
         self.classify = nn.Conv2d(channels, num_maps, kernel_size=1)
 
-    def forward(self, level_BDHW: list[Tensor]) -> Tensor:
-        """Logits [B, K, H, W] at the finest level's size."""
+    def forward(self, level_BDHW: list[Tensor], kept_BC: Tensor | None = None) -> Tensor:
+        """Logits [B, K, H, W] at the finest level's size; kept_BC: of `draw_dropout`, None = nothing is dropped."""
         *finer, coarsest = level_BDHW
         path = [lateral(level) for lateral, level in zip(self.lateral, finer, strict=True)]
         path.append(self._pool(coarsest))
@@ -55,13 +54,24 @@ class UperHead(nn.Module):
             path[place - 1] = path[place - 1] + _resized(path[place], path[place - 1])
         smoothed = [smooth(x) for smooth, x in zip(self.smooth, path[:-1], strict=True)]
         merged = torch.cat([_resized(x, path[0]) for x in (*smoothed, path[-1])], dim=1)
-        return self.classify(self.dropout(self.merge(merged)))
+        last_BCHW = self.merge(merged)
+        if kept_BC is not None:
+            last_BCHW = last_BCHW * kept_BC[..., None, None]
+        return self.classify(last_BCHW)
 
     def _pool(self, coarsest_BDHW: Tensor) -> Tensor:
         parts = [coarsest_BDHW]
         for side, conv in zip(POOL_SIDES, self.pooled, strict=True):
             parts.append(_resized(conv(adaptive_avg_pool2d(coarsest_BDHW, side)), coarsest_BDHW))
         return self.pool_merge(torch.cat(parts, dim=1))
+
+
+def draw_dropout(faces: int, channels: int, generator: torch.Generator) -> Tensor:
+    """What the channels of each face's last map are multiplied with [B, C]: 0, or what keeps the mean.
+
+    Whole channels are dropped, as neighbouring places say the same.
+    """
+    return (torch.rand(faces, channels, generator=generator) >= DROPOUT) / (1 - DROPOUT)
 
 
 class ConvNorm(nn.Module):

@@ -114,7 +114,15 @@ class Confusion:
         self.count_CC = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
 
     def add(self, guess: Tensor, target: Tensor) -> None:
-        """Count the pixels of class maps of one shape, integers 0..C-1. Raises ValueError for anything else."""
+        """Count the pixels of class maps. Raises as `count`."""
+        self.add_counts(self.count(guess, target))
+
+    def add_counts(self, count_CC: Tensor) -> None:
+        """Add what was counted before."""
+        self.count_CC += count_CC
+
+    def count(self, guess: Tensor, target: Tensor) -> Tensor:
+        """Pixels [C, C] of class maps of one shape, integers 0..C-1. Raises ValueError for anything else."""
         if guess.shape != target.shape:
             raise ValueError(f"guess {tuple(guess.shape)} and target {tuple(target.shape)} differ in shape")
         num_classes = len(self.class_names)
@@ -123,7 +131,7 @@ class Confusion:
             if len(value) and not 0 <= int(value.min()) <= int(value.max()) < num_classes:
                 raise ValueError(f"{name} has classes {int(value.min())}..{int(value.max())}, not 0..{num_classes - 1}")
         pair = one * num_classes + other
-        self.count_CC += torch.bincount(pair, minlength=num_classes**2).view(num_classes, num_classes)
+        return torch.bincount(pair, minlength=num_classes**2).view(num_classes, num_classes)
 
     def score(self) -> ParsingScore:
         """F1 = 2 TP / (guessed + true pixels); a class with neither has none and is left out of the mean.

@@ -39,11 +39,14 @@ class Network(nn.Module):
         if frozen:
             encoder.requires_grad_(False)
 
-    def forward(self, image_BCSS: Tensor) -> Tensor:
-        """Logits [B, K, H, W] of images with colours 0..1; H and W are four times the encoder's grid."""
+    def forward(self, image_BCSS: Tensor, kept_BC: Tensor | None = None) -> Tensor:
+        """Logits [B, K, H, W] of images with colours 0..1; H and W are four times the encoder's grid.
+
+        kept_BC: of heads.draw_dropout; None = nothing is dropped.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             token_maps = self._token_maps(image_BCSS)
-        return self.head(self.pyramid(token_maps))
+        return self.head(self.pyramid(token_maps), kept_BC)
 
     def _token_maps(self, image_BCSS: Tensor) -> list[Tensor]:
         """Outputs [B, D, H, W] of the tapped blocks, without cls and without a norm."""

@@ -47,8 +47,11 @@ class Example:
 class Score(Protocol):
     """Collects what a network says of the examples of one split."""
 
-    def add(self, example: Example, logit_KHW: Tensor) -> None:
-        """One example and its maps, on the CPU."""
+    def read(self, example: Example, logit_KHW: Tensor) -> Tensor:
+        """What counts of an example's maps, on the CPU, whichever rank has computed them."""
+
+    def add(self, record: Record, found: Tensor) -> None:
+        """One record and what was read of its maps."""
 
     def metrics(self) -> dict[str, float]:
         """Per cent, by name; a subset's name follows after a slash."""
@@ -134,10 +137,14 @@ class AlignmentScore:
         self.guesses: list[Tensor] = []
         self.records: list[Record] = []
 
-    def add(self, example: Example, logit_KHW: Tensor) -> None:
+    def read(self, example: Example, logit_KHW: Tensor) -> Tensor:
+        """Points [P, 2] of the image."""
         place_P2 = soft_argmax(logit_KHW[None].double())[0] * example.crop.size
-        self.guesses.append(example.crop.to_image(place_P2) - TO_EDGE)
-        self.records.append(example.record)
+        return example.crop.to_image(place_P2) - TO_EDGE
+
+    def add(self, record: Record, found: Tensor) -> None:
+        self.guesses.append(found)
+        self.records.append(record)
 
     def metrics(self) -> dict[str, float]:
         """nme_UNIT, and auc_UNIT_T and fr_UNIT_T with the threshold T in per cent."""
@@ -220,13 +227,17 @@ class ParsingPixels:
     def __init__(self, task: Parsing) -> None:
         self.confusion = Confusion(task.class_names)
 
-    def add(self, example: Example, logit_KHW: Tensor) -> None:
+    def read(self, example: Example, logit_KHW: Tensor) -> Tensor:
+        """Numbers of pixels by true and guessed class [C, C]."""
         assert example.record.mask is not None
         mask_HW = torch.from_numpy(example.record.mask.read())
         size = (example.crop.size, example.crop.size)
         large_KSS = interpolate(logit_KHW[None].float(), size=size, mode="bilinear", align_corners=False)[0]
         seen_KHW = example.crop.unsample(large_KSS, example.whole, out=(mask_HW.shape[1], mask_HW.shape[0]))
-        self.confusion.add(seen_KHW.argmax(dim=0), mask_HW)
+        return self.confusion.count(seen_KHW.argmax(dim=0), mask_HW)
+
+    def add(self, record: Record, found: Tensor) -> None:
+        self.confusion.add_counts(found)
 
     def metrics(self) -> dict[str, float]:
         """f1, and f1/CLASS of every class that counts."""

@@ -11,16 +11,18 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from tests.unit.trainer.teamwork import together
 from trainer import spec
 from trainer.evaluation import augment, network
 from trainer.evaluation.benchmarks import BENCHMARKS
 from trainer.evaluation.crop import TEMPLATE_52, Jitter
-from trainer.evaluation.fitting import Diverged, Epoch, Fit, epoch_order
+from trainer.evaluation.fitting import Diverged, Epoch, Fit, Fitted, epoch_order
 from trainer.evaluation.metrics import box_side, diagonal
 from trainer.evaluation.recipe import Recipe, Selection
 from trainer.evaluation.record import LabelImage, Record
 from trainer.evaluation.splits import split
-from trainer.evaluation.tasks import Alignment, Parsing
+from trainer.evaluation.tasks import Alignment, Example, Parsing
+from trainer.evaluation.team import ALONE, Team
 from trainer.manifest import DataError
 from trainer.vit import Encoder, initialise
 
@@ -115,7 +117,8 @@ def test_maps_that_point_at_the_truth_have_no_error_and_shifted_ones_a_known_one
         for record in faces[9:]:
             example = ALIGNMENT.example(record, None)
             x, y = ((along - place[:, None]) ** 2 for place in (example.target.double() + torch.tensor([shift, 0])).T)
-            score.add(example, torch.logit(0.9 * torch.exp(-(y[:, :, None] + x[:, None]) / 2e-3), eps=1e-300))
+            logits = torch.logit(0.9 * torch.exp(-(y[:, :, None] + x[:, None]) / 2e-3), eps=1e-300)
+            score.add(record, score.read(example, logits))
         found = score.metrics()
         # The box takes up 0.8 of the crop, so a shift by s of the crop is s / 0.8 of the box.
         assert found["nme_box"] == pytest.approx(100 * error, abs=0.02)
@@ -180,7 +183,7 @@ def test_true_masks_score_all_and_a_missing_class_nothing(faces: list[Record]) -
             logits = torch.nn.functional.one_hot(fine.target.long(), 3).permute(2, 0, 1).float()
             if hidden:
                 logits[hidden] = -9
-            score.add(fine, logits)
+            score.add(record, score.read(fine, logits))
         found = score.metrics()
         assert found["f1/eye"] == pytest.approx(eye, abs=20)
         assert found["f1"] == pytest.approx((found["f1/eye"] + found["f1/head"]) / 2)
@@ -194,7 +197,7 @@ def test_a_warped_and_aligned_view_is_scored_in_the_image(faces: list[Record]) -
     example = task.example(record, None)
     logits = torch.nn.functional.one_hot(example.target.long(), 3).permute(2, 0, 1).float()
     score = task.score()
-    score.add(example, logits)
+    score.add(record, score.read(example, logits))
     assert score.metrics()["f1"] > 95
     with pytest.raises(DataError, match="no mask, or no points"):
         task.example(replace(record, points_P2=None), None)
@@ -277,6 +280,57 @@ def test_an_epoch_after_a_restart_is_the_one_that_would_have_followed(
     other = fit_of(faces, task, recipe.model_copy(update={"seed": 5}))
     with pytest.raises(ValueError, match="another recipe"):
         other.load_state_dict(whole.state_dict())
+
+
+class Exactly:
+    """A task whose images are float64, so that what ranks do differently is not hidden by rounding."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def example(self, record: Record, generator: torch.Generator | None) -> Example:
+        found: Example = self.task.example(record, generator)
+        target = found.target.double() if found.target.is_floating_point() else found.target
+        return replace(found, image_CSS=found.image_CSS.double(), target=target)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("task", [ALIGNMENT, PARSING], ids=["alignment", "parsing"])
+def test_a_team_takes_the_steps_of_one_rank_and_finds_its_metrics(faces: list[Record], task: Any, frozen: bool) -> None:
+    recipe = QUICK.model_copy(update={"slice": 4, "batch": 8, "epochs": 2, "frozen": frozen})
+
+    def fitted(team: Team) -> tuple[Fit, Fitted]:
+        network = net(task.num_maps, frozen=frozen).double()
+        fit = Fit(network, Exactly(task), split(faces, recipe), recipe, CPU, team)
+        return fit, fit.run(lambda epoch: None)
+
+    alone, expected = fitted(ALONE)
+    for size in 2, 3:
+        for fit, found in together(size, fitted):
+            assert found.note == expected.note
+            assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
+            losses = [epoch.loss for epoch in fit.history]
+            assert losses == pytest.approx([epoch.loss for epoch in alone.history], rel=1e-9)
+            for (name, value), other in zip(fit.average.named_parameters(), alone.average.parameters(), strict=True):
+                torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-8, msg=name)
+
+
+def test_ranks_stop_together_and_none_is_without_a_face(faces: list[Record]) -> None:
+    def spoilt(team: Team) -> str:
+        fit = Fit(net(), ALIGNMENT, split(faces, QUICK), QUICK, CPU, team)
+        if team.rank == 1:
+            with torch.no_grad():
+                fit.network.head.classify.bias.fill_(torch.nan)
+        with pytest.raises(Diverged) as found:
+            fit.run_epoch()
+        return str(found.value)
+
+    assert len(set(together(2, spoilt))) == 1
+    with pytest.raises(ValueError, match="3 ranks cannot share a slice of 2 faces"):
+        together(3, spoilt)
 
 
 def test_a_frozen_encoder_stays_as_it_was_and_a_tuned_one_moves(faces: list[Record]) -> None:

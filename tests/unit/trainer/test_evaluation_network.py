@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.unit.trainer.teamwork import together
 from trainer import spec
 from trainer.evaluation import heads, losses, network
-from trainer.evaluation.norm import SliceNorm, settle, take_statistics
+from trainer.evaluation.norm import SliceNorm, settle, share, take_statistics
+from trainer.evaluation.team import Team, part, sum_gradients
 from trainer.vit import Encoder, initialise, position_code
 
 TINY = spec.Encoder(width=16, depth=4, heads=2, patch=8)
@@ -102,26 +104,37 @@ def test_a_slice_is_normalised_as_batch_norm_does_and_its_statistics_enter_once_
     torch.testing.assert_close(one.eval()(x[0]), theirs.eval()(x[0]))
 
 
-def test_two_workers_take_the_same_step_as_one() -> None:
-    """Slices of a step dealt out to two copies: gradients and running statistics are those of one."""
-    images, target = torch.rand(4, 2, 3, 64, 64, generator=generator(3)), torch.rand(4, 2, 3, 2, generator=generator(4))
-    one, two, three = (tiny().train() for _ in range(3))
-    for module in (*one.modules(), *two.modules(), *three.modules()):
-        if isinstance(module, nn.Dropout2d):
-            module.p = 0.0
-    for place in range(4):
-        for worker in (one, two if place % 2 == 0 else three):
-            losses.alignment_loss(worker(images[place]), target[place]).backward()
-    settle(one, take_statistics(one))
-    dealt = zip(take_statistics(two), take_statistics(three), strict=True)
-    settle(two, [torch.stack([even[0], odd[0], even[1], odd[1]]) for even, odd in dealt])
-    for (name, buffer), other in zip(one.named_buffers(), two.buffers(), strict=True):
-        assert torch.equal(buffer, other), name
-    for (name, whole), mine, theirs in zip(one.named_parameters(), two.parameters(), three.parameters(), strict=True):
-        if whole.grad is not None:
-            assert mine.grad is not None
-            assert theirs.grad is not None
-            torch.testing.assert_close(whole.grad, mine.grad + theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+def test_a_slice_that_ranks_share_is_normalised_as_a_whole() -> None:
+    x = (torch.randn(7, 4, 5, 5, generator=generator(3), dtype=torch.float64) * 3 + 100).requires_grad_()
+    # Each output counts differently, so that a gradient that is only locally right is found out.
+    wanted = torch.randn(7, 4, 5, 5, generator=generator(4), dtype=torch.float64)
+    whole = nn.BatchNorm2d(4).double()
+    nn.init.normal_(whole.weight)
+    expected = whole(x)
+    (expected * wanted).sum().backward()
+
+    def shared(team: Team) -> tuple[torch.Tensor, torch.Tensor, SliceNorm]:
+        norm, mine = SliceNorm(4).double(), part(7, team)
+        share(norm, team)
+        with torch.no_grad():
+            norm.weight.copy_(whole.weight)
+        piece = x.detach()[mine.start : mine.stop].requires_grad_()
+        found = norm(piece)
+        (found * wanted[mine.start : mine.stop]).sum().backward()
+        sum_gradients(norm, team)
+        settle(norm, take_statistics(norm))
+        assert piece.grad is not None
+        return found.detach(), piece.grad, norm
+
+    for size in 1, 2, 3:
+        outputs, gradients, norms = zip(*together(size, shared), strict=True)
+        torch.testing.assert_close(torch.cat(outputs), expected.detach(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(torch.cat(gradients), x.grad, rtol=1e-9, atol=1e-9)
+        for norm in norms:
+            torch.testing.assert_close(norm.weight.grad, whole.weight.grad, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(norm.bias.grad, whole.bias.grad, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(norm.running_mean, whole.running_mean, rtol=1e-12, atol=0)
+            torch.testing.assert_close(norm.running_var, whole.running_var, rtol=1e-12, atol=0)
 
 
 def test_maps_are_four_times_the_grid_and_images_do_not_see_each_other_in_evaluation() -> None:
@@ -165,20 +178,19 @@ def test_the_head_is_the_sum_and_the_stack_that_upernet_describes() -> None:
     torch.testing.assert_close(head(level), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_tenth_of_the_last_channels_is_dropped_while_training_alone() -> None:
-    head = heads.UperHead(4, 1000, 1)
-    x = torch.ones(1, 1000, 2, 2)
-    dropped = float((head.train().dropout(x) == 0).double().mean())
-    assert 0.06 < dropped < 0.14
-    assert torch.equal(head.eval().dropout(x), x)
+def test_a_tenth_of_the_last_channels_is_dropped_by_the_seed() -> None:
+    kept = heads.draw_dropout(4, 1000, generator(1))
+    assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.9])
+    assert 0.08 < float((kept == 0).double().mean()) < 0.12
+    assert torch.equal(kept, heads.draw_dropout(4, 1000, generator(1)))
+    assert not torch.equal(kept, heads.draw_dropout(4, 1000, generator(2)))
     small, level = tiny().head.train(), [torch.rand(2, 16, side, side) for side in (32, 16, 8, 4)]
     torch.nn.init.normal_(small.classify.weight)
-    outputs = []
-    for seed in 1, 1, 2, 3, 4:
-        torch.manual_seed(seed)
-        outputs.append(small(level))
-    assert torch.equal(outputs[0], outputs[1])
-    assert any(not torch.equal(outputs[0], other) for other in outputs[2:])
+    torch.testing.assert_close(small(level, torch.ones(2, 8)), small(level))
+    # A face of which everything is dropped is left with the bias; the other one does not notice.
+    half = small(level, torch.tensor([[0.0], [1.0]]).expand(2, 8))
+    assert float(half[0].std()) == 0.0
+    torch.testing.assert_close(half[1], small(level)[1])
 
 
 def test_a_frozen_encoder_gets_no_gradient_and_the_rest_does() -> None:

@@ -76,7 +76,7 @@ class Storm:
         """Two or four arms on one to two nodes; returns the experiment's id."""
         bucket = self.release.namespace
         spec = {
-            "name": name, "seeds": seeds, "share": False,
+            "name": name, "seeds": seeds, "share": False, "concurrency": 2,
             "base": {
                 "preset": "tiny", "input_size": 32, "teacher": "none", "precision": "float64",
                 "data": {"uri": f"s3://{bucket}/faces", "format": "shards"},
@@ -158,7 +158,9 @@ class Storm:
 
     def delete(self, pods: list[str], *, gently: bool = False) -> None:
         for pod in pods:
-            self.release.kubectl("delete", "pod", pod, *([] if gently else ["--grace-period=0", "--force"]))
+            # Its Job lets go of it only when it comes to look for another one, which it puts off longer each time.
+            how = [] if gently else ["--grace-period=0", "--force"]
+            self.release.kubectl("delete", "pod", pod, "--wait=false", *how)
 
     def freeze(self, process: str, seconds: float) -> None:
         pid = int((STATE / f"{process}.pid").read_text())

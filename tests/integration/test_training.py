@@ -29,6 +29,7 @@ from tests.integration.torchruns import (
     torchrun,
     wait_for_checkpoint,
     wait_until,
+    workers_of,
 )  # fmt: skip
 from trainer import hostcopy
 from trainer.records import OUT_OF_MEMORY, Verdict
@@ -302,16 +303,6 @@ def group_rank(agent: "subprocess.Popen[bytes]") -> str:
     """Which node of its group an agent is now."""
     [worker] = workers_of(agent)
     return worker.environ()["GROUP_RANK"]
-
-
-def workers_of(agent: "subprocess.Popen[bytes]") -> list[psutil.Process]:
-    """Not every child is one: libraries start others for a moment while they load."""
-    found = []
-    for child in psutil.Process(agent.pid).children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "GROUP_RANK" in child.environ():
-                found.append(child)
-    return found
 
 
 @contextmanager

@@ -106,3 +106,13 @@ def wait_until(
         assert agent.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.01)
+
+
+def workers_of(agent: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """Not every child is one: libraries start others for a moment while they load."""
+    found = []
+    for child in psutil.Process(agent.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "GROUP_RANK" in child.environ():
+                found.append(child)
+    return found

@@ -1,5 +1,6 @@
 """GPU-hours of runs before they run: from finished runs of the same shape where there are any, else from arithmetic."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -7,10 +8,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.tables import Run, RunState
-from trainer.spec import RunSpec
+from trainer.spec import EXPORTED_ARCH, RunSpec
 
 # Of one process, sustained: 40 % of an A100's bf16 peak (method 3), and what two to four CPU cores give (measured).
 GPU_FLOPS, CPU_FLOPS = 1.2e14, 5e10
+# Of the small network of that name, counted by torch's FlopCounterMode, at its own input size in pixels.
+FACE_API_MACS, FACE_API_SIZE = 5.15e7, 112
 # Runs looked at for a measured speed; the newest ones.
 HISTORY = 200
 
@@ -49,9 +52,21 @@ def macs_per_image(spec: RunSpec) -> float:
         total += encode  # target, no gradient
     if spec.teacher.source != "none":
         # On the image, on the prediction, and the gradient with respect to the prediction.
-        own = spec.teacher.arch == "as-encoder"
-        total += 3 * (_transformer(tokens, encoder.width, encoder.depth) if own else _transformer(197, 768, 12))
+        total += 3 * _teacher(spec)
     return total
+
+
+def _teacher(spec: RunSpec) -> float:
+    """Of one forward pass of the teacher."""
+    teacher, size = spec.teacher, spec.teacher.input_size or spec.input_size
+    if teacher.arch == "as-encoder":
+        return _transformer(spec.num_patches + 1, spec.encoder.width, spec.encoder.depth)
+    if teacher.arch == "face-api":
+        return FACE_API_MACS * (size / FACE_API_SIZE) ** 2
+    if exported := re.fullmatch(EXPORTED_ARCH, teacher.arch):
+        width, depth, patch = (int(exported[name]) for name in ("width", "depth", "patch"))
+        return _transformer((size // patch) ** 2 + 1, width, depth)
+    return _transformer(197, 768, 12)  # what most others are: ViT-B/16
 
 
 def _transformer(tokens: int, width: int, depth: int) -> float:

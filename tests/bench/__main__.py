@@ -46,6 +46,12 @@ FIGURES = [
         "{:.2f} x",
         "images/s of two runs at once / one alone, each with a thread a core",
     ),
+    (
+        "stage",
+        "stage_speedup_2_workers",
+        "{:.2f} x",
+        "an epoch of a stage of evaluation on 2 ranks / 1, one thread each",
+    ),
     ("runs", "images_a_second_at_4x_accumulation", "{:.2f} x", "images/s with 4 times the cells a step"),
     ("runs", "images_a_second_at_8x_accumulation", "{:.2f} x", "and with 8 times"),
     ("runs", "reform_seconds", "{:.1f} s", "one of two workers killed -> the next step taken"),

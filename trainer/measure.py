@@ -2,7 +2,8 @@
 
 REQUEST is a trainer.evaluation.request.Request as JSON. FOLDER, a path or s3:// address, keeps state and result; asked
 again with it, it goes on. What happens is printed as lines of JSON: {"epoch": number, "of": epochs, metrics ...}, and
-at last the StageResult. With MLFLOW_RUN_ID every epoch is logged there, as a run's are.
+at last the StageResult, or {"error": ...} or {"interrupted": ...} where it ends before that. With MLFLOW_RUN_ID every
+epoch is logged there, as a run's are. Under torchrun its processes share the work, and rank 0 speaks for them.
 
 Exit code: 0 measured, 1 it cannot be, 143 interrupted, and all that was done is kept.
 """
@@ -12,6 +13,7 @@ import logging
 import os
 import sys
 
+import torch
 from pydantic import ValidationError
 
 from trainer.distributed import joined_world
@@ -41,18 +43,21 @@ class OtherRequest(Exception):
 
 
 def measure(request: Request, store: Store) -> StageResult:
-    """Raises Stopped when asked to end, and all the errors that main tells."""
+    """Every rank calls this. Raises Stopped when asked to end, and all the errors that main tells."""
+    _check_gpus()
     found = find_encoder(request.model, MlflowFiles(), request.heads)
     asked = KINDS[request.stage].model_validate(request.asked)
     for field, given, possible in misfits(asked, found.encoder.patch, found.encoder.depth):
         raise DataError(f"{field}: asked for {given}; possible: {possible}")
-    _claim(store, request, found.digest)
+    if _is_first():
+        _claim(store, request, found.digest)
     faces = None
     if request.data:
         manifest = read_manifest(request.data)
         split = manifest.split(held_out=request.held_out, subset_size=None, subset_seed=0)
         faces = Faces(split, open_images(request.data, manifest))
-    log = RunLog(os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_RUN_ID"), attempt=1)
+    run_id = os.environ.get("MLFLOW_RUN_ID") if _is_first() else None
+    log = RunLog(os.environ.get("MLFLOW_TRACKING_URI"), run_id, attempt=1)
 
     def tell(name: str, fit: Fit, epoch: Epoch | None) -> None:
         if epoch:
@@ -61,8 +66,8 @@ def measure(request: Request, store: Store) -> StageResult:
 
     subject = Subject(found.encoder, found.weights, request.seed, request.digest)
     try:
-        with joined_world() as alone, stop_requests() as stop:
-            result = fit_stage(request.stage, asked, subject, faces, store, alone, tell, stop)
+        with joined_world() as team, stop_requests() as stop:
+            result = fit_stage(request.stage, asked, subject, faces, store, team, tell, stop)
         log.metrics(result.epochs, {metric.name: metric.value for metric in result.metrics})
         return result
     finally:
@@ -83,9 +88,21 @@ def _claim(store: Store, request: Request, weights: str) -> None:
         )
 
 
+def _check_gpus() -> None:
+    """Raises DataError."""
+    asked, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if asked > there > 0:
+        raise DataError(f"processes: asked for {asked}; possible: at most {there}, one a GPU of this machine")
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(**values: object) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
-    sys.stdout.flush()
+    if _is_first():
+        sys.stdout.write(json.dumps(values) + "\n")
+        sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> int:
@@ -95,7 +112,8 @@ def main(arguments: list[str]) -> int:
     request, folder = arguments
     try:
         result = measure(Request.model_validate_json(request), open_store(folder))
-    except Stopped:
+    except Stopped as error:
+        say(interrupted=str(error))
         return INTERRUPTED
     except (DataError, WeightsError, UnknownWeights, StorageError, Diverged, OtherRequest, ValidationError) as error:
         say(error=str(error))

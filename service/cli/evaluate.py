@@ -15,7 +15,7 @@ from rich.console import Console
 
 from service.cli import show
 from service.client import McfError
-from trainer.evaluation.recipe import Selection
+from trainer.evaluation.recipe import Recipe, Selection
 from trainer.evaluation.request import KINDS, STAGE_OF, Request
 from trainer.evaluation.stage import FACES68
 from trainer.records import StageResult
@@ -49,6 +49,9 @@ def evaluate(
     more: Annotated[
         list[str] | None, typer.Option("--set", help="Any other field of a stage: --set fraction=0.1 (docs/spec.md).")
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="That share the work, one a GPU. They take the same steps as one, to rounding.")
+    ] = 1,
     heads: Annotated[int | None, typer.Option(min=1, help="Of the encoder, where its file does not say.")] = None,
     out: Annotated[str | None, typer.Option(help="Where state and result are kept; the same again goes on.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
@@ -75,12 +78,15 @@ def evaluate(
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}, not {item['input']!r}" for item in error.errors()]
         raise McfError("\n".join(lines)) from error
+    most = kept.slice or kept.batch or Recipe().slice
+    if processes > most:
+        raise McfError(f"--processes: asked for {processes}; possible: at most {most}, the faces of a slice")
     request = Request(
         model=_model(ctx, model), stage=stage, asked=kept.model_dump(mode="json"), data=faces, held_out=held_out or 2,
         seed=seed, heads=heads,
     )  # fmt: skip
     place = _address(out) if out else str(Path("evaluations", request.digest[:12]).resolve())
-    result = _measured(request, place, Console(stderr=True))
+    result = _measured(request, place, processes, Console(stderr=True))
     if as_json:
         typer.echo(json.dumps(result.model_dump(mode="json"), indent=1))
         return
@@ -93,10 +99,12 @@ def evaluate(
     console.print(f"\n{result.note}. Kept in {place}", soft_wrap=True)
 
 
-def _measured(request: Request, place: str, console: Console) -> StageResult:
+def _measured(request: Request, place: str, processes: int, console: Console) -> StageResult:
     """Raises McfError."""
-    # A process of its own: torch is not for the command line's.
-    command = [sys.executable, "-m", "trainer.measure", request.model_dump_json(), place]
+    # Processes of their own: torch is not for the command line's.
+    together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    started = [*(together if processes > 1 else []), "trainer.measure"]
+    command = [sys.executable, "-m", *started, request.model_dump_json(), place]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
     assert process.stdout
     told: dict[str, Any] = {}
@@ -110,7 +118,7 @@ def _measured(request: Request, place: str, console: Console) -> StageResult:
         # It was interrupted along with this one, and writes down where it is.
         process.wait()
     code = process.wait()
-    if code == INTERRUPTED:
+    if code == INTERRUPTED or "interrupted" in told:
         raise McfError("Interrupted; what was done is kept, and the same command goes on from there.")
     if "error" in told:
         raise McfError(told["error"])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -173,7 +174,21 @@ def test_mcf_evaluate_says_of_the_run_s_encoder_what_the_stage_said(
         str(EPOCHS), "--selection", "best_on_test", "--set=average_decay=0.9", *fields, "--out", str(tmp_path / "out"),
         "--json",
     ]  # fmt: skip
+
+    def found(*more: str) -> Any:
+        done = subprocess.run(
+            [*command, *more], env={**os.environ, **ENV}, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    expected = json.loads(result_in(undisturbed).stages[0].model_dump_json())
     for _ in range(2):  # the second time from what the first has kept
-        found = subprocess.run(command, env={**os.environ, **ENV}, cwd=tmp_path, capture_output=True, text=True)
-        assert found.returncode == 0, found.stderr[-3000:]
-        assert json.loads(found.stdout) == json.loads(result_in(undisturbed).stages[0].model_dump_json())
+        assert found() == expected
+    together = found("--processes=2", f"--out={tmp_path / 'two'}")
+    assert [metric.pop("value") for metric in together["metrics"]] == pytest.approx(
+        [metric.pop("value") for metric in expected["metrics"]], rel=1e-2
+    )
+    assert together == expected
+    refused = subprocess.run([*command, "--processes=3"], cwd=tmp_path, capture_output=True, text=True)
+    assert "--processes: asked for 3; possible: at most 2, the faces of a slice" in refused.stderr

@@ -19,6 +19,9 @@ from sqlalchemy.orm import Session
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number that no other program uses in this database.
 MIGRATION_LOCK, EXCLUSIVE_LOCK = 6301, 6302
+# A service that is cut off in a transaction keeps its locks, and PostgreSQL would wait two hours for it; for one that
+# is frozen, whose kernel still answers, it would wait for ever.
+SILENT_SECONDS, FROZEN_SECONDS = 20, 60
 
 
 class Database:
@@ -27,7 +30,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine = _sqlite(url) if self.is_sqlite else create_engine(url, pool_pre_ping=True, pool_size=10)
+        self.engine = _sqlite(url) if self.is_sqlite else _postgresql(url)
         # NaN has no place in JSON, and PostgreSQL would refuse it long after who wrote it has gone.
         self._write_engine = self.engine.execution_options(immediate=True)
 
@@ -76,6 +79,30 @@ class Database:
     def ping(self) -> None:
         with self.read() as session:
             session.execute(text("SELECT 1"))
+
+
+def _postgresql(url: str) -> Engine:
+    """Neither side waits for long for one that has silently gone: the service goes on with another connection, and the
+    server takes back what a transaction had changed and locked."""
+    idle = SILENT_SECONDS // 2
+    keepalives = {"idle": idle, "interval": max(1, idle // 2), "count": 2}
+    client = {f"keepalives_{name}": value for name, value in keepalives.items()}
+    client |= {"tcp_user_timeout": SILENT_SECONDS * 1000, "connect_timeout": SILENT_SECONDS}
+    server = {f"tcp_keepalives_{name}": str(value) for name, value in keepalives.items()}
+    server |= {"idle_in_transaction_session_timeout": f"{FROZEN_SECONDS}s"}
+    engine = create_engine(url, pool_pre_ping=True, pool_size=10, connect_args=client)
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _: object) -> None:
+        # Not as options of the connection, which a pooler between would refuse.
+        if connection.info.server_version >= 140000:
+            server["client_connection_check_interval"] = f"{idle}s"  # also while it waits for a lock
+        with connection.cursor() as cursor:
+            for name, value in server.items():
+                cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
+        connection.commit()
+
+    return engine
 
 
 def _sqlite(url: str) -> Engine:

@@ -217,6 +217,7 @@ class Storm:
             assert now - began < PATIENCE_SECONDS, (run_id, self.ask(f"/v1/runs/{run_id}")["waiting_reason"])
             if found == total:
                 acting.join()
+                self._ended(run_id)
                 return None
             pause = max(pause, now - last)
             if found > step:
@@ -225,6 +226,13 @@ class Storm:
                 done = now
             time.sleep(0.5)
         return pause
+
+    def _ended(self, run_id: str) -> None:
+        """Return when the service knows that a run which has trained is over. Raises AssertionError when it is stuck."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (found := self.ask(f"/v1/runs/{run_id}"))["ended_at"]:
+            assert time.monotonic() < deadline, f"{run_id} has trained, and is {found['state']} at {found['step']}"
+            time.sleep(1)
 
     def curve(self, run_id: str) -> dict[int, float]:
         """Step -> loss, as MLflow has it: every step once."""

@@ -1,5 +1,8 @@
 """Migrations on both kinds of database, alone and in a race."""
 
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -129,3 +132,44 @@ def test_writers_wait_for_each_other_and_lose_nothing(database: Database) -> Non
         thread.join()
     with database.read() as session:
         assert session.execute(text("SELECT value FROM counters")).scalar_one() == 100
+
+
+FROZEN = """
+import sys, time
+from service import db
+db.FROZEN_SECONDS = 2
+held = db.Database(sys.argv[1])
+with held.write() as session:
+    held.exclusively(session)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_service_that_freezes_in_a_transaction_does_not_hold_up_the_others(postgres: str) -> None:
+    # Its connection stays, as that of a pod on a node that has gone does: nobody would decide about any run any more.
+    with subprocess.Popen([sys.executable, "-c", FROZEN, postgres], stdout=subprocess.PIPE) as frozen:
+        try:
+            assert frozen.stdout
+            assert frozen.stdout.readline() == b"held\n"
+            frozen.send_signal(signal.SIGSTOP)
+            database = Database(postgres)
+            with database.write() as session:
+                session.execute(text("SET lock_timeout = '30s'"))
+                database.exclusively(session)
+        finally:
+            frozen.kill()
+
+
+def test_neither_side_waits_for_long_for_one_that_has_been_cut_off(postgres: str) -> None:
+    made = Database(postgres)
+    with made.read() as session:
+        found = {
+            name: session.execute(text(f"SHOW {name}")).scalar_one()
+            for name in ("idle_in_transaction_session_timeout", "client_connection_check_interval")
+        }
+        raw = session.connection().connection.driver_connection
+        assert raw
+        asked = raw.info.get_parameters()
+    assert found == {"idle_in_transaction_session_timeout": "1min", "client_connection_check_interval": "10s"}
+    assert (asked["keepalives_idle"], asked["keepalives_count"], asked["tcp_user_timeout"]) == ("10", "2", "20000")

@@ -228,7 +228,7 @@ class Storm:
         return pause
 
     def _ended(self, run_id: str) -> None:
-        """Return when the service knows that a run which has trained is over. Raises AssertionError when it is stuck."""
+        """Return when the service knows that a run that has trained is over. Raises AssertionError when it is stuck."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (found := self.ask(f"/v1/runs/{run_id}"))["ended_at"]:
             assert time.monotonic() < deadline, f"{run_id} has trained, and is {found['state']} at {found['step']}"

@@ -12,6 +12,8 @@ from trainer.spec import EXPORTED_ARCH, RunSpec
 
 # Of one process, sustained: 40 % of an A100's bf16 peak (method 3), and what two to four CPU cores give (measured).
 GPU_FLOPS, CPU_FLOPS = 1.2e14, 5e10
+# Of a process that starts, and measures and exports its model in the end (measured, tiny preset, one CPU core).
+AROUND_SECONDS = 12.0
 # Of the small network of that name, counted by torch's FlopCounterMode, at its own input size in pixels.
 FACE_API_MACS, FACE_API_SIZE = 5.15e7, 112
 # Runs looked at for a measured speed; the newest ones.
@@ -32,8 +34,11 @@ def estimate(session: Session, runs: Sequence[tuple[RunSpec, int]], on_gpu: bool
     for spec, steps in runs:
         images = steps * spec.batch.global_batch
         per_image = measured.get(_shape(spec))
-        known += per_image is not None
-        seconds += images * (per_image if per_image is not None else 2 * macs_per_image(spec) / speed)
+        if per_image is not None:
+            known += 1
+            seconds += images * per_image
+        else:
+            seconds += images * 2 * macs_per_image(spec) / speed + AROUND_SECONDS
     basis = f"{known} of {len(runs)} runs from finished runs of the same shape"
     if known < len(runs):
         basis += f", the rest from arithmetic at {speed / 1e12:g} TFLOP/s a process: a rough guess"

@@ -2,8 +2,8 @@
 
 The options are torchrun's, but for the store's HOST:PORT, which is in PET_RDZV_ENDPOINT. By itself torchrun ends with
 the store that its agents meet in; the container would start again after kubelet's back-off (10, 20, 40 s) and load
-torch once more. Here the agent, whose workers have stopped as they do before any change of nodes, waits for the next
-store. Whatever else ends torchrun ends this as well.
+torch once more. Here the agent meets the others in the next store; until there is one its workers go on, and those that
+have lost each other meanwhile wait. Whatever else ends torchrun ends this as well.
 """
 
 import logging
@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 from torch.distributed.run import main as torchrun
 
-from trainer.elastic import BACKEND
+from trainer.elastic import BACKEND, unreachable
 
 logger = logging.getLogger("trainer.agent")
 
@@ -65,20 +65,12 @@ def meet(
 
 
 def find_store(endpoint: str, *, patience: float = PATIENCE_SECONDS) -> None:
-    """Return when somebody answers there; raises RendezvousConnectionError when nobody has for `patience` seconds.
-
-    Asked anew every second, name and all: torch would stay with the address of a store on a node that has gone.
-    """
-    host, _, port = endpoint.rpartition(":")
+    """Return when somebody answers there; raises RendezvousConnectionError when nobody has for `patience` seconds."""
     deadline = time.monotonic() + patience
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RendezvousConnectionError(f"nobody answers at {endpoint}: {error}") from error
-            time.sleep(0.5)
+    while why := unreachable(endpoint):
+        if time.monotonic() > deadline:
+            raise RendezvousConnectionError(f"nobody answers at {endpoint}: {why}")
+        time.sleep(0.5)
 
 
 def bound_silence() -> None:

@@ -3,12 +3,18 @@
 torchrun drops a node that has sent no heartbeat for a while, and does not interrupt the workers that wait for it in a
 collective, or while they start for its address (pytorch/pytorch#111646). Here it is told so as it is of a node that has
 come: the group forms again without it.
+
+Workers need each other, and not the store in which their agents meet: where that is lost they go on until there is
+another one.
 """
 
+import logging
+import socket
 import time
 from datetime import timedelta
 
 from torch.distributed.elastic.rendezvous import (
+    RendezvousConnectionError,
     RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
@@ -17,13 +23,31 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
+logger = logging.getLogger(__name__)
+
 BACKEND = "mcf-c10d"
 # A group that is formed anew before its first step gets nowhere: who comes so soon after it has formed waits, and nodes
 # that come one by one join together.
 SETTLING_SECONDS = 30.0
 
 
+def unreachable(endpoint: str) -> str:
+    """Why nobody can be reached at HOST:PORT; empty when somebody can.
+
+    Asked anew each time, name and all: torch would stay with the address of a store on a node that has gone.
+    """
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 class Rendezvous(DynamicRendezvousHandler):
+    endpoint = ""
+    """HOST:PORT of the store."""
+    _lost = False
     _met = 0
     """Nodes of the group as it was formed."""
     _met_at = 0.0
@@ -40,9 +64,17 @@ class Rendezvous(DynamicRendezvousHandler):
     def num_nodes_waiting(self) -> int:
         """Nodes that wait to join; where none does, nodes that have gone. Either makes an agent form the group anew.
 
-        Raises RendezvousConnectionError when the store does not answer.
+        Raises RendezvousConnectionError when the store has been lost and there is another one to meet in.
         """
-        waiting = super().num_nodes_waiting()
+        try:
+            waiting = super().num_nodes_waiting()
+        except RendezvousConnectionError as error:
+            if not (why := unreachable(self.endpoint)):
+                raise
+            if not self._lost:
+                logger.warning("the rendezvous is lost (%s, %s); the workers go on until there is another", error, why)
+            self._lost = True
+            return 0
         state = self._state_holder.state
         # In a closed one everybody has come to the end, and leaves.
         gone = 0 if state.closed else self._met - len(state.participants)
@@ -57,10 +89,12 @@ def create(params: RendezvousParameters) -> RendezvousHandler:
     timeout = RendezvousTimeout(
         **{name.removesuffix("_timeout"): timedelta(seconds=limit) for name, limit in limits.items()}
     )
-    return Rendezvous.from_backend(
+    made = Rendezvous.from_backend(
         params.run_id, store, backend, params.min_nodes, params.max_nodes, params.local_addr, timeout,
         **_given(params, "keep_alive_interval", "keep_alive_max_attempt"),
     )  # fmt: skip
+    made.endpoint = params.endpoint
+    return made
 
 
 def _given(params: RendezvousParameters, *names: str) -> dict[str, int]:

@@ -268,6 +268,11 @@ def test_nodes_that_lose_their_rendezvous_meet_again_at_the_next_one(tiny_faces:
         with rendezvous(port):
             one, other = (nodes.enter_context(torchrun(run, folder, **node)) for _ in range(2))
             wait_until(lambda: newest_copy(folder, run) > 0, one, folder / "log")
+        # Nobody trains with its help: they go on until there is another one, however long that takes.
+        wait_until(lambda: "the rendezvous is lost" in (folder / "log").read_text(), one, folder / "log")
+        alone = newest_copy(folder, run)
+        wait_until(lambda: newest_copy(folder, run) > alone, one, folder / "log")
+        assert world_sizes(folder) == [2]
         # Both stay: a container that ends waits longer and longer before it starts again.
         with rendezvous(port):
             wait_until(lambda: world_sizes(folder) == [2, 2], one, folder / "log")

@@ -198,6 +198,11 @@ def test_axe_has_nothing_serious_to_say(browser: Browser, service: Service, tiny
         going.cancel()  # it holds the places that others wait for
 
 
+TOO_WIDE = """[...document.querySelectorAll('main *')]
+    .filter(each => each.getBoundingClientRect().right > 390 && !each.closest('.scroll'))
+    .map(each => each.outerHTML.slice(0, 200))"""
+
+
 def test_it_fits_a_phone_and_follows_dark_mode(browser: Browser, service: Service, tiny_faces: Path) -> None:
     experiment = Client(service.url).submit(cheap(tiny_faces, name="small", seeds=1)).wait(poll_seconds=0.2)
     context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
@@ -205,7 +210,7 @@ def test_it_fits_a_phone_and_follows_dark_mode(browser: Browser, service: Servic
     for path in "/", "/queue", f"/experiments/{experiment.id}", f"/runs/{experiment.runs()[0].id}":
         page.goto(service.url + path)
         page.wait_for_load_state("networkidle")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, (path, page.evaluate(TOO_WIDE))
     red, green, blue = map(
         int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
     )

@@ -1,4 +1,4 @@
-"""Numbers and reasons as people read them, on the page and in the terminal."""
+"""Numbers, reasons and addresses as people read them, on the page and in the terminal."""
 
 from datetime import UTC, datetime
 
@@ -22,6 +22,11 @@ def age(at: datetime) -> str:
 def short(value: float | None) -> str:
     """Four significant digits at most, without a tail of zeros: 0.5, 1234, 2.4e-05; empty for None."""
     return "" if value is None else f"{value:.4g}"
+
+
+def run_in_mlflow(tracking_uri: str, experiment_id: str | None, run_id: str) -> str:
+    """Address of a run's page there, in the view for training: else MLflow opens with that for language models."""
+    return f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def count(number: int, what: str) -> str:

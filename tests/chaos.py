@@ -148,7 +148,7 @@ def logged_steps(folder: Path, client: Client, experiment_id: str) -> dict[str, 
     for run in client.experiment(experiment_id).runs():
         detail = client.run(run.id)
         assert detail.tracking_url
-        tracking_id = detail.tracking_url.rsplit("/", 1)[1]
+        tracking_id = detail.tracking_url.rsplit("/", 1)[1].partition("?")[0]
         assert tracking.get_run(tracking_id).info.status == "FINISHED"
         found[run.id] = sorted(entry.step for entry in tracking.get_metric_history(tracking_id, "loss/total"))
     return found

@@ -22,16 +22,17 @@ def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
     head, metric = headline(table), table.metric
     if metric and head.best and head.best.probe:
         direction = "higher" if metric.higher_is_better else "lower"
+        cost = sum(row.gpu_hours for row in table.arms)
         between = f" ({interval(head.best.probe)}, 95 %)" if head.best.probe.low is not None else ""
         yield [
             f"**Best arm: {head.best.name}** with {metric.name} {number(head.best.probe.mean)} {metric.unit}{between}, "
-            f"mean of {count(head.best.probe.n, 'seed')}; {direction} is better."
+            f"mean of {count(head.best.probe.n, 'seed')}; {direction} is better. "
+            # Where MLflow shows the first lines alone.
+            f"**Cost:** {number(head.best.gpu_hours)} process-hours, all arms {number(cost)}."
         ]
-        cost = sum(row.gpu_hours for row in table.arms)
         yield [f"**Is the difference real? {head.answer}.** {head.why}"]
         if head.cautions:
             yield [f"* {caution}" for caution in head.cautions]
-        yield [f"**Cost:** {number(head.best.gpu_hours)} GPU-hours for the best arm, {number(cost)} for all arms."]
     else:
         yield [f"**{head.answer}.** {head.why}"]
     shown = [*table.arms[:arms], *(row for row in table.arms[arms:] if row.is_baseline and arms)]
@@ -47,7 +48,7 @@ def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
 
 def _table(table: Comparison, rows: Sequence[ArmRow]) -> list[str]:
     header = ["rank", "arm", "seeds", table.metric.name if table.metric else "probe", "95 % interval"]
-    header += ["difference to baseline", "p (Holm)", "verdict", "GPU-hours"]
+    header += ["difference to baseline", "p (Holm)", "verdict", "process-hours"]
     return [line(header), line(["---"] * len(header)), *(line(_row(row)) for row in rows)]
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from service.compare.schemas import Digest
 from service.compare.table import ArmTrials, TrialRow
 from service.tables import Arm, Experiment, Run, Trial
+from service.text import run_in_mlflow
 from trainer.records import Result
 
 NAMED = (
@@ -41,7 +42,7 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
     for arm_id, seed, run_id, state, reason, result, seconds, restarts, tracking_id, tracking_run_id, sizes in rows:
         url = None
         if tracking_uri and tracking_run_id:
-            url = f"{tracking_uri.rstrip('/')}/#/experiments/{tracking_id}/runs/{tracking_run_id}"
+            url = run_in_mlflow(tracking_uri, tracking_id, tracking_run_id)
         parsed = Result.model_validate(result) if result else None
         trials[arm_id].append(TrialRow(seed, run_id, state, reason, parsed, seconds, restarts, url, sizes))
     return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id]) for arm in arms]

@@ -9,6 +9,7 @@ from service.experiments.repository import Tally
 from service.experiments.schemas import ArmView, ExperimentDetail, ExperimentState, ExperimentSummary, TrialView
 from service.settings import Settings
 from service.tables import Experiment, Run, RunState, Trial
+from service.text import run_in_mlflow
 
 IN_FLIGHT = (RunState.STARTING, RunState.RUNNING, RunState.INTERRUPTED)
 
@@ -32,7 +33,7 @@ def detail(session: Session, experiment: Experiment, settings: Settings) -> Expe
 def tracking_url(settings: Settings, tracking_id: str | None, run_id: str | None) -> str | None:
     if not (settings.tracking_uri and run_id):
         return None
-    return f"{settings.tracking_uri.rstrip('/')}/#/experiments/{tracking_id}/runs/{run_id}"
+    return run_in_mlflow(settings.tracking_uri, tracking_id, run_id)
 
 
 def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentState:

@@ -132,9 +132,8 @@ def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(
     client.set_experiment_tag(above, NOTE, "read our wiki")
     bench.tracker.describe(found, "newest")
     assert client.get_experiment(above).tags[NOTE] == "read our wiki"
-    assert table.arms[0].runs[0].tracking_url in {
-        f"{mlflow_server}/#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}" for child in children
-    }
+    pages = [f"{mlflow_server}/#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}" for child in children]
+    assert table.arms[0].runs[0].tracking_url in {f"{page}?workflowType=machine_learning" for page in pages}
 
 
 def test_an_arms_encoder_is_a_registered_model_with_the_arms_alias(

@@ -100,7 +100,7 @@ def test_a_run_shows_its_curves_its_newest_picture_and_its_log(
     link = page.get_by_role("link", name="MLflow").get_attribute("href", timeout=10_000)
     assert link
     assert link.startswith(mlflow_server)
-    tracked = link.rpartition("/")[2]
+    tracked = link.rpartition("/")[2].partition("?")[0]
     mlflow = MlflowClient(mlflow_server)
     for step, loss in (5, 2.0), (10, 1.5), (15, float("nan")), (20, 1.25):
         mlflow.log_metric(tracked, "loss/total", loss, step=step)

@@ -6,6 +6,7 @@ plot.py draws the one picture of the page, without matplotlib and in no time; th
 import io
 import threading
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from service.compare.schemas import Comparison, Estimate, Interaction, RankingMetric
@@ -24,6 +25,8 @@ INCHES, LINE = 6.8, 0.32
 """Width of a figure, and height of a line of it."""
 PNG_DPI = 200
 MAX_ARMS = 100
+UPRIGHT = 32
+"""Letters of a line that stands beside an axis."""
 
 # Settings of matplotlib are those of the process.
 _one_at_a_time = threading.Lock()
@@ -50,7 +53,8 @@ def draw(table: Comparison, name: str, form: str) -> bytes:
         file = io.BytesIO()
         # Without a date, which would make every file another one.
         undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-        figure.savefig(file, format=form, dpi=PNG_DPI, metadata=undated[form])
+        # As large as what is on it: a label may be longer than its axis.
+        figure.savefig(file, format=form, dpi=PNG_DPI, metadata=undated[form], bbox_inches="tight", pad_inches=0.05)
     return file.getvalue()
 
 
@@ -115,7 +119,7 @@ def _factors(table: Comparison, figure: "Figure") -> None:
     for axes in grid.flat[len(factors) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
-        axes.set_ylabel(_axis(_metric(table)))
+        axes.set_ylabel(fill(_axis(_metric(table)), UPRIGHT))
 
 
 def _interactions(table: Comparison, figure: "Figure") -> None:
@@ -130,7 +134,7 @@ def _interactions(table: Comparison, figure: "Figure") -> None:
     for axes in grid.flat[len(pairs) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
-        axes.set_ylabel(_axis(_metric(table)))
+        axes.set_ylabel(fill(_axis(_metric(table)), UPRIGHT))
 
 
 def _cost(table: Comparison, figure: "Figure") -> None:
@@ -145,7 +149,7 @@ def _cost(table: Comparison, figure: "Figure") -> None:
             label=f"{first_line(row.name, 50)}{' (baseline)' if row.is_baseline else ''}",
         )  # fmt: skip
     axes.set_xlabel("GPU-hours per run, all attempts (process-hours on CPU)")
-    axes.set_ylabel(_axis(_metric(table)))
+    axes.set_ylabel(fill(_axis(_metric(table)), UPRIGHT))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from service.compare import figures
+from service.compare.headline import headline
 from service.compare.schemas import Report
 from service.text import first_line, short
 
@@ -44,6 +45,7 @@ def html(report: Report, drawn: Mapping[str, str] | None = None) -> str:
     return _jinja.get_template("report.html").render(
         report=report,
         comparison=table,
+        head=headline(table),
         figures=[(figures.CAPTIONS[name], Markup(_inline(svg))) for name, svg in drawn.items()],
         spec=yaml.safe_dump(report.spec, sort_keys=False, allow_unicode=True),
         # `</script>` in a name would end the block; in JSON, < may be written so.

@@ -8,6 +8,8 @@ from service.compare.stats import MIN_PAIRS, MOST_SEEDS
 
 SANITY = "The sanity metrics show that training works; they do not rank arms."
 
+MOST_NAMES = 6
+
 
 def describe(table: Comparison, doubt: str) -> list[str]:
     """One sentence a point, the most important first."""
@@ -76,7 +78,7 @@ def _power(rows: Sequence[ArmRow]) -> list[str]:
         return []
     return [
         "Seeds to add until a difference as large as the one seen would be shown (80 % power, spread as seen, at 0.05 "
-        f"over the number of arms compared): {_list(needed)}."
+        f"over the number of arms compared): {_first(needed)}."
     ]
 
 
@@ -132,16 +134,23 @@ def _floors(rows: Sequence[ArmRow]) -> list[str]:
     below = [row.name for row in checked if row.floors and row.floors.above is False]
     told = []
     if above:
-        told.append(f"Above both floors (raw pixels, the untrained encoder): {_list(above)}.")
+        told.append(f"Above both floors (raw pixels, the untrained encoder): {_first(above)}.")
     if below:
+        which = _first(below) if len(below) < len(rows) or len(rows) == 1 else f"all {len(rows)} arms"
         told.append(
-            f"Not shown to be above both floors: {_list(below)}. Where the probe cannot tell a trained encoder from "
+            f"Not shown to be above both floors: {which}. Where the probe cannot tell a trained encoder from "
             "an untrained one, differences between such arms say nothing about pretraining."
         )
     if unknown:
-        told.append(f"Too few seeds to say whether they are above the floors: {_list(unknown)}.")
+        told.append(f"Too few seeds to say whether they are above the floors: {_first(unknown)}.")
     return told
 
 
 def _list(names: Sequence[str]) -> str:
     return "; ".join(names)
+
+
+def _first(names: Sequence[str]) -> str:
+    """As many as one reads: the table has them all."""
+    told = _list(names[:MOST_NAMES])
+    return told if len(names) <= MOST_NAMES else f"{told}; and {len(names) - MOST_NAMES} more in the table"

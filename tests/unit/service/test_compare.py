@@ -243,3 +243,10 @@ def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_ho
     assert "the-baseline" in rows[-1]
     assert f"And {31 - len(rows)} more." in many
     assert many.endswith("an alias for each arm.")
+
+
+def test_words_stay_readable_with_many_arms() -> None:
+    many = table(arm("base", 9.0, 9.1, 9.2, baseline=True), *(arm(f"arm{n}", 9.0, 9.3, 9.1) for n in range(9)))
+    [power] = [word for word in many.words if word.startswith("Seeds to add")]
+    assert power.count(";") == 6
+    assert power.endswith("; and 3 more in the table.")

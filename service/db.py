@@ -95,10 +95,9 @@ def _postgresql(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _: object) -> None:
         # Not as options of the connection, which a pooler between would refuse.
-        if connection.info.server_version >= 140000:
-            server["client_connection_check_interval"] = f"{idle}s"  # also while it waits for a lock
+        waiting = {"client_connection_check_interval": f"{idle}s"} if connection.info.server_version >= 140000 else {}
         with connection.cursor() as cursor:
-            for name, value in server.items():
+            for name, value in (server | waiting).items():
                 cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
         connection.commit()
 

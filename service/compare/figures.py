@@ -119,7 +119,7 @@ def _factors(table: Comparison, figure: "Figure") -> None:
     for axes in grid.flat[len(factors) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
-        axes.set_ylabel(fill(_axis(_metric(table)), UPRIGHT))
+        axes.set_ylabel(_axis(_metric(table)))
 
 
 def _interactions(table: Comparison, figure: "Figure") -> None:
@@ -134,7 +134,7 @@ def _interactions(table: Comparison, figure: "Figure") -> None:
     for axes in grid.flat[len(pairs) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
-        axes.set_ylabel(fill(_axis(_metric(table)), UPRIGHT))
+        axes.set_ylabel(_axis(_metric(table)))
 
 
 def _cost(table: Comparison, figure: "Figure") -> None:
@@ -149,7 +149,7 @@ def _cost(table: Comparison, figure: "Figure") -> None:
             label=f"{first_line(row.name, 50)}{' (baseline)' if row.is_baseline else ''}",
         )  # fmt: skip
     axes.set_xlabel("GPU-hours per run, all attempts (process-hours on CPU)")
-    axes.set_ylabel(fill(_axis(_metric(table)), UPRIGHT))
+    axes.set_ylabel(_axis(_metric(table)))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 
@@ -213,7 +213,7 @@ def _metric(table: Comparison) -> RankingMetric:
 
 
 def _axis(metric: RankingMetric) -> str:
-    return f"{_unit(metric)}, {'higher' if metric.higher_is_better else 'lower'} is better"
+    return fill(f"{_unit(metric)}, {'higher' if metric.higher_is_better else 'lower'} is better", UPRIGHT)
 
 
 def _unit(metric: RankingMetric) -> str:

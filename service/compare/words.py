@@ -7,7 +7,6 @@ from service.compare.schemas import ArmRow, Comparison, Factor, FactorLevel, Int
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
 
 SANITY = "The sanity metrics show that training works; they do not rank arms."
-
 MOST_NAMES = 6
 
 
@@ -151,6 +150,6 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _first(names: Sequence[str]) -> str:
-    """As many as one reads: the table has them all."""
+    """As many as one reads: JSON and CSV have them all."""
     told = _list(names[:MOST_NAMES])
-    return told if len(names) <= MOST_NAMES else f"{told}; and {len(names) - MOST_NAMES} more in the table"
+    return told if len(names) <= MOST_NAMES else f"{told}; and {len(names) - MOST_NAMES} more"

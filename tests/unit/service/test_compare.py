@@ -249,4 +249,4 @@ def test_words_stay_readable_with_many_arms() -> None:
     many = table(arm("base", 9.0, 9.1, 9.2, baseline=True), *(arm(f"arm{n}", 9.0, 9.3, 9.1) for n in range(9)))
     [power] = [word for word in many.words if word.startswith("Seeds to add")]
     assert power.count(";") == 6
-    assert power.endswith("; and 3 more in the table.")
+    assert power.endswith("; and 3 more.")

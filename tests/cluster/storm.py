@@ -197,18 +197,20 @@ class Storm:
     def blow(self, run_ids: list[str], rounds: int, only: Sequence[str] = ()) -> Iterator[tuple[str, float | None]]:
         """Each disturbance with the longest time without a new step of the run that was hit, in seconds.
 
-        None where that run came to its end meanwhile, which has pauses of its own.
+        None where that run came to its end meanwhile, which has pauses of its own; it is then done again to another.
         """
         for _ in range(rounds):
             kinds = [(name, what) for name, what in self.disturbances().items() if not only or name in only]
             self.rng.shuffle(kinds)
             for name, disturb in kinds:
-                time.sleep(self.rng.uniform(1, 8))
-                run_id = self.target(run_ids)
-                if run_id is None:
-                    return
-                felt = FELT_SECONDS.get(name, FELT_AT_ONCE_SECONDS)
-                yield name, self._pause(run_id, lambda disturb=disturb, run_id=run_id: disturb(run_id), felt)  # type: ignore[misc]
+                felt, pause = FELT_SECONDS.get(name, FELT_AT_ONCE_SECONDS), None
+                while pause is None:
+                    time.sleep(self.rng.uniform(1, 8))
+                    run_id = self.target(run_ids)
+                    if run_id is None:
+                        return
+                    pause = self._pause(run_id, lambda disturb=disturb, run_id=run_id: disturb(run_id), felt)  # type: ignore[misc]
+                    yield name, pause
 
     def _pause(self, run_id: str, disturb: Callable[[], None], felt: float) -> float | None:
         acting = threading.Thread(target=disturb)

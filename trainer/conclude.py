@@ -43,7 +43,7 @@ def conclude(
         subset_digest=split.train.digest, held_out_digest=split.held_out.digest, probe=evaluated.probe,
         floors=evaluated.floors, probe_note=evaluated.probe_note, sanity=evaluated.sanity,
         stages=stages, losses=report.mean_losses(), export=export_address(store),
-        undecodable=tuple(sorted(parts.undecodable.values())), software=software(),
+        undecodable=tuple(sorted(parts.undecodable.values())), software=software(device),
     )  # fmt: skip
     for name, data in export(run, parts.model, result, store).items():
         report.log.artifact(name, data)

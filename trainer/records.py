@@ -175,7 +175,7 @@ class Result(Frozen):
     export: str
     """Address of the exported encoder."""
     software: dict[str, str] = Field(default_factory=dict)
-    """What it was trained with: name -> version, and the commit."""
+    """What it was trained with: name -> version, the commit, and the kind of GPU where there was one."""
 
 
 class Measured(Protocol):

@@ -148,7 +148,7 @@ def _cost(table: Comparison, figure: "Figure") -> None:
             color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
             label=f"{first_line(row.name, 50)}{' (baseline)' if row.is_baseline else ''}",
         )  # fmt: skip
-    axes.set_xlabel("GPU-hours per run, all attempts (process-hours on CPU)")
+    axes.set_xlabel(f"{table.hours} per run, all attempts")
     axes.set_ylabel(_axis(_metric(table)))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 

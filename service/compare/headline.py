@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from service.compare.schemas import ArmRow, Comparison
+from service.compare.report import interval
+from service.compare.schemas import ArmRow, Comparison, RankingMetric
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
 from service.text import count, short
 
@@ -11,6 +12,10 @@ from service.text import count, short
 class Headline:
     best: ArmRow | None
     """The arm with the best mean so far; None while no arm has one."""
+    reached: str
+    """What that arm has reached, and which direction is better; empty without one."""
+    cost: str
+    """What it and all arms have taken; empty without one."""
     answer: str
     """Whether its difference to the others is real, in a word or three."""
     why: str
@@ -22,9 +27,21 @@ def headline(table: Comparison) -> Headline:
     """In the words of the comparison: nothing is tested here that is not tested there."""
     best = next((row for row in table.arms if row.rank == 1), None)
     if table.metric is None or best is None:
-        return Headline(None, "Not known yet", _why_no_arm(table), [])
+        return Headline(None, "", "", "Not known yet", _why_no_arm(table), [])
     answer, why = _for_the_baseline(table, best) if best.is_baseline else _against_the_baseline(table, best)
-    return Headline(best, answer, why, _cautions(table, best))
+    total = sum(row.gpu_hours for row in table.arms)
+    cost = f"{short(best.gpu_hours)} {table.hours}, all arms {short(total)}"
+    return Headline(best, _reached(table.metric, best), cost, answer, why, _cautions(table, best))
+
+
+def _reached(metric: RankingMetric, best: ArmRow) -> str:
+    probe = best.probe
+    if probe is None:
+        return ""
+    between = f" ({interval(probe)}, 95 %)" if probe.low is not None else ""
+    direction = "higher" if metric.higher_is_better else "lower"
+    mean = f"{metric.name} {short(probe.mean)} {metric.unit}".rstrip()
+    return f"{mean}{between}, mean of {count(probe.n, 'seed')}; {direction} is better"
 
 
 def _why_no_arm(table: Comparison) -> str:

@@ -19,7 +19,7 @@ def latex(table: Comparison) -> str:
     metric = f"{table.metric.name} ({table.metric.unit})" if table.metric else "probe"
     arrow = {True: r" $\uparrow$", False: r" $\downarrow$"}[table.metric.higher_is_better] if table.metric else ""
     header = ["arm", "$n$", f"{escape(metric)}{arrow}", r"95\,\% interval", r"$\Delta$ to baseline", "$p$ (Holm)"]
-    header += ["GPU-hours"]
+    header += [table.hours]
     lines = [
         f"% {table.experiment_id}, {table.made_at:%Y-%m-%d}: \\usepackage{{booktabs}}",
         r"\begin{table}",

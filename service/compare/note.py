@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from service.compare.headline import headline
-from service.compare.report import interval, line, number, versus
+from service.compare.report import interval, line, versus
 from service.compare.schemas import ArmRow, Comparison
-from service.text import count
+from service.text import short
 
 MAX_ARMS = 10
 # Of a tag: MLflow takes 8000 characters, older servers 5000.
@@ -19,17 +19,10 @@ def note(table: Comparison, model: str) -> str:
 
 
 def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
-    head, metric = headline(table), table.metric
-    if metric and head.best and head.best.probe:
-        direction = "higher" if metric.higher_is_better else "lower"
-        cost = sum(row.gpu_hours for row in table.arms)
-        between = f" ({interval(head.best.probe)}, 95 %)" if head.best.probe.low is not None else ""
-        yield [
-            f"**Best arm: {head.best.name}** with {metric.name} {number(head.best.probe.mean)} {metric.unit}{between}, "
-            f"mean of {count(head.best.probe.n, 'seed')}; {direction} is better. "
-            # Where MLflow shows the first lines alone.
-            f"**Cost:** {number(head.best.gpu_hours)} process-hours, all arms {number(cost)}."
-        ]
+    head = headline(table)
+    if head.best:
+        # In one paragraph, as MLflow shows the first lines alone.
+        yield [f"**Best arm: {head.best.name}** with {head.reached}. **Cost:** {head.cost}."]
         yield [f"**Is the difference real? {head.answer}.** {head.why}"]
         if head.cautions:
             yield [f"* {caution}" for caution in head.cautions]
@@ -48,7 +41,7 @@ def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
 
 def _table(table: Comparison, rows: Sequence[ArmRow]) -> list[str]:
     header = ["rank", "arm", "seeds", table.metric.name if table.metric else "probe", "95 % interval"]
-    header += ["difference to baseline", "p (Holm)", "verdict", "process-hours"]
+    header += ["difference to baseline", "p (Holm)", "verdict", table.hours]
     return [line(header), line(["---"] * len(header)), *(line(_row(row)) for row in rows)]
 
 
@@ -56,6 +49,6 @@ def _row(row: ArmRow) -> list[str]:
     probe = row.probe
     return [
         str(row.rank or ""), row.name, f"{row.seeds - len(row.missing)} of {row.seeds}",
-        number(probe.mean) if probe else "", interval(probe) if probe else "",
-        *versus(row), number(row.gpu_hours),
+        short(probe.mean) if probe else "", interval(probe) if probe else "",
+        *versus(row), short(row.gpu_hours),
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from service.compare.schemas import ArmRow, Comparison, Estimate, Factor, Interaction
 from service.compare.words import count_states
+from service.text import short
 
 
 def markdown(table: Comparison) -> str:
@@ -13,7 +14,7 @@ def markdown(table: Comparison) -> str:
     sanity = _sanity_names(table)
     metric = f"{table.metric.name} ({table.metric.unit})" if table.metric else "probe"
     header = ["rank", "arm", "n", metric, "sd", "95 % interval", "difference to baseline", "p (Holm)", "verdict"]
-    header += ["floors: pixels / random", "above floors", *sanity, "images seen", "GPU-hours", "restarts", "processes"]
+    header += ["floors: pixels / random", "above floors", *sanity, "images seen", table.hours, "restarts", "processes"]
     lines = [f"# {table.name} ({table.experiment_id})", "", line(header), line(["---"] * len(header))]
     lines += [line(_markdown_row(row, sanity)) for row in table.arms]
     lines += ["", *(f"* {word}" for word in table.words)]
@@ -48,8 +49,8 @@ def _factors(factors: Sequence[Factor]) -> list[str]:
     for factor in factors:
         for level in factor.levels:
             mean, effect = level.estimate, level.effect
-            versus = [signed(effect), number(effect.p_holm), effect.verdict] if effect else ["baseline", "", ""]
-            lines.append(line([factor.name, level.level, str(mean.n), number(mean.mean), interval(mean), *versus]))
+            versus = [signed(effect), short(effect.p_holm), effect.verdict] if effect else ["baseline", "", ""]
+            lines.append(line([factor.name, level.level, str(mean.n), short(mean.mean), interval(mean), *versus]))
     return lines
 
 
@@ -59,8 +60,8 @@ def _interaction(pair: Interaction) -> list[str]:
     lines = [line(header), line(["---"] * len(header))]
     for cell in pair.cells:
         mean, contrast = cell.estimate, contrasts.get((cell.level, cell.other_level))
-        versus = [signed(contrast), number(contrast.p_holm), contrast.verdict] if contrast else ["", "", ""]
-        lines.append(line([cell.level, cell.other_level, str(mean.n), number(mean.mean), interval(mean), *versus]))
+        versus = [signed(contrast), short(contrast.p_holm), contrast.verdict] if contrast else ["", "", ""]
+        lines.append(line([cell.level, cell.other_level, str(mean.n), short(mean.mean), interval(mean), *versus]))
     return lines
 
 
@@ -71,15 +72,15 @@ def _markdown_row(row: ArmRow, sanity: Sequence[str]) -> list[str]:
         str(row.rank or ""),
         row.name,
         f"{row.seeds - len(row.missing)} of {row.seeds}{missing}",
-        number(probe.mean) if probe else "",
-        number(probe.sd) if probe else "",
+        short(probe.mean) if probe else "",
+        short(probe.sd) if probe else "",
         interval(probe) if probe else "",
         *versus(row),
-        f"{number(floors.pixels)} / {number(floors.random_encoder)}" if floors else "",
+        f"{short(floors.pixels)} / {short(floors.random_encoder)}" if floors else "",
         floors.words if floors else "",
-        *(number(row.sanity.get(name)) for name in sanity),
+        *(short(row.sanity.get(name)) for name in sanity),
         f"{row.images_seen:,.0f}" if row.images_seen is not None else "",
-        number(row.gpu_hours),
+        short(row.gpu_hours),
         str(row.restarts),
         ", ".join(map(str, row.world_sizes)),
     ]
@@ -90,7 +91,7 @@ def versus(row: ArmRow) -> list[str]:
     if row.is_baseline:
         return ["baseline", "", ""]
     difference = row.difference
-    return [signed(difference), number(difference.p_holm), difference.verdict] if difference else ["", "", ""]
+    return [signed(difference), short(difference.p_holm), difference.verdict] if difference else ["", "", ""]
 
 
 def _csv_row(table: Comparison, row: ArmRow, factors: Sequence[str], sanity: Sequence[str]) -> dict[str, object]:
@@ -128,12 +129,8 @@ def _first_line(text: str) -> str:
     return first if len(first) <= 160 else f"{first[:157]}..."
 
 
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
 def interval(estimate: Estimate) -> str:
-    return "" if estimate.low is None else f"{number(estimate.low)} to {number(estimate.high)}"
+    return "" if estimate.low is None else f"{short(estimate.low)} to {short(estimate.high)}"
 
 
 def signed(estimate: Estimate) -> str:

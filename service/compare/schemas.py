@@ -1,7 +1,7 @@
 """The comparison as the API returns it: one row an arm, and what may be said about it in words."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -144,6 +144,8 @@ class Comparison(Part):
     made_at: datetime
     complete: bool
     """Every trial has succeeded."""
+    hours: Literal["GPU-hours", "process-hours"] = "process-hours"
+    """What `gpu_hours` are: of GPUs where every run that has ended was trained on one, one process on each."""
     metric: RankingMetric | None
     baseline: str
     arms: list[ArmRow]

@@ -66,6 +66,7 @@ def compare(
         name=name,
         made_at=now,
         complete=all(not row.missing for row in rows),
+        hours="GPU-hours" if _on_gpus(arms) else "process-hours",
         metric=metric,
         baseline=baseline.name,
         arms=_ranked(rows, metric),
@@ -74,6 +75,11 @@ def compare(
         words=[],
     )
     return table.model_copy(update={"words": describe(table, doubt)})
+
+
+def _on_gpus(arms: Sequence[ArmTrials]) -> bool:
+    results = [trial.result for arm in arms for trial in arm.trials if trial.result]
+    return bool(results) and all("gpu" in result.software for result in results)
 
 
 def _values(

@@ -1,7 +1,7 @@
 """An ablation on the test cluster, disturbed in every way there is, and the same one left alone.
 
     eval "$(bash ../shared/cluster/cluster up 2)"; scripts/test-cluster --collect-only     # images
-    python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--calm-seeds 2] [--keep]
+    python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--calm-seeds 2] [--only KIND ...]
 
 From an empty namespace: the chart, faces in S3, four arms x two seeds on one to two nodes each. What has to hold: every
 run succeeds, nothing is lost or double in MLflow, the loss curves are the undisturbed ones' (float64), and each run
@@ -264,7 +264,7 @@ def put_faces(bucket: str) -> None:
     s3().put_object(Bucket=bucket, Key="landmarks.json", Body=(FACES / "landmarks.json").read_bytes())
 
 
-def judge(storm: Storm, rounds: int, steps: int, calm_seeds: int = 2) -> None:
+def judge(storm: Storm, rounds: int, steps: int, calm_seeds: int = 2, only: Sequence[str] = ()) -> None:
     """Print what came of it; `calm_seeds` of each arm's two are also left alone.
 
     Raises AssertionError where something that has to hold does not.
@@ -273,7 +273,7 @@ def judge(storm: Storm, rounds: int, steps: int, calm_seeds: int = 2) -> None:
     say("submitted", disturbed)
     runs = storm.runs(disturbed)
     longest: dict[str, list[float]] = {}
-    for name, pause in storm.blow(list(runs.values()), rounds):
+    for name, pause in storm.blow(list(runs.values()), rounds, only):
         say(name, "the run came to its end" if pause is None else f"at most {pause:.0f} s without a new step")
         if pause is not None:
             longest.setdefault(name, []).append(round(pause))
@@ -322,12 +322,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of every run")
     parser.add_argument("--seed", type=int, default=0, help="of order and moments")
     parser.add_argument("--calm-seeds", type=int, default=2, help="seeds of every arm with an undisturbed twin")
+    parser.add_argument("--only", nargs="+", default=[], metavar="KIND", help="such as: --only 'node for 75 s'")
     parser.add_argument("--keep", action="store_true", help="leave the release there afterwards")
     options = parser.parse_args()
     run("kubectl", "version", "--output=json")
     with stormy(options.namespace, options.seed, keep=options.keep) as storm:
         say("installed")
-        judge(storm, options.rounds, options.steps, options.calm_seeds)
+        judge(storm, options.rounds, options.steps, options.calm_seeds, options.only)
 
 
 if __name__ == "__main__":

@@ -113,12 +113,8 @@ class Confusion:
         self.class_names = tuple(class_names)
         self.count_CC = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
 
-    def add(self, guess: Tensor, target: Tensor) -> None:
-        """Count the pixels of class maps. Raises as `count`."""
-        self.add_counts(self.count(guess, target))
-
-    def add_counts(self, count_CC: Tensor) -> None:
-        """Add what was counted before."""
+    def add(self, count_CC: Tensor) -> None:
+        """Take in what was counted, here or by another rank."""
         self.count_CC += count_CC
 
     def count(self, guess: Tensor, target: Tensor) -> Tensor:

@@ -237,7 +237,7 @@ class ParsingPixels:
         return self.confusion.count(seen_KHW.argmax(dim=0), mask_HW)
 
     def add(self, record: Record, found: Tensor) -> None:
-        self.confusion.add_counts(found)
+        self.confusion.add(found)
 
     def metrics(self) -> dict[str, float]:
         """f1, and f1/CLASS of every class that counts."""

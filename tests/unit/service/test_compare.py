@@ -229,6 +229,17 @@ def test_floors_beside_the_sanity_metrics_are_not_called_stages_of_evaluation() 
     assert "Stages of evaluation" not in words(table(*arms))
 
 
+def test_hours_are_of_gpus_only_where_every_run_was_trained_on_one() -> None:
+    on_gpu = [trial(seed, 1.0, software={"gpu": "NVIDIA H100"}) for seed in range(2)]
+    made = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, None, state=RunState.RUNNING)]))
+    assert made.hours == "GPU-hours"
+    assert "| GPU-hours |" in report.markdown(made)
+    assert "**Cost:** 1.5 GPU-hours" in note(made, "mcf-x")
+    mixed = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, 1.0)]))
+    assert mixed.hours == "process-hours"
+    assert "GPU" not in report.markdown(mixed)
+
+
 def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_holds() -> None:
     few = note(table(arm("a", 9.0, 9.1, 9.2, baseline=True), arm("b", 1.0, 1.1, 1.21)), "mcf-x")
     assert "**Best arm: b** with NME 1.103 %" in few

@@ -82,7 +82,7 @@ def test_the_same_comparison_is_drawn_the_same_again(name: str, form: str) -> No
     assert figures.draw(made, name, form) == first
     if form == "svg":
         text = " ".join(ElementTree.fromstring(first).itertext())
-        assert {"forest": "a=z b=1", "factors": "lower is better", "interactions": "z", "cost": "GPU-hours"}[
+        assert {"forest": "a=z b=1", "factors": "lower is better", "interactions": "z", "cost": "process-hours"}[
             name
         ] in text
 

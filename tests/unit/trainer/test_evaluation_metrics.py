@@ -106,8 +106,8 @@ def test_area_and_failures_are_those_of_scipy_on_the_curve_written_out(errors: l
 
 def test_f1_is_of_all_pixels_together_and_leaves_the_background_out() -> None:
     counted = metrics.Confusion(["background", "skin", "hair", "hat"])
-    counted.add(torch.tensor([[0, 1], [1, 2]]), torch.tensor([[0, 1], [1, 1]]))
-    counted.add(torch.tensor([[2, 2, 0]]), torch.tensor([[2, 2, 2]]))
+    counted.add(counted.count(torch.tensor([[0, 1], [1, 2]]), torch.tensor([[0, 1], [1, 1]])))
+    counted.add(counted.count(torch.tensor([[2, 2, 0]]), torch.tensor([[2, 2, 2]])))
     score = counted.score()
     # skin: 2 right, 2 guessed, 3 true; hair: 2 right, 3 guessed, 3 true; hat: nowhere.
     assert score.per_class == pytest.approx({"skin": 0.8, "hair": 2 / 3})
@@ -122,7 +122,7 @@ def test_f1_is_sklearns(maps: Any) -> None:
         return
     counted = metrics.Confusion([str(number) for number in range(5)])
     for one, other in zip(guess, target, strict=True):
-        counted.add(torch.from_numpy(one), torch.from_numpy(other))
+        counted.add(counted.count(torch.from_numpy(one), torch.from_numpy(other)))
     present = sorted(set(np.unique(maps)) - {0})
     expected = sklearn.metrics.f1_score(target.ravel(), guess.ravel(), labels=present, average=None, zero_division=0.0)
     score = counted.score()
@@ -133,8 +133,8 @@ def test_f1_is_sklearns(maps: Any) -> None:
 def test_class_maps_that_cannot_be_counted_are_refused() -> None:
     counted = metrics.Confusion(["background", "skin"])
     with pytest.raises(ValueError, match="differ in shape"):
-        counted.add(torch.zeros(2), torch.zeros(3))
+        counted.count(torch.zeros(2), torch.zeros(3))
     with pytest.raises(ValueError, match=r"guess has classes 0..2, not 0..1"):
-        counted.add(torch.tensor([0, 2]), torch.tensor([0, 1]))
+        counted.count(torch.tensor([0, 2]), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="no pixel of any class but the background"):
         counted.score()

@@ -44,6 +44,7 @@ from trainer.storage import Store, open_store, split_uri
 from trainer.tapcache import TapCache, cache_bytes
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
+from trainer.waiting import on_first
 from trainer.weights import WeightsError
 
 logger = logging.getLogger("trainer")
@@ -152,9 +153,14 @@ def train(run: RunSpec, store: Store) -> int:
         stages: tuple[StageResult, ...] = ()
         if completed and run.evaluation.stages:
             stages = run_stages(run, store, parts.model.encoder, Faces(split, images), first, world)
-    if first:
         if completed:
-            conclude(run, store, parts, images, split, stages, first, world.device)
+            # The others stay: a node that has ended well is a Job's sign that the run has (k8s/jobset.py).
+            on_first(
+                world,
+                1,
+                lambda alone: first and conclude(run, store, parts, images, split, stages, first, alone.device),
+            )
+    if first:
         first.close("done" if completed else "training")
     return 0 if completed else INTERRUPTED
 

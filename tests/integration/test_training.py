@@ -304,6 +304,19 @@ def test_a_node_that_silently_goes_while_workers_start_is_noticed_too(tiny_faces
             wait_until(lambda: newest_copy(folder, run) > reached, one, folder / "log")
 
 
+def test_no_worker_ends_before_the_run_has(tiny_faces: Path, tmp_path: Path) -> None:
+    # On a cluster a node that ends well ends the attempt. Here rank 0 has to wait, for an MLflow that is away.
+    folder = tmp_path / "together"
+    store = DirectoryStore(str(folder))
+    away = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}", "MLFLOW_RUN_ID": "0" * 32}
+    with torchrun(small(tiny_faces), folder, **away) as agent:
+        wait_until(lambda: [each.stage for each in read_sessions(store)] == ["evaluating"], agent, folder / "log")
+        [other] = [worker for worker in workers_of(agent) if worker.environ()["RANK"] == "1"]
+        with pytest.raises(psutil.TimeoutExpired):
+            other.wait(10)
+        assert read_outcome(store) is None
+
+
 def group_rank(agent: "subprocess.Popen[bytes]") -> str:
     """Which node of its group an agent is now."""
     [worker] = workers_of(agent)

@@ -154,12 +154,13 @@ def train(run: RunSpec, store: Store) -> int:
         if completed and run.evaluation.stages:
             stages = run_stages(run, store, parts.model.encoder, Faces(split, images), first, world)
         if completed:
+
+            def finish(alone: World) -> None:
+                assert first
+                conclude(run, store, parts, images, split, stages, first, alone.device)
+
             # The others stay: a node that has ended well is a Job's sign that the run has (k8s/jobset.py).
-            on_first(
-                world,
-                1,
-                lambda alone: first and conclude(run, store, parts, images, split, stages, first, alone.device),
-            )
+            on_first(world, 1, finish)
     if first:
         first.close("done" if completed else "training")
     return 0 if completed else INTERRUPTED

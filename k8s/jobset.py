@@ -8,8 +8,8 @@ it up for minutes:
                                   back-off of ten seconds and more (one that has lost the store stays: agent.py)
     podReplacementPolicy          the pod of a dead node is never seen to end: its successor must not wait for that.
       TerminatingOrFailed         Agents take any free rank, so two pods of one index do no harm
-    successPolicy of the Job      the agent that comes back from the last step has seen all others do so; pods that
-                                  never found a node are not waited for
+    successPolicy of the Job      workers end well only once rank 0 has concluded the run; pods that never found a
+                                  node are not waited for
     successPolicy of the JobSet   the store never ends by itself
     backoffLimit, maxRestarts     every replaced pod and every restart costs one; then JobSet begins again, and after
                                   that the service makes the next attempt

@@ -36,8 +36,7 @@ def headline(table: Comparison) -> Headline:
 
 def _reached(metric: RankingMetric, best: ArmRow) -> str:
     probe = best.probe
-    if probe is None:
-        return ""
+    assert probe  # it has a rank
     between = f" ({interval(probe)}, 95 %)" if probe.low is not None else ""
     direction = "higher" if metric.higher_is_better else "lower"
     mean = f"{metric.name} {short(probe.mean)} {metric.unit}".rstrip()

@@ -38,6 +38,8 @@ ATTEMPT_ENDS = {
     JobState.LOST: AttemptState.LOST,
     JobState.CANCELLED: AttemptState.CANCELLED,
 }
+# Why it is over, where the scheduler has no words of its own.
+UNSAID = {JobState.SUCCEEDED: "its nodes have ended well, and the run had not ended"}
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def _close_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     blameless = seen.job.state in (JobState.CANCELLED, JobState.LOST, JobState.ABSENT) and not given_up
     advanced = run.step > attempt.first_step
     fruitless = 0 if advanced else run.fruitless + (0 if blameless else 1)
-    why = attempt.reason or seen.job.message or "it is gone from the scheduler"
+    why = attempt.reason or seen.job.message or UNSAID.get(seen.job.state, "it is gone from the scheduler")
     reason = _with_last_words(why, seen)
     run = replace(run, attempt=_closed(run, seen, state, reason), fruitless=fruitless)
     if fruitless >= MAX_FRUITLESS:

@@ -177,7 +177,7 @@ def installed(namespace: str, *, name: str = "mcf", **values: Any) -> Iterator[R
 
 def prepare(namespace: str, labels: dict[str, str] = RESTRICTED) -> None:
     """What has to be there before the chart: JobSet, the namespace, the Secret of the object store, the bucket."""
-    two_jobset_controllers()
+    steady_jobset()
     keys = {"AWS_ACCESS_KEY_ID": S3["access_key"], "AWS_SECRET_ACCESS_KEY": S3["secret_key"]}
     objects = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}},
@@ -188,8 +188,8 @@ def prepare(namespace: str, labels: dict[str, str] = RESTRICTED) -> None:
         s3().create_bucket(Bucket=namespace)
 
 
-def two_jobset_controllers() -> None:
-    """On different nodes, from now on, as docs/install.md says; returns when they answer.
+def steady_jobset() -> None:
+    """JobSet's controller as docs/install.md says, from now on: two, on different nodes. Returns when they answer.
 
     Every JobSet and each of its pods passes their webhook. The only one would die with its node; and the leader would
     end whenever the API server is away for 10 s, after which kubelet lets it wait longer each time, up to minutes.

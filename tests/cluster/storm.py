@@ -1,7 +1,7 @@
 """An ablation on the test cluster, disturbed in every way there is, and the same one left alone.
 
     eval "$(bash ../shared/cluster/cluster up 2)"; scripts/test-cluster --collect-only     # images
-    python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--calm-seeds 2] [--only KIND ...]
+    python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--calm-seeds 2] [--only KIND ...] [--keep]
 
 From an empty namespace: the chart, faces in S3, four arms x two seeds on one to two nodes each. What has to hold: every
 run succeeds, nothing is lost or double in MLflow, the loss curves are the undisturbed ones' (float64), and each run

@@ -177,6 +177,13 @@ def test_success_without_a_result_is_a_failure_with_that_reason() -> None:
     assert (after.state, after.kind) == (RunState.FAILED, "MissingResult")
 
 
+def test_an_attempt_that_ends_well_before_its_run_is_not_said_to_be_gone() -> None:
+    after = decide(RUNNING, Observed(Job(JobState.SUCCEEDED)), NOW).run
+    assert after.state is RunState.INTERRUPTED
+    assert after.attempt
+    assert after.attempt.reason == "its nodes have ended well, and the run had not ended"
+
+
 def test_processes_that_stay_after_the_end_are_stopped_before_the_run_ends() -> None:
     outcome = Outcome(verdict=Verdict.SUCCEEDED, step=10, ended_at=NOW)
     seen = Observed(Job(JobState.RUNNING), outcome=outcome, has_result=True)

@@ -4,6 +4,9 @@ The options are torchrun's, but for the store's HOST:PORT, which is in PET_RDZV_
 the store that its agents meet in; the container would start again after kubelet's back-off (10, 20, 40 s) and load
 torch once more. Here the agent meets the others in the next store; until there is one its workers go on, and those that
 have lost each other meanwhile wait. Whatever else ends torchrun ends this as well.
+
+Its workers are forked from a process that has loaded torch already: loading is most of what a group waits for when it
+forms anew, and eight workers would each do it for themselves.
 """
 
 import logging
@@ -13,15 +16,19 @@ import socket
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
+from multiprocessing import forkserver
 from types import FrameType
 
 import psutil
 from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
-from torch.distributed.run import main as torchrun
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 
 from trainer.elastic import BACKEND, unreachable
 
@@ -73,6 +80,24 @@ def find_store(endpoint: str, *, patience: float = PATIENCE_SECONDS) -> None:
         time.sleep(0.5)
 
 
+def load(module: str) -> None:
+    """Start the process that workers are forked from; it loads what they need while the nodes meet."""
+    forkserver.set_forkserver_preload(["trainer.agent", module])
+    forkserver.ensure_running()
+
+
+def launch(options: Namespace) -> None:
+    """What torchrun does with these options, with forked workers. Raises what it raises."""
+    config, _, _ = config_from_args(options)
+    config.start_method = "forkserver"
+    elastic_launch(config, work)(options.training_script, *options.training_script_args)
+
+
+def work(module: str, *arguments: str) -> None:
+    """A worker: what `python -m MODULE ARGUMENTS` does."""
+    sys.exit(import_module(module).main(arguments))
+
+
 def bound_silence() -> None:
     """Let the kernel give up this process's connections whose other end says nothing for SILENT_SECONDS."""
     for connection in psutil.Process().net_connections("tcp"):
@@ -105,7 +130,9 @@ def main() -> int:
     told = os.environ.get("PET_RDZV_CONF")
     os.environ["PET_RDZV_CONF"] = ",".join(filter(None, [told, f"read_timeout={SILENT_SECONDS}"]))
     endpoint = os.environ["PET_RDZV_ENDPOINT"]
-    meet(lambda: find_store(endpoint), torchrun)
+    options = parse_args(None)
+    load(options.training_script)
+    meet(lambda: find_store(endpoint), lambda: launch(options))
     return 0
 
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from trainer.checkpoint import is_sound, read_state, write_state
 from trainer.records import Checkpoint
+from trainer.stop import agent_pid
 from trainer.storage import StorageError
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def _bases() -> list[Path]:
 
 def _agent() -> str:
     """Name of whoever outlives this process when its group re-forms: the torchrun agent, else the process itself."""
-    process = psutil.Process(os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
+    process = psutil.Process(agent_pid())
     return f"{PREFIX}{os.getuid()}-{_namespace()}-{process.pid}-{process.create_time():.2f}"
 
 

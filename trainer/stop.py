@@ -1,6 +1,7 @@
 """Leaving on request: SIGTERM ends the step and saves it while training, and ends the process at other times."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -44,15 +45,27 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def die_with_parent() -> None:
-    """SIGKILL this process when its parent goes: a worker never outlives its torchrun agent (Linux only)."""
+    """SIGKILL this process when its parent goes: a worker never outlives its torchrun agent (Linux only).
+
+    The process that workers are forked from ends with the agent as well.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def agent_pid() -> int | None:
+    """The torchrun agent that has started this worker; None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    # A forked one is a child of the process that it was forked from.
+    started_by = multiprocessing.parent_process()
+    return started_by.pid if started_by else os.getppid()
+
+
 def stop_agent() -> None:
     """Ask the torchrun agent above to end: a new worker would only meet the same error again."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        os.kill(os.getppid(), signal.SIGTERM)
+    if agent := agent_pid():
+        os.kill(agent, signal.SIGTERM)
 
 
 def _exit_interrupted(signum: int, frame: FrameType | None) -> None:

@@ -109,10 +109,12 @@ def wait_until(
 
 
 def workers_of(agent: "subprocess.Popen[bytes]") -> list[psutil.Process]:
-    """Not every child is one: libraries start others for a moment while they load."""
+    """Not every child is one: libraries start others for a moment while they load, and one may be a fork server."""
     found = []
     for child in psutil.Process(agent.pid).children():
         with suppress(psutil.NoSuchProcess):
             if "GROUP_RANK" in child.environ():
                 found.append(child)
+            elif "multiprocessing.forkserver" in " ".join(child.cmdline()):
+                found += child.children()
     return found

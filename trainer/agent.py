@@ -5,8 +5,7 @@ the store that its agents meet in; the container would start again after kubelet
 torch once more. Here the agent meets the others in the next store; until there is one its workers go on, and those that
 have lost each other meanwhile wait. Whatever else ends torchrun ends this as well.
 
-Its workers are forked from a process that has loaded torch already: loading is most of what a group waits for when it
-forms anew, and eight workers would each do it for themselves.
+Its workers are forked from a process that has loaded torch already (trainer/forked.py).
 """
 
 import logging
@@ -16,21 +15,18 @@ import socket
 import sys
 import threading
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
-from multiprocessing import forkserver
 from types import FrameType
 
 import psutil
 from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
-from torch.distributed.launcher.api import elastic_launch
-from torch.distributed.run import config_from_args, parse_args
+from torch.distributed.run import parse_args
 
 from trainer.elastic import BACKEND, unreachable
+from trainer.forked import launch, load
 
 logger = logging.getLogger("trainer.agent")
 
@@ -78,24 +74,6 @@ def find_store(endpoint: str, *, patience: float = PATIENCE_SECONDS) -> None:
         if time.monotonic() > deadline:
             raise RendezvousConnectionError(f"nobody answers at {endpoint}: {why}")
         time.sleep(0.5)
-
-
-def load(module: str) -> None:
-    """Start the process that workers are forked from; it loads what they need while the nodes meet."""
-    forkserver.set_forkserver_preload(["trainer.agent", module])
-    forkserver.ensure_running()
-
-
-def launch(options: Namespace) -> None:
-    """What torchrun does with these options, with forked workers. Raises what it raises."""
-    config, _, _ = config_from_args(options)
-    config.start_method = "forkserver"
-    elastic_launch(config, work)(options.training_script, *options.training_script_args)
-
-
-def work(module: str, *arguments: str) -> None:
-    """A worker: what `python -m MODULE ARGUMENTS` does."""
-    sys.exit(import_module(module).main(arguments))
 
 
 def bound_silence() -> None:

@@ -97,9 +97,9 @@ class Keeper:
         started = time.monotonic()
         try:
             checkpoint, path = self.host.write(staged.on_cpu(), step, self.world.size)
-            if self.world.device.type == "cpu":
-                # There the writer takes a core from training. A node with a GPU has cores to spare.
-                self._wait_for_next(self.stall_seconds + time.monotonic() - started)
+            # The writer takes a core from training where there is no GPU, and slows the thread that feeds it where there
+            # is one (docs/performance.md).
+            self._wait_for_next(self.stall_seconds + time.monotonic() - started)
             if upload:
                 # A name of its own: the next copy replaces this one while it is still being uploaded.
                 on_its_way = path.with_name(f"upload-{path.name}")

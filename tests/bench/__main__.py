@@ -31,7 +31,7 @@ FIGURES = [
         "step",
         "slowdown_while_one_is_written",
         "{:+.1%}",
-        "a slice of 8 while a checkpoint is written and uploaded beside it",
+        "a slice while a checkpoint is written and uploaded beside it, over one alone",
     ),
     ("step", "kept_taps_speedup", "{:.2f} x", "step with the teacher's features of the images kept (at most 1.25)"),
     ("loader", "loader_over_plain", "{:.2f}", "loader / torchvision decoding into a batch, one core (aim 0.90)"),

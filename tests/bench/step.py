@@ -136,21 +136,20 @@ def _kept(bench: Bench, folder: Path) -> dict[str, float]:
     bench.parts.optimizer.zero_grad()
     checkpoints = CheckpointStore(DirectoryStore(str(folder)), spec_digest=bench.run.digest, keep=1)
     keeper = Keeper(bench.world, HostCopy(str(folder), bench.run.digest), checkpoints, 1, 0)
-    stalls: list[float] = []
-
-    def kept() -> None:
-        if keeper.due(len(stalls) + 1):
-            keeper.keep(len(stalls) + 1, state_of(bench.parts, Silent()))
-            stalls.append(keeper.stall_seconds)
-        bench.cell_once()
-
-    times = in_turns(bench.world, bench.cell_once, kept)
+    stalls, slowdowns = [], []
+    for step in range(1, TURNS + 2):
+        alone = _seconds(bench.world, bench.cell_once)
+        stalls.append(_seconds(bench.world, lambda: keeper.keep(step, state_of(bench.parts, Silent()))))  # noqa: B023
+        beside = []
+        while not beside or not keeper.due(step + 1):
+            beside.append(_seconds(bench.world, bench.cell_once))
+        slowdowns.append(statistics.mean(beside) / alone - 1)
     keeper.close()
     state = sum(p.numel() * p.element_size() for p in bench.parts.model.parameters()) * 4
     return {
         "state_gib": state / 2**30,
         "checkpoint_stall_seconds": statistics.median(stalls[1:]),
-        "slowdown_while_one_is_written": statistics.median(slow / plain for plain, slow in times) - 1,
+        "slowdown_while_one_is_written": statistics.median(slowdowns[1:]),
     }
 
 
@@ -166,17 +165,15 @@ def _with_kept_taps(bench: Bench, folder: Path) -> dict[str, float]:
 
 def in_turns(world: World, *calls: Callable[[], None]) -> list[tuple[float, ...]]:
     """Seconds of each call, one after the other, several times; a first round is not counted."""
-    found = []
-    for _ in range(TURNS + 1):
-        seconds = []
-        for call in calls:
-            _wait(world)
-            started = time.perf_counter()
-            call()
-            _wait(world)
-            seconds.append(time.perf_counter() - started)
-        found.append(tuple(seconds))
-    return found[1:]
+    return [tuple(_seconds(world, call) for call in calls) for _ in range(TURNS + 1)][1:]
+
+
+def _seconds(world: World, call: Callable[[], object]) -> float:
+    _wait(world)
+    started = time.perf_counter()
+    call()
+    _wait(world)
+    return time.perf_counter() - started
 
 
 def _wait(world: World) -> None:

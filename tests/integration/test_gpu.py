@@ -1,0 +1,58 @@
+"""What only a GPU shows: python -m pytest tests/integration/test_gpu.py, on a machine that has one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import free_port
+from tests.integration.test_training import newest_copy, rendezvous
+from tests.integration.torchruns import final_state, small, torchrun, wait_until, workers_of
+from trainer.rundir import read_result, read_sessions
+from trainer.spec import RunSpec
+from trainer.storage import DirectoryStore
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and this machine has none")
+
+STEPS = 100
+# How far apart the weights of two runs may end, as a share of their size: kernels add up in any order.
+APART = {"float32": 1e-2, "bf16": 5e-2}
+
+
+@pytest.mark.parametrize("precision", APART)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(
+    tiny_faces: Path, tmp_path: Path, precision: str, compiled: bool
+) -> None:
+    schedule = {"unit": "steps", "length": STEPS, "warmup": 4}
+    cadence = {"checkpoint_steps": STEPS, "log_steps": 10, "picture_steps": 100}
+    run = small(tiny_faces, schedule=schedule, precision=precision, cadence=cadence)
+    alone, killed = (train(run, tmp_path / name, kill, compiled) for name, kill in [("alone", False), ("killed", True)])
+
+    stores = [DirectoryStore(str(folder)) for folder in (alone, killed)]
+    assert [len(read_sessions(store)) for store in stores] == [1, 2]
+    assert read_sessions(stores[1])[1].first_step > 0
+    for store in stores:
+        result = read_result(store)
+        assert result
+        assert result.software["gpu"] == torch.cuda.get_device_name()
+        assert read_sessions(store)[0].device == "cuda:0"
+    states = [final_state(folder, STEPS) for folder in (alone, killed)]
+    weights = [torch.cat([v.flatten().double().cpu() for n, v in s.items() if n.startswith("/model/")]) for s in states]
+    apart = float((weights[0] - weights[1]).norm() / weights[0].norm())
+    print(f"{precision}, {'compiled' if compiled else 'eager'}: weights {apart:.2e} apart")  # noqa: T201
+    assert apart < APART[precision]
+
+
+def train(run: RunSpec, folder: Path, kill: bool, compiled: bool) -> Path:
+    """By a cluster's agent, whose workers are forked: CUDA must not have been touched before."""
+    port = free_port()
+    node = {"workers": 1, "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.agent"}
+    compiling = {"MCF_COMPILE": "1"} if compiled else {}
+    with rendezvous(port), torchrun(run, folder, **node, **compiling) as agent:
+        if kill:
+            wait_until(lambda: newest_copy(folder, run) > 0, agent, folder / "log", 240)
+            [worker] = workers_of(agent)
+            worker.kill()
+        assert agent.wait(300) == 0, (folder / "log").read_text()[-3000:]
+    return folder

@@ -97,8 +97,7 @@ class Keeper:
         started = time.monotonic()
         try:
             checkpoint, path = self.host.write(staged.on_cpu(), step, self.world.size)
-            # The writer takes a core from training where there is no GPU, and slows the thread that feeds it where there
-            # is one (docs/performance.md).
+            # The writer takes a core from training, or slows the thread that feeds a GPU (docs/performance.md).
             self._wait_for_next(self.stall_seconds + time.monotonic() - started)
             if upload:
                 # A name of its own: the next copy replaces this one while it is still being uploaded.

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.grid import GroupShare
 from trainer.peers import PeerWatch
+from trainer.stop import ended_at_once
 from trainer.trees import places, with_tensors, without_tensors
 
 
@@ -149,18 +150,20 @@ def joined_world() -> Iterator[World]:
         torch.cuda.set_device(device)
     timeout = _timeout()
     backend, device_id = ("nccl", device) if cuda else ("gloo", None)
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout, device_id=device_id)
-    else:
-        alone = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=alone, rank=0, world_size=1, device_id=device_id)
-    world = World(
-        rank=dist.get_rank(), size=dist.get_world_size(), device=device, local_rank=local_rank,
-        _patient=dist.new_group(timeout=_patience()),
-    )  # fmt: skip
-    # Without torchrun's agents nobody would go on without the one that is missing.
-    watched = "GROUP_RANK" in os.environ and not world.is_one_node
-    peers = PeerWatch(world.share(uuid.uuid4().hex), beats=world.is_first_of_node) if watched else None
+    # The others may have gone meanwhile, and then the agent ends this process: it has nothing to save yet.
+    with ended_at_once():
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout, device_id=device_id)
+        else:
+            alone = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=alone, rank=0, world_size=1, device_id=device_id)
+        world = World(
+            rank=dist.get_rank(), size=dist.get_world_size(), device=device, local_rank=local_rank,
+            _patient=dist.new_group(timeout=_patience()),
+        )  # fmt: skip
+        # Without torchrun's agents nobody would go on without the one that is missing.
+        watched = "GROUP_RANK" in os.environ and not world.is_one_node
+        peers = PeerWatch(world.share(uuid.uuid4().hex), beats=world.is_first_of_node) if watched else None
     try:
         yield world
     finally:

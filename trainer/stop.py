@@ -44,6 +44,19 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(signum, handler)
 
 
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Inside, SIGTERM and Ctrl-C end the process wherever it is: a handler in Python would wait until a call that waits
+    for other processes returns. Raises ValueError outside the main thread.
+    """
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def die_with_parent() -> None:
     """SIGKILL this process when its parent goes: a worker never outlives its torchrun agent (Linux only).
 

@@ -301,6 +301,8 @@ def test_a_node_that_silently_goes_while_workers_start_is_noticed_too(tiny_faces
                 with contextlib.suppress(psutil.NoSuchProcess):  # libraries start others for a moment while they load
                     process.suspend()
             wait_until(lambda: world_sizes(folder) == [1, 1], one, folder / "log")
+            # Torch waits for the one that has gone where no handler runs, and an agent for its worker for 30 s.
+            assert "Unable to shutdown" not in (folder / "log").read_text()
             reached = newest_copy(folder, run)
             wait_until(lambda: newest_copy(folder, run) > reached, one, folder / "log")
 

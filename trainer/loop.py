@@ -55,6 +55,12 @@ class Parts:
     undecodable: dict[int, str] = field(default_factory=dict)
     """Images of the subset met so far that others stand in for: index -> key and reason."""
 
+    def compile(self) -> None:
+        """torch.compile the networks, in place."""
+        for part in self.model.encoder, self.model.decoder, self.target and self.target.encoder, self.teacher:
+            if part:
+                part.compile()
+
     def state_dict(self) -> dict[str, Any]:
         target = self.target.state_dict() if self.target else {}
         state = {"model": self.model.state_dict(), "target": target, "optimizer": self.optimizer.state_dict()}

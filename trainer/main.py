@@ -172,16 +172,15 @@ def build_parts(run: RunSpec, world: World, train: Rows) -> Parts:
     model = model.to(world.device)
     target = target and target.to(world.device)
     teacher = build_teacher(run, world.device)
-    if os.environ.get("MCF_COMPILE") == "1":
-        for part in model.encoder, model.decoder, target and target.encoder, teacher:
-            if part:
-                part.compile()
     taps = None
     if teacher and (limit := cache_bytes()):
         taps = TapCache(run, teacher, train.digest, len(train), limit)
-    return Parts(
+    parts = Parts(
         model=model, target=target, teacher=teacher, optimizer=adamw(model, run), num_images=len(train), taps=taps
     )
+    if os.environ.get("MCF_COMPILE") == "1":
+        parts.compile()
+    return parts
 
 
 def restore(parts: Parts, host: HostCopy, checkpoints: CheckpointStore, world: World) -> Mapping[str, Any] | None:

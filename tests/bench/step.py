@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -93,9 +94,7 @@ def measure() -> dict[str, float]:
 
 def _against_matrix_product(bench: Bench) -> dict[str, float]:
     images, device = bench.run.batch.slice, bench.world.device
-    with FlopCounterMode(display=False) as counter:
-        bench.cell_once()
-    flop = counter.get_total_flops()
+    flop = flop_of_cell(bench)
     cuda = device.type == "cuda"
     side = 8192 if cuda else 2048
     factor = torch.randn(side, side, device=device, dtype=torch.bfloat16 if cuda else weights_dtype(bench.run))
@@ -117,11 +116,22 @@ def _against_matrix_product(bench: Bench) -> dict[str, float]:
         "images_per_second": images / seconds,
     }
     if cuda:
-        name = torch.cuda.get_device_name(device)
         found["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-        if peak := next((peak for part, peak in PEAKS.items() if part in name), None):
+        if peak := peak_of(device):
             found["share_of_bf16_peak"] = found["step_flop_rate"] / peak
     return found
+
+
+def flop_of_cell(bench: Bench) -> int:
+    with FlopCounterMode(display=False) as counter:
+        bench.cell_once()
+    return counter.get_total_flops()
+
+
+def peak_of(device: torch.device) -> float | None:
+    """bf16 FLOP/s; None for a device that PEAKS does not know."""
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 def _once_a_step(bench: Bench, seconds_an_image: float) -> dict[str, float]:
@@ -139,7 +149,7 @@ def _kept(bench: Bench, folder: Path) -> dict[str, float]:
     stalls, slowdowns = [], []
     for step in range(1, TURNS + 2):
         alone = _seconds(bench.world, bench.cell_once)
-        stalls.append(_seconds(bench.world, lambda: keeper.keep(step, state_of(bench.parts, Silent()))))  # noqa: B023
+        stalls.append(_seconds(bench.world, partial(keeper.keep, step, state_of(bench.parts, Silent()))))
         beside = []
         while not beside or not keeper.due(step + 1):
             beside.append(_seconds(bench.world, bench.cell_once))

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from tests.conftest import free_port
-from tests.integration.test_training import newest_copy, rendezvous
-from tests.integration.torchruns import final_state, small, torchrun, wait_until, workers_of
+from tests.integration.torchruns import (
+    final_state,
+    newest_copy,
+    rendezvous,
+    small,
+    torchrun,
+    wait_until,
+    workers_of,
+)  # fmt: skip
 from trainer.rundir import read_result, read_sessions
 from trainer.spec import RunSpec
 from trainer.storage import DirectoryStore

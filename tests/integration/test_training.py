@@ -8,10 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +22,15 @@ from tests.integration.torchruns import (
     ROOT,
     STEPS,
     final_state,
+    newest_copy,
+    rendezvous,
     small,
     torchrun,
     wait_for_checkpoint,
     wait_until,
     workers_of,
+    world_sizes,
 )  # fmt: skip
-from trainer import hostcopy
 from trainer.records import OUT_OF_MEMORY, Verdict
 from trainer.rundir import list_checkpoints, read_memory_note, read_outcome, read_result, read_sessions
 from trainer.spec import RunSpec
@@ -307,6 +306,23 @@ def test_a_node_that_silently_goes_while_workers_start_is_noticed_too(tiny_faces
             wait_until(lambda: newest_copy(folder, run) > reached, one, folder / "log")
 
 
+def test_an_agents_workers_are_forked_from_a_process_that_has_loaded_what_they_need(
+    tiny_faces: Path, tmp_path: Path
+) -> None:
+    folder, port = tmp_path / "forked", free_port()
+    node = {"workers": 2, "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.agent"}
+    with rendezvous(port), torchrun(small(tiny_faces), folder, **node) as agent:
+        wait_until(lambda: len(workers_of(agent)) == 2, agent, folder / "log")
+        [loaded] = {worker.parent() for worker in workers_of(agent)}
+        assert loaded
+        assert loaded.pid != agent.pid
+        # What trainer.main imports, and not torch alone.
+        assert any("pydantic_core" in each.path for each in loaded.memory_maps())
+        # A fork has no thread but one: what the others hold would never be let go.
+        assert loaded.num_threads() == 1
+        assert agent.wait(120) == 0, (folder / "log").read_text()[-3000:]
+
+
 def test_no_worker_ends_before_the_run_has(tiny_faces: Path, tmp_path: Path) -> None:
     # On a cluster a node that ends well ends the attempt. Here rank 0 has to wait, for an MLflow that is away.
     folder = tmp_path / "together"
@@ -326,37 +342,21 @@ def group_rank(agent: "subprocess.Popen[bytes]") -> str:
     return worker.environ()["GROUP_RANK"]
 
 
-@contextmanager
-def rendezvous(port: int) -> Iterator[None]:
-    """The store in which agents meet, in a process of its own, as on a cluster."""
-    with subprocess.Popen([sys.executable, "-m", "trainer.rendezvous", str(port)], cwd=ROOT) as store:
-        try:
-            yield
-        finally:
-            store.kill()
-
-
-def newest_copy(folder: Path, run: RunSpec) -> int:
-    """Step of the newest copy of the run's state that any of its agents has in memory."""
-    name = sha256(f"{folder} {run.digest}".encode()).hexdigest()[:12]
-    return max((int(path.stem) for path in hostcopy.MEMORY.glob(f"{hostcopy.PREFIX}*-{name}/*.json")), default=0)
-
-
-def world_sizes(folder: Path) -> list[int]:
-    return [session.world_size for session in read_sessions(DirectoryStore(str(folder)))]
-
-
 # ---------------------------------------------------------------- errors of the run itself
 
 
+@pytest.mark.parametrize("module", ["torch.distributed.run", "trainer.agent"])
 def test_a_loss_that_is_not_finite_fails_the_run_for_good_and_keeps_the_last_checkpoint(
-    tiny_faces: Path, tmp_path: Path
+    tiny_faces: Path, tmp_path: Path, module: str
 ) -> None:
     schedule = {"unit": "steps", "length": 9, "warmup": 4}
     run = small(tiny_faces, optimizer={"base_lr": 1e38}, schedule=schedule, cadence={"checkpoint_steps": 1})
-    folder = tmp_path / "nan"
-    with torchrun(run, folder) as agent:
+    folder, port = tmp_path / "nan", free_port()
+    node = {"endpoint": f"127.0.0.1:{port}", "hosts": False, "module": module}
+    with rendezvous(port), torchrun(run, folder, **node) as agent:
         assert agent.wait(120) != 0
+    # The agent has been told to end, and has not started workers that would meet the same error.
+    assert "has failed already" not in (folder / "log").read_text()
     outcome = read_outcome(DirectoryStore(str(folder)))
     assert outcome is not None
     assert (outcome.verdict, outcome.kind) == (Verdict.FAILED, "NonFiniteLoss")

@@ -6,14 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from trainer import hostcopy
 from trainer.presets import TINY
-from trainer.rundir import list_checkpoints
+from trainer.rundir import list_checkpoints, read_sessions
 from trainer.spec import RunSpec
 from trainer.storage import DirectoryStore
 
@@ -118,3 +120,23 @@ def workers_of(agent: "subprocess.Popen[bytes]") -> list[psutil.Process]:
             elif "multiprocessing.forkserver" in " ".join(child.cmdline()):
                 found += child.children()
     return found
+
+
+@contextmanager
+def rendezvous(port: int) -> Iterator[None]:
+    """The store in which agents meet, in a process of its own, as on a cluster."""
+    with subprocess.Popen([sys.executable, "-m", "trainer.rendezvous", str(port)], cwd=ROOT) as store:
+        try:
+            yield
+        finally:
+            store.kill()
+
+
+def newest_copy(folder: Path, run: RunSpec) -> int:
+    """Step of the newest copy of the run's state that any of its agents has in memory."""
+    name = sha256(f"{folder} {run.digest}".encode()).hexdigest()[:12]
+    return max((int(path.stem) for path in hostcopy.MEMORY.glob(f"{hostcopy.PREFIX}*-{name}/*.json")), default=0)
+
+
+def world_sizes(folder: Path) -> list[int]:
+    return [session.world_size for session in read_sessions(DirectoryStore(str(folder)))]

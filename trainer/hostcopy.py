@@ -1,7 +1,8 @@
 """The newest state of a run in this machine's memory: for the workers that go on after one of them was lost.
 
 One folder per torchrun agent, which outlives its workers, in /dev/shm (on the local disk where that has no room):
-`<step>.pt` and, written last, `<step>.json`, its marker. For a small encoder it is seconds old; a checkpoint may be hours.
+`<step>.pt` and, written last, `<step>.json`, its marker. For a small encoder it is seconds old, where a checkpoint may
+be hours old.
 """
 
 import logging

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.grid import GroupShare
 from trainer.peers import PeerWatch
+from trainer.siblings import SiblingWatch
 from trainer.stop import ended_at_once
 from trainer.trees import places, with_tensors, without_tensors
 
@@ -162,16 +163,32 @@ def joined_world() -> Iterator[World]:
             _patient=dist.new_group(timeout=_patience()),
         )  # fmt: skip
         # Without torchrun's agents nobody would go on without the one that is missing.
-        watched = "GROUP_RANK" in os.environ and not world.is_one_node
-        peers = PeerWatch(world.share(uuid.uuid4().hex), beats=world.is_first_of_node) if watched else None
+        watches = watch_over(world) if "GROUP_RANK" in os.environ else []
+    orderly = True
     try:
         yield world
+    except Exception:
+        orderly = False
+        raise
     finally:
         # Also after an error: who writes down how the run has failed must not be ended for want of the others.
-        if peers:
-            peers.stop()
+        for watch in watches:
+            watch.stop(said=orderly)
     # Not after an error: the others may be gone, and leaving in good order would wait for them.
     dist.destroy_process_group()
+
+
+def watch_over(world: World) -> list[PeerWatch | SiblingWatch]:
+    """Whoever is there to be missed: the other nodes, and the other workers of this one. Every rank calls this."""
+    round_id = world.share(uuid.uuid4().hex)
+    processes = world.collect((world.node, os.getpid()))
+    here = {rank: pid for rank, (node, pid) in enumerate(processes) if node == world.node and rank != world.rank}
+    watches: list[PeerWatch | SiblingWatch] = []
+    if here:
+        watches.append(SiblingWatch(round_id, world.rank, here))
+    if not world.is_one_node:
+        watches.append(PeerWatch(round_id, beats=world.is_first_of_node))
+    return watches
 
 
 def _timeout() -> timedelta:

@@ -73,10 +73,11 @@ class Keeper:
         self._leaving.set()
         if self._writing:
             self._writing.result()
-        # Looked at only now: the copy that has just been written may have begun it.
+        # In memory first: whoever waits for this process to end may lose patience while it uploads.
+        checkpoint, path = self.host.write(self._staging.copy(state).on_cpu(), step, self.world.size)
+        # Looked at only after the last copy has been written, which may have begun it.
         if self._uploading:
             self._uploading.result()
-        checkpoint, path = self.host.write(self._staging.copy(state).on_cpu(), step, self.world.size)
         self._insist(checkpoint, path, PATIENCE_SECONDS)
 
     def close(self) -> None:

@@ -31,11 +31,7 @@ class PeerWatch:
         self._prefix, self._beats = f"mcf/{round_id}", beats
         self._node, nodes = int(os.environ["GROUP_RANK"]), int(os.environ["GROUP_WORLD_SIZE"])
         self._others = [node for node in range(nodes) if node != self._node]
-        # A connection of its own: what waits for a key holds up everybody else on the same one.
-        self._store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
-            timeout=timedelta(seconds=BEAT_SECONDS),
-        )  # fmt: skip
+        self._store = store_of_the_group()
         self._stopping = threading.Event()
         self._answers = 0
         """Questions that have been answered or given up."""
@@ -43,12 +39,12 @@ class PeerWatch:
         self._thread.start()
         threading.Thread(target=self._guard, name="peers-guard", daemon=True).start()
 
-    def stop(self) -> None:
-        """This node leaves in good order, and need not be missed."""
+    def stop(self, *, said: bool) -> None:
+        """This node leaves. `said`: in good order, and need not be missed."""
         self._stopping.set()
         # It may be asking a store that is no more.
         self._thread.join(3 * BEAT_SECONDS)
-        if self._beats and not self._thread.is_alive():
+        if said and self._beats and not self._thread.is_alive():
             self._write(LEFT)
 
     def _guard(self) -> None:
@@ -95,6 +91,14 @@ class PeerWatch:
             return str(self._store.get(key).decode()) if self._store.check([key]) else ""
         except (RuntimeError, dist.DistError):
             return ""
+
+
+def store_of_the_group() -> "dist.TCPStore":  # type: ignore[name-defined]
+    """A connection of its own to the store: what waits for a key holds up everybody else on the same one."""
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
+        timeout=timedelta(seconds=BEAT_SECONDS),
+    )  # fmt: skip
 
 
 def _leave(node: int, seconds: float) -> None:

@@ -185,6 +185,19 @@ def test_the_end_waits_for_a_checkpoint_whose_upload_has_only_just_begun(
     assert [name.split("/")[1] for name in order] == ["000000002", "000000003"], order
 
 
+def test_the_last_state_is_in_memory_before_an_upload_is_waited_for(store: Gate) -> None:
+    mine, weights = keeper_of(store), torch.zeros(1000)
+    store.opened.clear()
+    run_steps(mine, weights, range(2, 3))
+    ending = threading.Thread(target=lambda: mine.finish(3, state(weights, 3)))
+    ending.start()
+    wait_for(lambda: (found := mine.host.newest()) and found[0].step == 3)
+    assert not checkpoints(store).list()
+    store.opened.set()
+    ending.join()
+    assert [c.step for c in checkpoints(store).list()] == [2, 3]
+
+
 def test_a_store_that_fails_for_a_while_costs_no_checkpoint(store: Gate, caplog: pytest.LogCaptureFixture) -> None:
     mine, weights = keeper_of(store), torch.zeros(1000)
     store.failures = 2
@@ -228,7 +241,7 @@ def test_the_folder_is_nobody_elses(store: Gate) -> None:
     assert os.stat(path.parent).st_mode & 0o077 == 0
 
 
-def test_on_a_cpu_copies_come_so_seldom_that_writing_them_takes_a_twentieth_of_the_time(
+def test_copies_come_so_seldom_that_writing_them_takes_a_twentieth_of_the_time(
     store: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "MAX_SHARE", 0.05)

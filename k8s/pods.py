@@ -29,7 +29,7 @@ def worker_pod(role: Role, pool: Pool, *, attempt: str, processes: int, endpoint
         # The image's own folders cannot be written to.
         "HOME": SCRATCH,
         "MCF_CACHE_DIR": CACHE if pool.cache else f"{SCRATCH}/cache",
-        # The agent would kill its workers after 30 s.
+        # Told to stop, the agent would kill its workers after 30 s.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(pool.grace_seconds),
         **role.env,
         **pool.env,

@@ -69,8 +69,8 @@ def _start(node: dict[str, Any], index: int, port: int, lock: int) -> "subproces
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     environment |= {"PYTHONUNBUFFERED": "1", "PET_LOCAL_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    # The agent would kill its workers after 30 s.
-    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(int(GRACE_SECONDS))
+    # Told to stop, an agent would kill its workers after 30 s.
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = f"{GRACE_SECONDS:.0f}"
     environment |= node["env"]
     environment["PET_RDZV_ENDPOINT"] = f"127.0.0.1:{port}"
     if "PET_RDZV_CONF" in environment:

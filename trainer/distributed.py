@@ -173,7 +173,7 @@ def joined_world() -> Iterator[World]:
     finally:
         # Also after an error: who writes down how the run has failed must not be ended for want of the others.
         for watch in watches:
-            watch.stop(said=orderly)
+            watch.stop(orderly=orderly)
     # Not after an error: the others may be gone, and leaving in good order would wait for them.
     dist.destroy_process_group()
 

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from datetime import timedelta
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -31,7 +32,7 @@ class PeerWatch:
         self._prefix, self._beats = f"mcf/{round_id}", beats
         self._node, nodes = int(os.environ["GROUP_RANK"]), int(os.environ["GROUP_WORLD_SIZE"])
         self._others = [node for node in range(nodes) if node != self._node]
-        self._store = store_of_the_group()
+        self._store = store_of_the_group(BEAT_SECONDS)
         self._stopping = threading.Event()
         self._answers = 0
         """Questions that have been answered or given up."""
@@ -39,12 +40,12 @@ class PeerWatch:
         self._thread.start()
         threading.Thread(target=self._guard, name="peers-guard", daemon=True).start()
 
-    def stop(self, *, said: bool) -> None:
-        """This node leaves. `said`: in good order, and need not be missed."""
+    def stop(self, *, orderly: bool) -> None:
+        """This node leaves; in good order it need not be missed."""
         self._stopping.set()
         # It may be asking a store that is no more.
         self._thread.join(3 * BEAT_SECONDS)
-        if said and self._beats and not self._thread.is_alive():
+        if orderly and self._beats and not self._thread.is_alive():
             self._write(LEFT)
 
     def _guard(self) -> None:
@@ -57,7 +58,7 @@ class PeerWatch:
             still = still + 1 if answers == self._answers else 0
             answers = self._answers
             if still * BEAT_SECONDS > LOST_SECONDS:
-                _leave(0, still * BEAT_SECONDS)
+                _leave_without(0, still * BEAT_SECONDS)
 
     def _run(self) -> None:
         heard = dict.fromkeys(self._others, ("", time.monotonic()))
@@ -75,7 +76,7 @@ class PeerWatch:
                 if said not in ("", last):
                     heard[node] = said, now
                 elif last != LEFT and now - since > LOST_SECONDS and not self._stopping.is_set():
-                    _leave(node, now - since)
+                    _leave_without(node, now - since)
 
     def _write(self, text: str) -> None:
         try:
@@ -93,16 +94,21 @@ class PeerWatch:
             return ""
 
 
-def store_of_the_group() -> "dist.TCPStore":  # type: ignore[name-defined]
+def store_of_the_group(patience_seconds: float) -> "dist.TCPStore":  # type: ignore[name-defined]
     """A connection of its own to the store: what waits for a key holds up everybody else on the same one."""
     return dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
-        timeout=timedelta(seconds=BEAT_SECONDS),
+        timeout=timedelta(seconds=patience_seconds),
     )  # fmt: skip
 
 
-def _leave(node: int, seconds: float) -> None:
-    logger.error("node %d has not been heard of for %.0f s: going on without it", node, seconds)
+def leave(why: str) -> NoReturn:
+    """End this process, from a thread of it."""
+    logger.error(why)
     logging.shutdown()
     # Not by an exception: this thread is not the one that waits, and that one cannot be interrupted.
     os._exit(1)
+
+
+def _leave_without(node: int, seconds: float) -> NoReturn:
+    leave(f"node {node} has not been heard of for {seconds:.0f} s: going on without it")

@@ -4,21 +4,21 @@ A collective gives up after minutes, and who waits in one cannot leave when aske
 the process group again and again. That a node has gone is noticed as ever (trainer/peers.py).
 """
 
-import os
 import sys
 import time
 import uuid
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch.distributed as dist
-
 from trainer.distributed import World
+from trainer.peers import store_of_the_group
 from trainer.stop import INTERRUPTED
 
 Answer = TypeVar("Answer")
 
 POLL_SECONDS = 0.5
+# The node of the store may be busy with this very work.
+STORE_SECONDS = 300.0
 DONE, LEFT = "done", "left"
 
 
@@ -33,9 +33,7 @@ def on_first(world: World, count: int, work: Callable[[World], Answer]) -> Answe
         assert workers
         return work(workers)
     key = f"mcf/first/{world.share(uuid.uuid4().hex)}"
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
-    )
+    store = store_of_the_group(STORE_SECONDS)
     answer, said = None, LEFT
     if workers:
         try:

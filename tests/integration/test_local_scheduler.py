@@ -16,6 +16,7 @@ from torchx.specs.api import NONE
 
 from k8s.appdef import LaunchRequest, app_for
 from k8s.local import KILLED, LocalScheduler, stop_all
+from k8s.supervisor import GRACE_SECONDS
 from trainer.spec import Placement
 
 SLEEP = "import time; print('started', flush=True); time.sleep(60)"
@@ -159,3 +160,11 @@ def test_the_service_keeps_its_own_secrets(tmp_path: Path, monkeypatch: pytest.M
     assert "MCF_TOKEN" not in printed
     assert "AWS_SECRET_ACCESS_KEY" in printed
     assert "secret-key" not in (tmp_path / "r1-1" / "job.json").read_text()
+
+
+def test_an_agent_gives_its_workers_the_time_that_the_attempt_has_to_stop(tmp_path: Path) -> None:
+    runner, scheduler = scheduler_at(tmp_path)
+    program = "import os; print(os.environ['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'])"
+    runner.run(app_for(request("r1-1", program)), "local")
+    wait_for(lambda: state(scheduler, "r1-1") == AppState.SUCCEEDED)
+    assert float("".join(scheduler.log_iter("r1-1", "node"))) == GRACE_SECONDS

@@ -123,6 +123,11 @@ def test_a_file_of_pools_is_refused_with_everything_that_is_wrong_in_it(tmp_path
     assert read_pools(path)["a100"].gpus == 8
 
 
+def test_the_page_about_pools_names_every_field() -> None:
+    page = (Path(__file__).parents[3] / "docs/pools.md").read_text()
+    assert [name for name in Pool.model_fields if f"`{name}`" not in page] == []
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for each in CASES:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torchx.specs import AppDef, Resource, Role
 
-from trainer.spec import Placement
+from trainer.contract import Placement
 
 ROLE = "node"
 

@@ -57,7 +57,7 @@ def rendezvous_pod(pool: Pool, *, attempt: str) -> Manifest:
     """Template of the pod that holds the store."""
     small = pool.rendezvous
     placed = {"nodeSelector": small.node_selector}
-    command = [pool.python, "-m", "trainer.rendezvous", str(PORT)]
+    command = [pool.python, "-m", "trainer.elastic.rendezvous", str(PORT)]
     resources = {"cpu": small.cpu, "memory": small.memory}
     made = _pod(pool, {ATTEMPT: attempt, ROLE: RENDEZVOUS}, placed, command, [], resources, {})
     # All wait for its start, two seconds of a core: with so small a limit it would take half a minute.

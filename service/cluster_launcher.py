@@ -18,7 +18,7 @@ from k8s.volcano_scheduler import VolcanoScheduler
 from service.launcher import SCHEDULER, STATES, Launch, LauncherAway, TorchxLauncher
 from service.reconciler.facts import Job
 from service.settings import Settings
-from trainer.spec import Placement
+from trainer.contract import Placement
 
 SCHEDULERS: dict[str, type[ClusterScheduler]] = {"jobset": JobSetScheduler, "volcano": VolcanoScheduler}
 LIVE = (AppState.PENDING, AppState.RUNNING)
@@ -115,5 +115,5 @@ class ClusterLauncher(TorchxLauncher):
         gpus = launch.placement.processes_per_node if pool and pool.gpus else 0
         return self._launch_request(
             launch, gpus_per_node=gpus, threads=pool.threads if pool else 1, python=pool.python if pool else "python",
-            agent="trainer.agent",
+            agent="trainer.elastic.agent",
         )  # fmt: skip

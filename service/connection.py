@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import BaseModel
 
-from trainer.spec import Problem
+from trainer.contract import Problem
 
 UP_FILE = Path(".mcf/up.json")
 # A service that was killed is back within seconds, and answers for the same experiments.

@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from trainer.spec import Problem
+from trainer.contract import Problem
 
 
 class ErrorBody(BaseModel):

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.tables import Run, RunState
-from trainer.spec import EXPORTED_ARCH, RunSpec
+from trainer.contract import EXPORTED_ARCH, RunSpec
 
 # Of one process, sustained: 40 % of an A100's bf16 peak (method 3), and what two to four CPU cores give (measured).
 GPU_FLOPS, CPU_FLOPS = 1.2e14, 5e10

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.settings import Settings
 from service.tables import Run, RunState
 from service.tracking import Tracker, TrackingAway
-from trainer.storage import ObjectMissing, StorageError, open_store
+from trainer.store.objects import ObjectMissing, StorageError, open_store
 
 router = APIRouter(tags=["health"])
 

@@ -21,8 +21,8 @@ from k8s.local import KILLED, LocalScheduler
 from k8s.pools import Pool, read_pools
 from service.reconciler.facts import Job, JobState
 from service.settings import Settings
-from trainer.records import SPEC
-from trainer.spec import Placement
+from trainer.contract import Placement
+from trainer.contract.records import SPEC
 
 SCHEDULER = "mcf"
 

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from service.client import Client, McfError
-from trainer.records import Result
+from trainer.contract.records import Result
 
 STEPS, LOG_STEPS = 120, 4
 KINDS = ("service", "worker", "agent", "mlflow")

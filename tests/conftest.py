@@ -96,9 +96,9 @@ def s3_server(_s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """An s3:// address of its own on a real S3 server, reachable through the usual AWS variables."""
     for name, value in s3_environment(_s3_endpoint).items():
         monkeypatch.setenv(name, value)
-    from trainer import storage
+    from trainer.store import objects
 
-    storage._s3.cache_clear()
+    objects._s3.cache_clear()
     boto3.setup_default_session()
     return f"s3://mcf/{uuid.uuid4().hex}"
 

@@ -7,20 +7,20 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from trainer.data import normalise
-from trainer.decoded import load_images
-from trainer.evaluate import evaluate
-from trainer.export import export, export_address
+from trainer.contract import RunSpec
+from trainer.contract.records import Outcome, Result, StageResult, Verdict, final_metrics
+from trainer.data.batches import normalise
+from trainer.data.decoded import load_images
+from trainer.data.manifest import Images, Split
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.sanity import held_out_noise
 from trainer.loop import Parts
-from trainer.manifest import Images, Split
-from trainer.mcf import Mcf
-from trainer.pictures import MAX_ROWS, hide, panel
-from trainer.records import Outcome, Result, StageResult, Verdict, final_metrics
-from trainer.report import RankZero
-from trainer.sanity import held_out_noise
-from trainer.software import software
-from trainer.spec import RunSpec
-from trainer.storage import Store
+from trainer.method.mcf import Mcf
+from trainer.store.objects import Store
+from trainer.tracking.pictures import MAX_ROWS, hide, panel
+from trainer.tracking.report import RankZero
+from trainer.tracking.software import software
+from trainer.weights.export import export, export_address
 
 logger = logging.getLogger(__name__)
 

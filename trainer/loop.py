@@ -17,18 +17,18 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from trainer.data import Slice, max_undecodable, normalise
-from trainer.decoded import too_many
-from trainer.distributed import World
-from trainer.grid import GroupShare, StepPlan, first_position
-from trainer.keeper import Keeper
-from trainer.mcf import Losses, Mcf, Target
-from trainer.optim import clip_gradient, ema_momentum, gradient_norm, learning_rate, set_learning_rate
-from trainer.report import Report
-from trainer.spec import RunSpec
-from trainer.stop import stop_requests
-from trainer.tapcache import TapCache
+from trainer.contract import RunSpec
+from trainer.data.batches import Slice, max_undecodable, normalise
+from trainer.data.decoded import too_many
+from trainer.elastic.distributed import World
+from trainer.elastic.stop import stop_requests
+from trainer.method.grid import GroupShare, StepPlan, first_position
+from trainer.method.mcf import Losses, Mcf, Target
+from trainer.method.optim import clip_gradient, ema_momentum, gradient_norm, learning_rate, set_learning_rate
+from trainer.state.keeper import Keeper
 from trainer.teachers import Teacher
+from trainer.teachers.tapcache import TapCache
+from trainer.tracking.report import Report
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@
     MCF_ATTEMPT     number of this attempt, 1 by default
     MLFLOW_RUN_ID   log there (MLFLOW_TRACKING_URI says where that is); without it nothing is logged to MLflow
     MCF_COMPILE     1 = torch.compile the networks
-    MCF_TEACHER_CACHE_GIB   keep the teacher's features of the training images (trainer/tapcache.py)
+    MCF_TEACHER_CACHE_GIB   keep the teacher's features of the training images (trainer/teachers/tapcache.py)
 
 Exit code: 0 succeeded, 1 failed (outcome.json says so when trying again is no use), 143 interrupted.
 """
@@ -19,33 +19,32 @@ from typing import Any
 
 import torch
 
-from trainer import records
-from trainer.checkpoint import CheckpointStore, OtherRun
 from trainer.conclude import conclude, painter
-from trainer.data import slices, split_of
-from trainer.distributed import World, joined_world
-from trainer.evaluation.fitting import Diverged
-from trainer.grid import TooManyWorkers, step_plan, teams
-from trainer.hostcopy import HostCopy
-from trainer.initial import start
-from trainer.journal import Journal
-from trainer.keeper import Keeper
-from trainer.log import RunLog
+from trainer.contract import RunSpec, records
+from trainer.contract.records import MemoryNote, Outcome, StageResult, Verdict
+from trainer.data.batches import slices, split_of
+from trainer.data.manifest import DataError, Rows, open_images
+from trainer.elastic.distributed import World, joined_world
+from trainer.elastic.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
+from trainer.elastic.waiting import on_first
+from trainer.evaluation.stages.fitting import Diverged
+from trainer.evaluation.stages.runner import Faces, check_stage, run_stages
 from trainer.loop import NonFiniteLoss, Parts, fit
-from trainer.manifest import DataError, Rows, open_images
-from trainer.optim import adamw
-from trainer.records import MemoryNote, Outcome, StageResult, Verdict
-from trainer.report import RankZero, Silent
-from trainer.rundir import list_checkpoints, read_memory_note, read_outcome
-from trainer.spec import RunSpec
-from trainer.stages import Faces, check_stage, run_stages
-from trainer.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
-from trainer.storage import Store, open_store, split_uri
-from trainer.tapcache import TapCache, cache_bytes
+from trainer.method.grid import TooManyWorkers, step_plan, teams
+from trainer.method.optim import adamw
+from trainer.state.checkpoint import CheckpointStore, OtherRun
+from trainer.state.hostcopy import HostCopy
+from trainer.state.keeper import Keeper
+from trainer.store.objects import Store, open_store, split_uri
+from trainer.store.rundir import list_checkpoints, read_memory_note, read_outcome
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
-from trainer.waiting import on_first
-from trainer.weights import WeightsError
+from trainer.teachers.tapcache import TapCache, cache_bytes
+from trainer.tracking.journal import Journal
+from trainer.tracking.log import RunLog
+from trainer.tracking.report import RankZero, Silent
+from trainer.weights.files import WeightsError
+from trainer.weights.initial import start
 
 logger = logging.getLogger("trainer")
 

@@ -14,15 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer import sources
-from trainer.ablation import Arm, across_arms, expand, parse_experiment
+from trainer.contract import Data, ExperimentSpec, Initial, Placement, Problem, RunSpec, SpecError, Teacher
+from trainer.contract.ablation import Arm, across_arms, expand, parse_experiment
+from trainer.contract.stage import FACES68, Stage
+from trainer.data.manifest import DataError, Manifest, read_manifest
 from trainer.evaluation.readers import READERS
-from trainer.evaluation.source import digest_of_faces, digest_of_files
-from trainer.evaluation.stage import FACES68, Stage
-from trainer.manifest import DataError, Manifest, read_manifest
-from trainer.sources import UnknownWeights
-from trainer.spec import Data, ExperimentSpec, Initial, Placement, Problem, RunSpec, SpecError, Teacher
-from trainer.storage import StorageError, open_store, split_uri
+from trainer.evaluation.readers.source import digest_of_faces, digest_of_files
+from trainer.store.objects import StorageError, open_store, split_uri
+from trainer.weights import sources
+from trainer.weights.sources import UnknownWeights
 
 Answer = TypeVar("Answer")
 

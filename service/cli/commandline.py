@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from trainer.spec import Problem, SpecError
+from trainer.contract import Problem, SpecError
 
 TORCHRUN, MPI = ("torchrun", "torch.distributed.run", "torch.distributed.launch"), ("mpirun", "mpiexec")
 # Any other program could start processes that are not counted here.

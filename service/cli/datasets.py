@@ -1,4 +1,4 @@
-"""What `mcf data` does: the parts of trainer.images, with progress for people."""
+"""What `mcf data` does: the parts of trainer.data.images, with progress for people."""
 
 import contextlib
 import importlib.util
@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from service.connection import McfError
-from trainer.images.index import Kind
-from trainer.images.sharding import write_shards
-from trainer.images.shards import BESIDE, SUFFIX
-from trainer.manifest import DataError, Manifest, Rows, Split, make_index, open_images, read_manifest
-from trainer.spec import Data, Evaluation
-from trainer.storage import ObjectMissing, StorageError, open_store, split_uri
+from trainer.contract import Data, Evaluation
+from trainer.data.images.index import Kind
+from trainer.data.images.sharding import write_shards
+from trainer.data.images.shards import BESIDE, SUFFIX
+from trainer.data.manifest import DataError, Manifest, Rows, Split, make_index, open_images, read_manifest
+from trainer.store.objects import ObjectMissing, StorageError, open_store, split_uri
 
 # Names that are looked at to tell what a data set is.
 GLANCE = 1000
@@ -88,7 +88,7 @@ def verify(data: Data) -> int:
         raise McfError("Decoding needs the trainer's packages: pip install 'mcf[trainer]'")
     index = data.index or _made_before(_index_of(data))
     data = data.model_copy(update={"index": index})
-    command = [sys.executable, "-m", "trainer.verify", data.model_dump_json()]
+    command = [sys.executable, "-m", "trainer.data.verify", data.model_dump_json()]
     bad = total = done = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, _progress("verifying") as tick:
         assert process.stdout
@@ -104,7 +104,7 @@ def verify(data: Data) -> int:
                 done = said["done"]
             total = said.get("total", total)
     if process.returncode:
-        raise McfError(f"The images were not read to the end; trainer.verify ended with {process.returncode}")
+        raise McfError(f"The images were not read to the end; trainer.data.verify ended with {process.returncode}")
     fine = "all as indexed, and all can be decoded" if index else "all can be decoded"
     print(f"{total} images: " + (f"{bad} problems" if bad else fine))
     if not index:

@@ -23,8 +23,8 @@ from service.cli.guard import die_with_parent
 from service.cli.home import Home, Up
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError, ServiceAway
-from trainer.manifest import DataError, read_manifest
-from trainer.spec import Data
+from trainer.contract import Data
+from trainer.data.manifest import DataError, read_manifest
 
 SPEC = Path(__file__).parents[2] / "examples" / "ablation.yaml"
 NUM_FACES = 100

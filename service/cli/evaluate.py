@@ -15,10 +15,10 @@ from rich.console import Console
 
 from service.cli import show
 from service.client import McfError
-from trainer.evaluation.recipe import Recipe, Selection
-from trainer.evaluation.request import KINDS, STAGE_OF, Request
-from trainer.evaluation.stage import FACES68
-from trainer.records import StageResult
+from trainer.contract.recipe import Recipe, Selection
+from trainer.contract.records import StageResult
+from trainer.contract.request import KINDS, STAGE_OF, Request
+from trainer.contract.stage import FACES68
 
 INTERRUPTED = 143
 RUN = re.compile("(run:)?(r[0-9a-f]{3,12})")
@@ -103,7 +103,7 @@ def _measured(request: Request, place: str, processes: int, console: Console) ->
     """Raises McfError."""
     # Processes of their own: torch is not for the command line's.
     together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    started = [*(together if processes > 1 else []), "trainer.measure"]
+    started = [*(together if processes > 1 else []), "trainer.evaluation.measure"]
     command = [sys.executable, "-m", *started, request.model_dump_json(), place]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
     assert process.stdout
@@ -123,7 +123,7 @@ def _measured(request: Request, place: str, processes: int, console: Console) ->
     if "error" in told:
         raise McfError(told["error"])
     if code:
-        raise McfError(f"It was not measured to the end; trainer.measure ended with {code}")
+        raise McfError(f"It was not measured to the end; trainer.evaluation.measure ended with {code}")
     return StageResult.model_validate(told)
 
 

@@ -16,8 +16,8 @@ import yaml
 
 from service.cli import commandline
 from service.specfile import NOT_PATHS
-from trainer.ablation import expand, parse_experiment
-from trainer.spec import Problem, SpecError
+from trainer.contract import Problem, SpecError
+from trainer.contract.ablation import expand, parse_experiment
 
 Json = dict[str, Any]
 

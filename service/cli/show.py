@@ -15,7 +15,7 @@ from service.runs.schemas import RunDetail
 from service.tables import DEFAULT_PROJECT
 from service.text import age, duration, first_line
 from service.tokens.schemas import TokenView
-from trainer.records import Checkpoint
+from trainer.contract.records import Checkpoint
 
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}
 

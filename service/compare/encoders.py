@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from service.compare.schemas import Comparison
 from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState
 from service.tracking import Tracker
-from trainer.records import EXPORT
+from trainer.contract.records import EXPORT
 
 BEST = "best"
 

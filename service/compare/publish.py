@@ -13,7 +13,7 @@ from service.db import Database
 from service.reconciler.actions import trial_params, trial_tags
 from service.tables import Arm, Experiment, Run, RunState, Trial
 from service.tracking import TrackedRun, Tracker
-from trainer.records import Result, final_metrics
+from trainer.contract.records import Result, final_metrics
 
 
 def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedRun) -> None:

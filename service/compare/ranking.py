@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from service.compare.schemas import RankingMetric
-from trainer.records import Metric, Result, StageResult
+from trainer.contract.records import Metric, Result, StageResult
 
 CHOSEN = {
     "last": "the last epoch, fixed before the fit",

@@ -10,7 +10,7 @@ from service.compare.schemas import Digest
 from service.compare.table import ArmTrials, TrialRow
 from service.tables import Arm, Experiment, Run, Trial
 from service.text import run_in_mlflow
-from trainer.records import Result
+from trainer.contract.records import Result
 
 NAMED = (
     ("data", "data", "uri"),

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.tables import RunState
-from trainer.records import Floors
+from trainer.contract.records import Floors
 
 
 class Part(BaseModel):

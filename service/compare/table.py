@@ -20,7 +20,7 @@ from service.compare.schemas import (
 from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
 from service.compare.words import describe
 from service.tables import RunState
-from trainer.records import Metric, Result
+from trainer.contract.records import Metric, Result
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trainer.spec import ExperimentSpec
+from trainer.contract import ExperimentSpec
 
 TEACHERS: dict[str, Any] = {
     "name": "teachers",

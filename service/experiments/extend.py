@@ -13,9 +13,9 @@ from service.db import Database
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import repository, service
 from service.tables import Arm, Experiment
+from trainer.contract import ExperimentSpec, Problem
 from trainer.resolve import Resolved
-from trainer.sources import Library
-from trainer.spec import ExperimentSpec, Problem
+from trainer.weights.sources import Library
 
 
 class Extension(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from service.tables import RunState
-from trainer.spec import Problem
+from trainer.contract import Problem
 
 ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 """As names of experiments: lower-case letters, digits and hyphens."""

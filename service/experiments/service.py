@@ -21,11 +21,11 @@ from service.launcher import Launch, Launcher
 from service.reconciler.repository import cancel_experiment, requeue
 from service.settings import Settings
 from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState, Trial
-from trainer.records import OUT_OF_MEMORY, OUTCOME
+from trainer.contract import Placement, Problem, RunSpec, SpecError
+from trainer.contract.records import OUT_OF_MEMORY, OUTCOME
 from trainer.resolve import Resolved, check_and_resolve
-from trainer.sources import Library
-from trainer.spec import Placement, Problem, RunSpec, SpecError
-from trainer.storage import StorageError, open_store
+from trainer.store.objects import StorageError, open_store
+from trainer.weights.sources import Library
 
 # One request for more is a slip of the keyboard; before anything is expanded.
 MAX_RUNS = 10_000

@@ -4,15 +4,15 @@ from service.db import Database
 from service.runs import repository
 from service.settings import Settings
 from service.tables import RunState
-from trainer.mlflow_files import MlflowFiles
-from trainer.records import EXPORT
-from trainer.sources import RUN, UnknownWeights
+from trainer.contract.records import EXPORT
+from trainer.weights.mlflow_files import MlflowFiles
+from trainer.weights.sources import RUN, UnknownWeights
 
 SHOWN = 4
 
 
 class Shelf(MlflowFiles):
-    """The names this service knows (trainer.sources.Library)."""
+    """The names this service knows (trainer.weights.sources.Library)."""
 
     def __init__(self, db: Database, settings: Settings, project: str | None = None) -> None:
         """`project`: the only one whose runs have names; None = all."""

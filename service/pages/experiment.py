@@ -21,7 +21,7 @@ from service.pages.render import PageRoute, page
 from service.pages.run import CURVES
 from service.tables import RunState, Scope
 from service.tracking import Tracker, TrackingAway
-from trainer.spec import Placement
+from trainer.contract import Placement
 
 router = APIRouter(route_class=PageRoute, prefix="/experiments/{experiment_id}", include_in_schema=False)
 

@@ -8,7 +8,7 @@ import io
 from PIL import Image, ImageChops, ImageOps
 
 COLUMNS, GAP = 3, 2
-"""Of trainer/pictures.py: image, masked image, reconstruction, and the pixels between them."""
+"""Of trainer/tracking/pictures.py: image, masked image, reconstruction, and the pixels between them."""
 FULL = 0.5
 """Error that is drawn brightest, of the range of a colour: the same in every picture, so that arms can be compared."""
 

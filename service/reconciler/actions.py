@@ -11,10 +11,10 @@ from service.reconciler.repository import RunLease
 from service.settings import Settings
 from service.tables import Experiment
 from service.tracking import TrackedRun, Tracker, TrackingAway, flat
-from trainer.records import SPEC, Result, Session, Verdict
-from trainer.rundir import read_outcome, read_result, read_sessions
-from trainer.spec import Placement, RunSpec
-from trainer.storage import Store, open_store
+from trainer.contract import Placement, RunSpec
+from trainer.contract.records import SPEC, Result, Session, Verdict
+from trainer.store.objects import Store, open_store
+from trainer.store.rundir import read_outcome, read_result, read_sessions
 
 # The last lines of every node that are kept when an attempt ends.
 TAIL_LINES = 60

@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from service.tables import AttemptState, RunState
-from trainer.records import Outcome
+from trainer.contract.records import Outcome
 
 
 class JobState(StrEnum):

@@ -27,7 +27,7 @@ from service.settings import Settings
 from service.tables import Experiment, Run, RunState
 from service.telemetry import Telemetry
 from service.tracking import TrackingAway
-from trainer.storage import StorageError
+from trainer.store.objects import StorageError
 
 log = structlog.get_logger()
 

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from service.reconciler.facts import Action, AttemptFacts, JobState, Observed, RunFacts
 from service.tables import AttemptState, RunState
-from trainer.records import Verdict
+from trainer.contract.records import Verdict
 
 # Attempts in a row without a new step: the cluster is not to blame three times running.
 MAX_FRUITLESS = 3

@@ -9,7 +9,7 @@ from service.launcher import Launcher
 from service.runs import repository
 from service.runs import service as runs
 from service.tables import Attempt, Run
-from trainer.spec import Placement
+from trainer.contract import Placement
 
 POLL_SECONDS = 0.5
 

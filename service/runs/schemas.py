@@ -5,7 +5,7 @@ from typing import Any
 
 from service.experiments.schemas import View
 from service.tables import AttemptState, RunState
-from trainer.records import Checkpoint, Result
+from trainer.contract.records import Checkpoint, Result
 
 
 class RunSummary(View):

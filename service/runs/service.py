@@ -12,9 +12,9 @@ from service.runs.schemas import AttemptView, Checkpoints, Histories, RunDetail,
 from service.settings import Settings
 from service.tables import Run
 from service.tracking import Tracker, TrackingAway
-from trainer.records import Result
-from trainer.rundir import list_checkpoints
-from trainer.storage import StorageError, open_store
+from trainer.contract.records import Result
+from trainer.store.objects import StorageError, open_store
+from trainer.store.rundir import list_checkpoints
 
 
 def get(session: Session, run_id: str, *, project: str | None = None) -> Run:

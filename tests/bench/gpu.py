@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tests.bench.step import Bench, flop_of_cell, in_turns, peak_of, prepared
-from trainer.distributed import World, joined_world
+from trainer.elastic.distributed import World, joined_world
 
 SLICES = (64, 128, 256, 512)
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer.images.index import About, Row, Shard, write_index
-from trainer.manifest import Manifest, open_images, read_manifest
-from trainer.spec import Data
+from trainer.contract import Data
+from trainer.data.images.index import About, Row, Shard, write_index
+from trainer.data.manifest import Manifest, open_images, read_manifest
 
 IMAGES = 1_000_000  # the paper's data set has 20,000,000
 IMAGES_A_SHARD = 20_000

@@ -13,13 +13,13 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from tests.bench.step import prepared
-from trainer import data
-from trainer.data import Slice, slices, split_of
-from trainer.decoded import OnDemand
-from trainer.distributed import joined_world
-from trainer.grid import step_plan
-from trainer.manifest import open_images, read_manifest
-from trainer.spec import Data, RunSpec
+from trainer.contract import Data, RunSpec
+from trainer.data import batches
+from trainer.data.batches import Slice, slices, split_of
+from trainer.data.decoded import OnDemand
+from trainer.data.manifest import open_images, read_manifest
+from trainer.elastic.distributed import joined_world
+from trainer.method.grid import step_plan
 
 IMAGES, SIZE, SLICE = 512, 224, 64
 TURNS = 7
@@ -87,10 +87,10 @@ def _in_training(folder: Path) -> dict[str, float]:
             **bench.run.model_dump(), "data": {"uri": str(folder)}, "evaluation": {"held_out": 2},
         })  # fmt: skip
         split = split_of(run)
-        in_memory, data.MAX_BYTES_IN_MEMORY = data.MAX_BYTES_IN_MEMORY, 0
+        in_memory, batches.MAX_BYTES_IN_MEMORY = batches.MAX_BYTES_IN_MEMORY, 0
         images, plan = open_images(run.data, split.manifest), step_plan(run.batch, 0, 1)
         loading = slices(run, images, split.train, plan, range(1000), world.device)
-        data.MAX_BYTES_IN_MEMORY = in_memory
+        batches.MAX_BYTES_IN_MEMORY = in_memory
         kept = repeat(next(loading))
 
         def train(cells: "repeat[Slice] | object") -> Callable[[], None]:

@@ -16,10 +16,10 @@ import torch
 from k8s.appdef import LaunchRequest, app_for
 from tests.conftest import draw_faces
 from tests.integration.torchruns import small, torchrun, wait_until
-from trainer.records import Session
-from trainer.rundir import read_sessions
-from trainer.spec import Placement, RunSpec
-from trainer.storage import DirectoryStore
+from trainer.contract import Placement, RunSpec
+from trainer.contract.records import Session
+from trainer.store.objects import DirectoryStore
+from trainer.store.rundir import read_sessions
 
 # A step of 8 cells, and runs long enough to be looked at and stopped.
 GRID = {"slice": 32, "contrastive_group": 128, "global_batch": 256}

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 
 from tests.conftest import draw_faces, free_port
-from trainer import spec
-from trainer.distributed import joined_world
-from trainer.evaluation.benchmarks import BENCHMARKS
-from trainer.evaluation.fitting import Fit
-from trainer.evaluation.network import build
-from trainer.evaluation.recipe import Recipe
-from trainer.evaluation.record import Record
-from trainer.evaluation.splits import split
-from trainer.vit import Encoder, initialise
+from trainer import contract
+from trainer.contract.recipe import Recipe
+from trainer.elastic.distributed import joined_world
+from trainer.evaluation.readers.record import Record
+from trainer.evaluation.stages.benchmarks import BENCHMARKS
+from trainer.evaluation.stages.fitting import Fit
+from trainer.evaluation.stages.network import build
+from trainer.evaluation.stages.splits import split
+from trainer.method.vit import Encoder, initialise
 
-ENCODER = spec.Encoder(width=192, depth=4, heads=3, patch=16)
+ENCODER = contract.Encoder(width=192, depth=4, heads=3, patch=16)
 SIZE, FACES, TESTED, TURNS = 128, 48, 16, 3
 RECIPE = Recipe(epochs=1, batch=16, slice=16)
 

@@ -15,20 +15,20 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.checkpoint import CheckpointStore
-from trainer.data import Slice
-from trainer.distributed import World, joined_world
-from trainer.grid import StepPlan, step_plan, teams
-from trainer.hostcopy import HostCopy
-from trainer.keeper import Keeper
+from trainer.contract import RunSpec
+from trainer.data.batches import Slice
+from trainer.elastic.distributed import World, joined_world
 from trainer.loop import LossSum, Parts, state_of, train_group, weights_dtype
-from trainer.mcf import Target, build
-from trainer.optim import adamw, gradient_norm
-from trainer.report import Silent
-from trainer.spec import RunSpec
-from trainer.storage import DirectoryStore
-from trainer.tapcache import TapCache
+from trainer.method.grid import StepPlan, step_plan, teams
+from trainer.method.mcf import Target, build
+from trainer.method.optim import adamw, gradient_norm
+from trainer.state.checkpoint import CheckpointStore
+from trainer.state.hostcopy import HostCopy
+from trainer.state.keeper import Keeper
+from trainer.store.objects import DirectoryStore
 from trainer.teachers import build as build_teacher
+from trainer.teachers.tapcache import TapCache
+from trainer.tracking.report import Silent
 
 TURNS = 5
 # Dense bf16 FLOP/s of one GPU, from its data sheet.

@@ -16,7 +16,7 @@ from service.reconciler.facts import JobState
 from service.settings import Settings
 from tests.cluster.conftest import soon
 from tests.unit.k8s.test_manifests import CPU, GOLDEN
-from trainer.spec import Placement
+from trainer.contract import Placement
 
 PLURALS = {"JobSet": "jobsets", "Job": "jobs"}
 FILES = sorted(GOLDEN.glob("*.yaml"))

@@ -25,7 +25,7 @@ from service.launcher import Launch
 from service.reconciler.facts import Job, JobState
 from service.settings import Settings
 from tests.cluster.conftest import TRAINER, kubectl, soon
-from trainer.spec import Placement
+from trainer.contract import Placement
 
 SMALL: dict[str, Any] = {
     "image": TRAINER, "cpu": "100m", "memory": "128Mi", "shm": "64Mi", "grace_seconds": 3,

@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trainer.ablation import expand, parse_experiment
-from trainer.presets import PRESETS
-from trainer.spec import RunSpec
+from trainer.contract import RunSpec
+from trainer.contract.ablation import expand, parse_experiment
+from trainer.contract.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from tests.exact import reference
 from tests.exact.reference import Micro, Shape
 from tests.exact.released import draw_checkpoint
-from trainer import optim, teachers
-from trainer.published import TEACHER, load_published, published_parameters, spec_of_published
-from trainer.spec import RunSpec
+from trainer import teachers
+from trainer.contract import RunSpec
+from trainer.method import optim
+from trainer.weights.published import TEACHER, load_published, published_parameters, spec_of_published
 
 CPU = torch.device("cpu")
 TINY = Shape(

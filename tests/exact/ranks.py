@@ -15,18 +15,18 @@ import torch
 
 from tests.conftest import free_port
 from trainer import teachers
-from trainer.checkpoint import CheckpointStore
-from trainer.data import Slice
-from trainer.distributed import joined_world
-from trainer.grid import StepPlan, step_plan, teams
-from trainer.hostcopy import HostCopy
-from trainer.initial import start
-from trainer.keeper import Keeper
+from trainer.contract import RunSpec
+from trainer.data.batches import Slice
+from trainer.elastic.distributed import joined_world
 from trainer.loop import Parts, fit
-from trainer.optim import adamw
-from trainer.report import Silent
-from trainer.spec import RunSpec
-from trainer.storage import DirectoryStore
+from trainer.method.grid import StepPlan, step_plan, teams
+from trainer.method.optim import adamw
+from trainer.state.checkpoint import CheckpointStore
+from trainer.state.hostcopy import HostCopy
+from trainer.state.keeper import Keeper
+from trainer.store.objects import DirectoryStore
+from trainer.tracking.report import Silent
+from trainer.weights.initial import start
 
 
 class Losses(Silent):

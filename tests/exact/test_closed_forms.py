@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from trainer import losses, mcf, optim, vit
-from trainer.mcf import Target
-from trainer.spec import RunSpec
+from trainer.contract import RunSpec
+from trainer.method import losses, mcf, optim, vit
+from trainer.method.mcf import Target
 
 PUBLISHED = RunSpec.model_validate({"data": {"uri": "/d"}, "teacher": "random"})
 SMALL = RunSpec.model_validate({

@@ -11,7 +11,7 @@ from tests.exact import reference
 from tests.exact.ours import assert_same
 from tests.exact.reference import Micro, Shape
 from tests.exact.released import draw_checkpoint
-from trainer.published import read_published
+from trainer.weights.published import read_published
 
 ROOT = Path(__file__).parents[2]
 # One head in the encoder, and in the decoder as many as the spec's default.

@@ -11,9 +11,14 @@ from torch import Tensor
 from tests.exact.reference import Shape
 from tests.exact.released import draw_checkpoint
 from trainer import teachers
-from trainer.checkpoint import CheckpointStore, write_state
-from trainer.mcf import Mcf
-from trainer.published import (
+from trainer.contract import RunSpec
+from trainer.contract.records import SPEC, STATE, checkpoint_name
+from trainer.method.mcf import Mcf
+from trainer.method.vit import Encoder
+from trainer.state.checkpoint import CheckpointStore, write_state
+from trainer.store.objects import open_store
+from trainer.weights.files import WeightsError
+from trainer.weights.published import (
     TEACHER,
     load_published,
     main,
@@ -24,11 +29,6 @@ from trainer.published import (
     spec_of_published,
     to_published,
 )  # fmt: skip
-from trainer.records import SPEC, STATE, checkpoint_name
-from trainer.spec import RunSpec
-from trainer.storage import open_store
-from trainer.vit import Encoder
-from trainer.weights import WeightsError
 
 SHAPE = Shape(
     image=32, patch=8, width=24, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=4,

@@ -15,8 +15,8 @@ from torch import Tensor
 from tests.exact.ours import EPOCHS, STEPS, TINY, Theirs, assert_same, draw_grid, run_of
 from tests.exact.reference import MEAN, STD, Micro, Shape
 from tests.exact.released import draw_checkpoint
-from trainer.published import TEACHER, main, newest_state, published_name, read_published
-from trainer.spec import RunSpec
+from trainer.contract import RunSpec
+from trainer.weights.published import TEACHER, main, newest_state, published_name, read_published
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"slice": 3, "ranks": 2, "micro_steps": 2}
@@ -97,7 +97,7 @@ def test_a_run_in_processes_has_the_reference_s_losses_weights_and_target(
     # Out again: float32 as the file it started from, whose teacher and statistics it keeps.
     arguments = [str(folder / f"{kind} {world}"), str(folder / "out.pth"), "--like", str(file)]
     if world == 2:
-        subprocess.run([sys.executable, "-m", "trainer.published", *arguments], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-m", "trainer.weights.published", *arguments], cwd=ROOT, check=True)
     else:
         main(arguments)
     exported = read_published(folder / "out.pth")

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from torch.optim import Adam, AdamW
 
 from tests.exact.ours import TINY, compare_steps
-from trainer import losses, mcf, optim, published, vit
-from trainer.mcf import Target
-from trainer.spec import RunSpec
+from trainer.contract import RunSpec
+from trainer.method import losses, mcf, optim, vit
+from trainer.method.mcf import Target
+from trainer.method.vit import Encoder
 from trainer.teachers import Teacher
-from trainer.vit import Encoder
+from trainer.weights import published
 
 SIZES = {"slice": 3, "ranks": 2, "micro_steps": 2}
 # How the comparison says that a gradient or a weight differs; of losses pytest itself tells.

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from trainer.distributed import joined_world
-from trainer.siblings import LOOK_SECONDS, PATIENCE_SECONDS
-from trainer.stop import exit_on_request
+from trainer.elastic.distributed import joined_world
+from trainer.elastic.siblings import LOOK_SECONDS, PATIENCE_SECONDS
+from trainer.elastic.stop import exit_on_request
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,14 +14,14 @@ import pytest
 from tests.conftest import free_port
 from tests.integration.torchruns import ENV, ROOT, rendezvous, wait_until
 
-MODULES = "torch.distributed.run", "trainer.agent"
+MODULES = "torch.distributed.run", "trainer.elastic.agent"
 # What torchrun waits for by itself, before it kills.
 PATIENCE_SECONDS = 30
 
 
 @contextmanager
 def blocked(
-    folder: Path, how: str, module: str = "trainer.agent", nodes: int = 1, **env: str
+    folder: Path, how: str, module: str = "trainer.elastic.agent", nodes: int = 1, **env: str
 ) -> Iterator[list["subprocess.Popen[bytes]"]]:
     """The agents of the two workers of blocked.py, on one node or two; once both workers are there."""
     command = [

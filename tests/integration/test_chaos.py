@@ -9,8 +9,8 @@ import pytest
 
 from tests import chaos
 from trainer.resolve import check_and_resolve
-from trainer.rundir import read_result
-from trainer.storage import open_store
+from trainer.store.objects import open_store
+from trainer.store.rundir import read_result
 
 
 @pytest.mark.timeout(600)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from trainer import records, storage
-from trainer.checkpoint import CheckpointStore, write_state
-from trainer.storage import open_store
+from trainer.contract import records
+from trainer.state.checkpoint import CheckpointStore, write_state
+from trainer.store import objects
+from trainer.store.objects import open_store
 
 DIGEST = "a" * 64
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,5 +82,5 @@ def test_a_process_killed_while_saving_leaves_a_sound_newest_checkpoint(s3_serve
     save(resumed, checkpoint.step + 1, torch.zeros(1))
     assert [c.step for c in resumed.list()] == [checkpoint.step, checkpoint.step + 1]
     assert len(store.list(records.CHECKPOINTS)) == 4
-    client = storage._s3()
+    client = objects._s3()
     assert not client.list_multipart_uploads(Bucket="mcf").get("Uploads")

@@ -9,13 +9,13 @@ from typing import Any
 import lmdb
 import pytest
 
-from trainer.images.sharding import write_shards
-from trainer.manifest import open_images, read_manifest
-from trainer.presets import TINY
-from trainer.records import Result
-from trainer.rundir import list_checkpoints, read_result
-from trainer.spec import Data, RunSpec
-from trainer.storage import open_store
+from trainer.contract import Data, RunSpec
+from trainer.contract.presets import TINY
+from trainer.contract.records import Result
+from trainer.data.images.sharding import write_shards
+from trainer.data.manifest import open_images, read_manifest
+from trainer.store.objects import open_store
+from trainer.store.rundir import list_checkpoints, read_result
 
 
 def train(data: dict[str, Any], run_uri: str, folder: Path) -> Result:

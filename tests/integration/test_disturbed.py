@@ -14,10 +14,10 @@ import torch
 from tests.conftest import s3_environment
 from tests.integration.faults import Gateway, fill, small_disk
 from tests.integration.torchruns import final_state, small, state_in, torchrun, wait_for_checkpoint, wait_until
-from trainer.records import STATE, Verdict, checkpoint_name
-from trainer.rundir import list_checkpoints, read_outcome, read_sessions
-from trainer.spec import RunSpec
-from trainer.storage import DirectoryStore, open_store
+from trainer.contract import RunSpec
+from trainer.contract.records import STATE, Verdict, checkpoint_name
+from trainer.store.objects import DirectoryStore, open_store
+from trainer.store.rundir import list_checkpoints, read_outcome, read_sessions
 
 LENGTH = 300
 KILLS = ("worker", "agent", "worker", "agent")

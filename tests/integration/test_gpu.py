@@ -15,9 +15,9 @@ from tests.integration.torchruns import (
     wait_until,
     workers_of,
 )  # fmt: skip
-from trainer.rundir import read_result, read_sessions
-from trainer.spec import RunSpec
-from trainer.storage import DirectoryStore
+from trainer.contract import RunSpec
+from trainer.store.objects import DirectoryStore
+from trainer.store.rundir import read_result, read_sessions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and this machine has none")
 
@@ -54,7 +54,7 @@ def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(
 def train(run: RunSpec, folder: Path, kill: bool, compiled: bool) -> Path:
     """By a cluster's agent, whose workers are forked: CUDA must not have been touched before."""
     port = free_port()
-    node = {"workers": 1, "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.agent"}
+    node = {"workers": 1, "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.elastic.agent"}
     compiling = {"MCF_COMPILE": "1"} if compiled else {}
     with rendezvous(port), torchrun(run, folder, **node, **compiling) as agent:
         if kill:

@@ -17,7 +17,7 @@ from torchx.specs.api import NONE
 from k8s.appdef import LaunchRequest, app_for
 from k8s.local import KILLED, LocalScheduler, stop_all
 from k8s.supervisor import GRACE_SECONDS
-from trainer.spec import Placement
+from trainer.contract import Placement
 
 SLEEP = "import time; print('started', flush=True); time.sleep(60)"
 

@@ -19,8 +19,8 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from tests.conftest import free_port, running_mlflow
-from trainer import log as log_module
-from trainer.log import RunLog
+from trainer.tracking import log as log_module
+from trainer.tracking.log import RunLog
 
 LAST = 40
 
@@ -174,7 +174,7 @@ def test_rows_that_mlflow_refuses_do_not_hold_up_the_others(mlflow_server: str) 
 
 def test_training_starts_before_mlflow_is_imported() -> None:
     code = (
-        "import sys, time; from trainer.log import RunLog; assert 'mlflow' not in sys.modules;"
+        "import sys, time; from trainer.tracking.log import RunLog; assert 'mlflow' not in sys.modules;"
         "started = time.monotonic(); RunLog('http://127.0.0.1:1', 'x', attempt=1).metrics(1, {'loss/total': 1.0});"
         "assert time.monotonic() - started < 0.2"
     )

@@ -15,13 +15,13 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.integration.torchruns import ENV, ROOT, small, torchrun, wait_until, workers_of
-from trainer.encoders import find_encoder
-from trainer.mlflow_files import MlflowFiles
-from trainer.records import Result, Verdict, final_metrics
-from trainer.rundir import list_checkpoints, read_outcome, read_result, read_sessions
-from trainer.sources import weights_file
-from trainer.spec import RunSpec
-from trainer.storage import DirectoryStore
+from trainer.contract import RunSpec
+from trainer.contract.records import Result, Verdict, final_metrics
+from trainer.store.objects import DirectoryStore
+from trainer.store.rundir import list_checkpoints, read_outcome, read_result, read_sessions
+from trainer.weights.encoders import find_encoder
+from trainer.weights.mlflow_files import MlflowFiles
+from trainer.weights.sources import weights_file
 
 FACES, HELD_OUT, EPOCHS = 60, 12, 3
 HEAD = {

@@ -27,8 +27,8 @@ from service.tables import Experiment, RunState
 from service.telemetry import Telemetry
 from service.tracking import NOTE, TrackedRun, Tracker, TrackingAway, TrackingGone
 from tests.unit.service.bench import Bench, Killed
-from trainer.mlflow_files import MlflowFiles
-from trainer.records import EXPORT, POINTER
+from trainer.contract.records import EXPORT, POINTER
+from trainer.weights.mlflow_files import MlflowFiles
 
 RECOMPUTE = Path(__file__).parents[2] / "examples" / "recompute.py"
 

@@ -31,10 +31,10 @@ from tests.integration.torchruns import (
     workers_of,
     world_sizes,
 )  # fmt: skip
-from trainer.records import OUT_OF_MEMORY, Verdict
-from trainer.rundir import list_checkpoints, read_memory_note, read_outcome, read_result, read_sessions
-from trainer.spec import RunSpec
-from trainer.storage import DirectoryStore
+from trainer.contract import RunSpec
+from trainer.contract.records import OUT_OF_MEMORY, Verdict
+from trainer.store.objects import DirectoryStore
+from trainer.store.rundir import list_checkpoints, read_memory_note, read_outcome, read_result, read_sessions
 
 # ---------------------------------------------------------------- the same result at every world size
 
@@ -261,7 +261,8 @@ def test_nodes_that_lose_their_rendezvous_meet_again_at_the_next_one(tiny_faces:
     run = small(tiny_faces, schedule=schedule, cadence={"checkpoint_steps": 100_000})
     folder, port = tmp_path / "met-again", free_port()
     node = {
-        "workers": 1, "nodes": "2:2", "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.agent",
+        "workers": 1, "nodes": "2:2", "endpoint": f"127.0.0.1:{port}", "hosts": False,
+        "module": "trainer.elastic.agent",
     }  # fmt: skip
     with contextlib.ExitStack() as nodes:
         with rendezvous(port):
@@ -288,7 +289,8 @@ def test_a_node_that_silently_goes_while_workers_start_is_noticed_too(tiny_faces
     run = small(tiny_faces, schedule=schedule, cadence={"checkpoint_steps": 100_000})
     folder, port = tmp_path / "early", free_port()
     node = {
-        "workers": 1, "nodes": "1:2", "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.agent",
+        "workers": 1, "nodes": "1:2", "endpoint": f"127.0.0.1:{port}", "hosts": False,
+        "module": "trainer.elastic.agent",
         "MCF_COLLECTIVE_TIMEOUT_SECONDS": "300",
     }  # fmt: skip
     with rendezvous(port), torchrun(run, folder, **node) as one:
@@ -310,7 +312,7 @@ def test_an_agents_workers_are_forked_from_a_process_that_has_loaded_what_they_n
     tiny_faces: Path, tmp_path: Path
 ) -> None:
     folder, port = tmp_path / "forked", free_port()
-    node = {"workers": 2, "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.agent"}
+    node = {"workers": 2, "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.elastic.agent"}
     with rendezvous(port), torchrun(small(tiny_faces), folder, **node) as agent:
         wait_until(lambda: len(workers_of(agent)) == 2, agent, folder / "log")
         [loaded] = {worker.parent() for worker in workers_of(agent)}
@@ -345,7 +347,7 @@ def group_rank(agent: "subprocess.Popen[bytes]") -> str:
 # ---------------------------------------------------------------- errors of the run itself
 
 
-@pytest.mark.parametrize("module", ["torch.distributed.run", "trainer.agent"])
+@pytest.mark.parametrize("module", ["torch.distributed.run", "trainer.elastic.agent"])
 def test_a_loss_that_is_not_finite_fails_the_run_for_good_and_keeps_the_last_checkpoint(
     tiny_faces: Path, tmp_path: Path, module: str
 ) -> None:

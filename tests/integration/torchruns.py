@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import torch
 
-from trainer import hostcopy
-from trainer.presets import TINY
-from trainer.rundir import list_checkpoints, read_sessions
-from trainer.spec import RunSpec
-from trainer.storage import DirectoryStore
+from trainer.contract import RunSpec
+from trainer.contract.presets import TINY
+from trainer.state import hostcopy
+from trainer.store.objects import DirectoryStore
+from trainer.store.rundir import list_checkpoints, read_sessions
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MCF_COLLECTIVE_TIMEOUT_SECONDS": "60"}
@@ -125,7 +125,7 @@ def workers_of(agent: "subprocess.Popen[bytes]") -> list[psutil.Process]:
 @contextmanager
 def rendezvous(port: int) -> Iterator[None]:
     """The store in which agents meet, in a process of its own, as on a cluster."""
-    with subprocess.Popen([sys.executable, "-m", "trainer.rendezvous", str(port)], cwd=ROOT) as store:
+    with subprocess.Popen([sys.executable, "-m", "trainer.elastic.rendezvous", str(port)], cwd=ROOT) as store:
         try:
             yield
         finally:

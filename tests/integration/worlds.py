@@ -17,18 +17,18 @@ import torch._dynamo  # noqa: F401  DDP and AdamW import it anyway: three second
 from torch.profiler import ProfilerActivity, profile
 
 from tests.conftest import free_port
-from trainer.checkpoint import CheckpointStore
-from trainer.data import slices, split_of
-from trainer.distributed import World, joined_world
-from trainer.grid import step_plan, teams
-from trainer.hostcopy import HostCopy
-from trainer.keeper import Keeper
+from trainer.contract import RunSpec
+from trainer.data.batches import slices, split_of
+from trainer.data.manifest import open_images
+from trainer.elastic.distributed import World, joined_world
 from trainer.loop import fit
 from trainer.main import build_parts, restore
-from trainer.manifest import open_images
-from trainer.report import Silent
-from trainer.spec import RunSpec
-from trainer.storage import DirectoryStore
+from trainer.method.grid import step_plan, teams
+from trainer.state.checkpoint import CheckpointStore
+from trainer.state.hostcopy import HostCopy
+from trainer.state.keeper import Keeper
+from trainer.store.objects import DirectoryStore
+from trainer.tracking.report import Silent
 
 
 class StopAfter(Silent):

@@ -1,1 +1,1 @@
-"""Downstream evaluation by the field's protocol (docs/evaluation.md): face alignment and face parsing."""
+"""What is measured on a trained encoder: probe and sanity metrics of every run, and the stages that a run asks for."""

@@ -8,7 +8,7 @@ Letters: N images, R resamples.
 import numpy as np
 from torch import Tensor
 
-from trainer.records import Metric
+from trainer.contract.records import Metric
 
 LEVEL = 0.95
 # By chance of the draws alone an end of the interval then has a deviation of a fiftieth of its width.

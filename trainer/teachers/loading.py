@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from trainer import sources
-from trainer.sources import UnknownWeights
-from trainer.spec import Teacher
-from trainer.storage import ObjectMissing
+from trainer.contract import Teacher
+from trainer.store.objects import ObjectMissing
 from trainer.teachers.errors import TeacherError
 from trainer.teachers.face_api import state_from_npz
 from trainer.teachers.networks import Network, TimmVit
-from trainer.weights import WeightsError, read_weights
+from trainer.weights import sources
+from trainer.weights.files import WeightsError, read_weights
+from trainer.weights.sources import UnknownWeights
 
 # Where a teacher stands in other people's files. MoCo v3 stores a base and a momentum encoder, and published MCF
 # taps the base; a published MCF checkpoint holds its teacher. Their position code is the transpose of ours, so it

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import vit
-from trainer.draws import weights_generator
-from trainer.spec import ENCODERS, EXPORTED_ARCH, Encoder, RunSpec, Teacher
+from trainer.contract import ENCODERS, EXPORTED_ARCH, Encoder, RunSpec, Teacher
+from trainer.method import vit
+from trainer.method.draws import weights_generator
 from trainer.teachers.errors import TeacherError
 from trainer.teachers.face_api import FaceApi
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from k8s.appdef import LaunchRequest, app_for
-from trainer.spec import Placement
+from trainer.contract import Placement
 
 REQUEST = LaunchRequest(
     name="r0123456789ab-2", attempt=2, spec_uri="s3://mcf/runs/r0/spec.json", run_uri="s3://mcf/runs/r0",

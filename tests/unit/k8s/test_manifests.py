@@ -14,7 +14,7 @@ from torchx.specs import AppDef
 from k8s.appdef import LaunchRequest, app_for
 from k8s.jobset import jobset_for
 from k8s.pools import Pool, PoolsError, read_pools
-from trainer.spec import Placement
+from trainer.contract import Placement
 
 GOLDEN = Path(__file__).parent / "golden"
 CPU: dict[str, Any] = {"image": "registry.example/mcf-trainer:1.0"}
@@ -55,7 +55,7 @@ def app_and_pool(fields: dict[str, Any], placed: dict[str, Any]) -> tuple[AppDef
     request = LaunchRequest(
         name="r0123456789ab-2", attempt=2, spec_uri="s3://mcf/runs/r0123456789ab/spec.json",
         run_uri="s3://mcf/runs/r0123456789ab", placement=placement, tracking_uri="http://mlflow:5000",
-        tracking_run_id="abc", python=pool.python, agent="trainer.agent",
+        tracking_run_id="abc", python=pool.python, agent="trainer.elastic.agent",
     )  # fmt: skip
     return app_for(request), pool, placement.processes_per_node
 
@@ -88,7 +88,7 @@ def test_every_pod_has_its_resources_for_itself_and_may_do_nothing_else(case: st
         [container] = pod["containers"]
         requests, limits = container["resources"]["requests"], container["resources"]["limits"]
         # Guaranteed; only the store's pod may start as fast as it can.
-        more = {"cpu"} if "trainer.rendezvous" in container["command"] else set()
+        more = {"cpu"} if "trainer.elastic.rendezvous" in container["command"] else set()
         assert limits == {name: much for name, much in requests.items() if name not in more}
         assert {"cpu", "memory"} <= requests.keys()
         assert container["securityContext"]["readOnlyRootFilesystem"]

@@ -80,7 +80,12 @@ def test_a_component_of_torchx_becomes_a_volcano_job(installed: dict[str, str]) 
     assert (vcjob["kind"], vcjob["metadata"]["namespace"], vcjob["spec"]["queue"]) == ("Job", "faces", "research")
     store, workers = vcjob["spec"]["tasks"]
     assert (workers["replicas"], workers["minAvailable"]) == (4, 1)
-    assert store["template"]["spec"]["containers"][0]["command"] == ["python", "-m", "trainer.rendezvous", "29400"]
+    assert store["template"]["spec"]["containers"][0]["command"] == [
+        "python",
+        "-m",
+        "trainer.elastic.rendezvous",
+        "29400",
+    ]
     [node] = workers["template"]["spec"]["containers"]
     assert node["resources"]["limits"]["nvidia.com/gpu"] == "8"
     # Its agents meet in the store's pod, and not where the component would have them meet.

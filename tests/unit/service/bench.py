@@ -20,11 +20,10 @@ from service.settings import Settings
 from service.tables import Attempt, Run
 from service.telemetry import Telemetry
 from service.tracking import Tracker
-from trainer import records
-from trainer.records import Floors, Metric, Outcome, Result, Session, Verdict
+from trainer.contract import Placement, RunSpec, records
+from trainer.contract.records import Floors, Metric, Outcome, Result, Session, Verdict
 from trainer.resolve import check_and_resolve
-from trainer.spec import Placement, RunSpec
-from trainer.storage import open_store
+from trainer.store.objects import open_store
 
 
 @contextmanager

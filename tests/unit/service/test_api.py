@@ -25,8 +25,8 @@ from service.experiments import service as experiments
 from service.settings import Settings
 from service.tables import Run, RunState
 from tests.unit.service.bench import Clock, Cluster, counting_statements, result
+from trainer.contract import RunSpec
 from trainer.resolve import check_and_resolve
-from trainer.spec import RunSpec
 
 
 class Scene:

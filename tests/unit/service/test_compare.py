@@ -18,7 +18,7 @@ from service.compare.stats import holm, paired, summarise
 from service.compare.table import ArmTrials, TrialRow, compare
 from service.tables import RunState
 from tests.unit.service.bench import result
-from trainer.records import Floors, Metric, Result, StageResult
+from trainer.contract.records import Floors, Metric, Result, StageResult
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from service.estimate import macs_per_image
 from trainer import teachers
-from trainer.presets import TINY
-from trainer.spec import RunSpec
+from trainer.contract import RunSpec
+from trainer.contract.presets import TINY
 
 
 def run(**teacher: Any) -> RunSpec:

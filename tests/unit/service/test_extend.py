@@ -13,7 +13,7 @@ from service.errors import InvalidSpec, NotExtendable
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
 from tests.unit.service.bench import Bench
-from trainer.sources import FILES_ONLY
+from trainer.weights.sources import FILES_ONLY
 
 
 def train(bench: Bench) -> None:

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from service.cli.flags import FLAGS, MODELS, experiment
 from service.cli.main import app
 from service.specfile import read
-from trainer.ablation import expand, parse_experiment
-from trainer.spec import ENCODERS, Data, Optimizer, Placement, RunSpec, Schedule, SpecError, Teacher
+from trainer.contract import ENCODERS, Data, Optimizer, Placement, RunSpec, Schedule, SpecError, Teacher
+from trainer.contract.ablation import expand, parse_experiment
 
 PAGE = Path(__file__).parents[3] / "docs/flags.md"
 FILES = "--data_path /faces --cpl_ckpt /moco.pth"

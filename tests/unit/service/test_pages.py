@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.tables import Experiment, Run, RunState, Scope
 from tests.unit.service.bench import counting_statements, result
 from tests.unit.service.test_api import Scene
-from trainer.records import Metric
+from trainer.contract.records import Metric
 
 
 @pytest.fixture

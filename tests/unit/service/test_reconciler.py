@@ -24,7 +24,7 @@ from service.tables import Experiment, RunState
 from service.telemetry import Telemetry
 from service.tracking import Tracker
 from tests.unit.service.bench import Bench, Killed, counting_statements
-from trainer.storage import open_store
+from trainer.store.objects import open_store
 
 
 def finish_all(bench: Bench) -> None:

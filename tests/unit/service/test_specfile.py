@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.specfile import UnreadableSpec, read, with_absolute_paths
-from trainer.ablation import expand, parse_experiment
+from trainer.contract.ablation import expand, parse_experiment
 
 HERE = Path("/specs")
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.presets import TINY
-from trainer.spec import RunSpec
+from trainer.contract import RunSpec
+from trainer.contract.presets import TINY
 
 
 @pytest.fixture

@@ -21,11 +21,12 @@ from service.experiments.shelf import Shelf
 from service.settings import Settings
 from service.tables import Experiment, Run, RunState
 from tests.unit.service.bench import result
-from trainer import export, mcf
-from trainer.mlflow_files import MlflowFiles
-from trainer.sources import FILES_ONLY, Library
-from trainer.spec import IMAGENET_MEAN, IMAGENET_STD
-from trainer.storage import open_store
+from trainer.contract import IMAGENET_MEAN, IMAGENET_STD
+from trainer.method import mcf
+from trainer.store.objects import open_store
+from trainer.weights import export
+from trainer.weights.mlflow_files import MlflowFiles
+from trainer.weights.sources import FILES_ONLY, Library
 
 TINY_VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "num_classes": 0}
 Taps = Callable[[Tensor, list[int]], list[Tensor]]

@@ -8,7 +8,7 @@ from trainer.evaluation.readers.celebamask import read_celebamask
 from trainer.evaluation.readers.faces68 import read_faces68
 from trainer.evaluation.readers.hrnet_csv import read_300w, read_wflw
 from trainer.evaluation.readers.lapa import read_lapa
-from trainer.evaluation.record import Record
+from trainer.evaluation.readers.record import Record
 
 READERS: Mapping[str, Callable[[Path], list[Record]]] = {
     "aflw19": read_aflw19, "300w": read_300w, "wflw": read_wflw, "faces68": read_faces68, "lapa": read_lapa,

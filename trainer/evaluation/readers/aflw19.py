@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.record import Record, expect_file, expect_images
-from trainer.manifest import DataError
+from trainer.data.manifest import DataError
+from trainer.evaluation.readers.record import Record, expect_file, expect_images
 
 NUM_POINTS = 19
 NUM_TRAIN = 20_000

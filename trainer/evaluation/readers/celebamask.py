@@ -10,8 +10,8 @@ few-shot fraction follows.
 
 from pathlib import Path
 
-from trainer.evaluation.record import Layers, Record, Split, expect_file, expect_images
-from trainer.manifest import DataError
+from trainer.data.manifest import DataError
+from trainer.evaluation.readers.record import Layers, Record, Split, expect_file, expect_images
 
 # In the order in which they are laid over each other, after the background: evaluation.md 5.
 LAYERS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.evaluation.record import Box, Record, expect_file, expect_images
+from trainer.evaluation.readers.record import Box, Record, expect_file, expect_images
 
 LIST = "faces.json"
 HALF_PIXEL = 0.5

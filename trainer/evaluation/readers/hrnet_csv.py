@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.evaluation.record import Record, Split, expect_file, expect_images
-from trainer.manifest import DataError
+from trainer.data.manifest import DataError
+from trainer.evaluation.readers.record import Record, Split, expect_file, expect_images
 
 HALF_BOX_PIXELS = 100.0
 # The 300W lists lie two pixels right of and below the points that the field scores (FaRL's protocol).

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.evaluation.record import LabelImage, Record, Split, expect_file, expect_images
-from trainer.manifest import DataError
+from trainer.data.manifest import DataError
+from trainer.evaluation.readers.record import LabelImage, Record, Split, expect_file, expect_images
 
 CLASSES = (
     "background", "skin", "left brow", "right brow", "left eye", "right eye", "nose", "upper lip", "inner mouth",

@@ -1,0 +1,91 @@
+"""A request is expanded into arms and seeds, and refused whole with everything that is wrong with it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.contract import RunSpec, SpecError
+from trainer.resolve import check_and_resolve
+
+
+def request(images: Path, **changes: Any) -> dict[str, Any]:
+    base = {"preset": "tiny", "data": {"uri": str(images)}, "teacher": "none"}
+    base |= changes.pop("base", {})
+    return {"name": "ask", "base": base, "factors": {"mask_ratio": [0.75, 0.5]}, **changes}
+
+
+def problems(payload: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(SpecError) as refused:
+        check_and_resolve(payload)
+    assert len({p.field for p in refused.value.problems}) == len(refused.value.problems)
+    return {p.field: f"{p.asked}; {p.possible}" for p in refused.value.problems}
+
+
+def test_factors_and_seeds_make_arms_times_runs(tiny_faces: Path) -> None:
+    factors = {"teacher": ["none", "random"], "mask_ratio": [0.75, 0.5]}
+    resolved = check_and_resolve(request(tiny_faces, factors=factors, seeds=[3, 5], baseline={"mask_ratio": 0.5}))
+    assert [arm.name for arm in resolved.arms] == [
+        "teacher=none mask_ratio=0.75", "teacher=none mask_ratio=0.5",
+        "teacher=random mask_ratio=0.75", "teacher=random mask_ratio=0.5",
+    ]  # fmt: skip
+    assert [arm.is_baseline for arm in resolved.arms] == [False, True, False, False]
+    assert len({run.digest for arm in resolved.arms for run in arm.runs.values()}) == 8
+    assert [run.seed for run in resolved.arms[0].runs.values()] == [3, 5]
+
+
+def test_many_mistakes_are_all_told_at_once(tiny_faces: Path) -> None:
+    told = problems(
+        request(
+            tiny_faces,
+            base={
+                "data": {"uri": str(tiny_faces), "subset_size": 500},
+                "teacher": "/nowhere/teacher.pt",
+                "mask_ration": 0.7,
+                "batch": {"slice": 16, "contrastive_group": 24},
+            },
+            factors={"mask_ratio": [0.75, 0.999], "decoder.depth": [1, 1]},
+            placement={"max_nodes": 12},
+        )
+    )
+    assert set(told) == {
+        "mask_ration", "mask_ratio", "data.subset_size", "batch.contrastive_group", "teacher.source",
+        "placement.max_nodes", "factors.decoder.depth",
+    }  # fmt: skip
+    assert "mask_ratio (did you mean it?)" in told["mask_ration"]
+    assert "1 to 28 (48 images less 20 held out)" in told["data.subset_size"]
+    assert "at most 4 workers" in told["placement.max_nodes"]
+
+
+def test_a_teacher_file_with_another_digest_is_refused(tiny_faces: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "teacher.safetensors"
+    weights.write_bytes(b"weights")
+    told = problems(request(tiny_faces, base={"teacher": {"source": str(weights), "sha256": "0" * 64}}))
+    assert list(told) == ["teacher.sha256"]
+
+
+def test_a_level_may_be_a_whole_teacher_and_its_digest_enters_the_run(tiny_faces: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "faces.safetensors"
+    factors = {"teacher": ["none", {"source": str(weights), "arch": "as-encoder"}]}
+    digests = []
+    for content in b"one", b"two":
+        weights.write_bytes(content)
+        arm = check_and_resolve(request(tiny_faces, factors=factors)).arms[1]
+        assert arm.levels == {"teacher": "faces"}
+        digests.append(arm.runs[0].digest)
+    assert digests[0] != digests[1], "other weights under the same name are another run"
+
+
+def test_arms_that_differ_in_words_only_are_duplicates(tiny_faces: Path) -> None:
+    factors = {"encoder": ["vit-tiny8", {"width": 96, "depth": 4, "heads": 3, "patch": 8}]}
+    assert "the same run" in problems(request(tiny_faces, factors=factors))["factors"]
+
+
+def test_seeds_are_not_an_axis(tiny_faces: Path) -> None:
+    assert list(problems(request(tiny_faces, factors={"seed": [1, 2]}))) == ["factors.seed"]
+
+
+def test_what_a_preset_says_is_kept_where_the_request_is_silent(tiny_faces: Path) -> None:
+    run = check_and_resolve(request(tiny_faces, base={"schedule": {"length": 5, "warmup": 1}})).arms[0].runs[0]
+    assert (run.schedule.unit, run.schedule.length) == ("steps", 5)
+    assert RunSpec.model_validate_json(run.model_dump_json()).digest == run.digest

@@ -1,0 +1,115 @@
+"""What a spec may ask of its stages, and what is found of a benchmark before anything runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.contract import Data, RunSpec, SpecError
+from trainer.contract.recipe import Recipe, Selection
+from trainer.contract.stage import Alignment
+from trainer.data.manifest import DataError, open_images, read_manifest
+from trainer.evaluation.readers.faces68 import read_faces68
+from trainer.evaluation.readers.source import digest_of_files, local_folder
+from trainer.evaluation.stages.faces68 import write_faces68
+from trainer.resolve import check_and_resolve
+from trainer.store.objects import open_store
+
+BARE: dict[str, Any] = {"data": {"uri": "/data/faces"}, "teacher": "none"}
+POINTS = [[10 + i % 10, 20 + i // 10] for i in range(68)]
+
+
+def test_a_spec_without_stages_says_nothing_of_them() -> None:
+    bare = RunSpec.model_validate(BARE)
+    said = RunSpec.model_validate({**BARE, "evaluation": {"alignment": None, "parsing": None}})
+    assert said.digest == bare.digest
+    assert not {"alignment", "parsing"} & bare.model_dump(mode="json")["evaluation"].keys()
+    asked = {"alignment": {"benchmark": "wflw", "uri": "/data/WFLW"}}
+    staged = RunSpec.model_validate({**BARE, "evaluation": asked})
+    assert staged.digest != bare.digest
+    assert RunSpec.model_validate_json(staged.model_dump_json()) == staged
+
+
+def test_a_stage_changes_of_the_published_recipe_what_it_says_and_takes_the_run_s_seed() -> None:
+    published = Recipe(epochs=300, head_lr=1e-3)
+    asked = Alignment.model_validate({"benchmark": "wflw", "uri": "/", "batch": 8, "selection": "best_on_test"})
+    assert asked.recipe(published, seed=7) == published.model_copy(
+        update={"batch": 8, "slice": 8, "selection": Selection.BEST_ON_TEST, "seed": 7}
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"benchmark": "lfw"}, "alignment.benchmark: asked for 'lfw'; possible: 'aflw19', '300w', 'wflw' or 'faces68'"),
+        ({"selection": "best"}, "selection: asked for 'best'; possible: 'last', 'best_on_validation' or"),
+        ({"epoch": 3}, r"unknown field 'epoch'; possible: epochs \(did you mean it\?\)"),
+        ({"slice": 7}, "slice: asked for 7; possible: a divisor of batch = 40"),
+        ({"input_size": 100}, "input_size: asked for 100; possible: a multiple of encoder.patch = 8, such as 96"),
+        ({"uri": "WFLW"}, "uri: asked for WFLW; possible: an absolute path or s3://"),
+        ({}, "face_landmarks_wflw_test_largepose.csv is missing"),
+        ({"benchmark": "faces68"}, "faces68 at an address that can be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(tiny_faces: Path, asked: dict[str, Any], told: str) -> None:
+    stage = {"benchmark": "wflw", "uri": str(tiny_faces), **asked}
+    base = {"preset": "tiny", "data": {"uri": str(tiny_faces)}, "teacher": "none", "evaluation": {"alignment": stage}}
+    with pytest.raises(SpecError, match=told):
+        check_and_resolve({"name": "x", "base": base, "seeds": 1})
+
+
+def test_a_stage_may_be_a_factor_and_its_landmarks_are_in_the_digest(tiny_faces: Path, tmp_path: Path) -> None:
+    file = tmp_path / "landmarks.json"
+    stage = {"benchmark": "faces68", "uri": str(file)}
+    base = {"preset": "tiny", "data": {"uri": str(tiny_faces)}, "teacher": "none", "evaluation": {"alignment": stage}}
+    request = {"name": "x", "base": base, "factors": {"evaluation.alignment.frozen": [True, False]}, "seeds": 1}
+    digests = set()
+    for moved in 0, 1:
+        file.write_text(json.dumps({"face000.png": {"points68": [[x + moved, y] for x, y in POINTS]}}))
+        arms = check_and_resolve(request).arms
+        assert [arm.name for arm in arms] == ["frozen=true", "frozen=false"]
+        digests |= {arm.runs[0].digest for arm in arms}
+    assert len(digests) == 4
+
+
+def test_faces68_tests_on_what_is_held_out_and_trains_on_no_copy_of_it(tiny_faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for file in tiny_faces.iterdir():
+        (tmp_path / "images" / file.name).write_bytes(file.read_bytes())
+    manifest = read_manifest(Data(uri=str(tmp_path / "images")))
+    split = manifest.split(held_out=8, subset_size=None, subset_seed=0)
+    held_out = split.held_out.key(0)
+    (tmp_path / "images/copy.png").write_bytes((tiny_faces / held_out).read_bytes())
+    manifest = read_manifest(Data(uri=str(tmp_path / "images")))
+    split = manifest.split(held_out=8, subset_size=None, subset_seed=0)
+    keys = ["copy.png", *(file.name for file in tiny_faces.iterdir())]
+    text = json.dumps({key: {"points68": POINTS, "landmarks_ok": key != "face001.png"} for key in keys}).encode()
+    (tmp_path / "laid").mkdir()
+    images = open_images(Data(uri=str(tmp_path / "images")), manifest)
+    write_faces68(text, split, images, tmp_path / "laid")
+    records = read_faces68(tmp_path / "laid")
+    tested = {record.image.read_bytes() for record in records if record.split == "test"}
+    trained = {record.image.read_bytes() for record in records if record.split == "train"}
+    known = {images.get(row) for row in split.held_out if images.key(row) != "face001.png"}
+    assert tested == known
+    assert not tested & trained
+    assert len(records) >= 46
+    # The square around points that lie 9 wide and 6 high, from the centre of the first pixel.
+    assert records[0].box == (9.5, 18.0, 18.5, 27.0)
+    with pytest.raises(DataError, match="1 images that are not there: other"):
+        write_faces68(json.dumps({"other": {"points68": POINTS}}).encode(), split, images, tmp_path / "laid")
+
+
+def test_a_benchmark_in_s3_is_fetched_whole_and_has_the_digest_it_has_in_a_folder(
+    s3_server: str, tmp_path: Path
+) -> None:
+    files = {"train/images/a.jpg": b"one", "train/labels/a.png": b"three"}
+    for uri in s3_server, str(tmp_path / "here"):
+        for name, data in files.items():
+            open_store(uri).put(name, data)
+    found = local_folder(s3_server, tmp_path / "scratch")
+    assert {name: (found / name).read_bytes() for name in files} == files
+    assert digest_of_files(s3_server) == digest_of_files(str(tmp_path / "here"))
+    with pytest.raises(DataError, match="holds no files"):
+        digest_of_files(f"{s3_server}/nothing")

@@ -1,0 +1,73 @@
+"""A directory and an S3 server keep the same promises."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from trainer.store.objects import ObjectMissing, StorageError, Store, open_store, split_uri
+
+
+@pytest.fixture(params=["directory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    uri = str(tmp_path / "store") if request.param == "directory" else request.getfixturevalue("s3_server")
+    return open_store(uri)
+
+
+def test_what_was_put_is_got_listed_and_deleted(store: Store, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(33 << 20))  # over two parts of a multipart upload
+    store.put("runs/a/spec.json", b"{}")
+    store.put_file("runs/a/checkpoints/1/state.pt", big)
+    store.put("runs/b/spec.json", b"{}")
+    assert [(entry.name, entry.size) for entry in store.list("runs/a/")] == [
+        ("runs/a/checkpoints/1/state.pt", 33 << 20),
+        ("runs/a/spec.json", 2),
+    ]
+    back = tmp_path / "back"
+    store.get_file("runs/a/checkpoints/1/state.pt", back)
+    assert back.read_bytes() == big.read_bytes()
+    store.delete(["runs/a/spec.json", "runs/a/never-was"])
+    with pytest.raises(ObjectMissing, match=r"spec\.json does not exist"):
+        store.get("runs/a/spec.json")
+
+
+def test_leftovers_of_dead_puts_are_removed_and_none_is_no_error(store: Store) -> None:
+    store.put("runs/a/spec.json", b"{}")
+    store.discard_unfinished("runs/a/")
+    assert [entry.name for entry in store.list("runs/a/")] == ["runs/a/spec.json"]
+
+
+def test_a_listing_tells_changed_contents_apart(store: Store) -> None:
+    store.put("a", b"one")
+    before = store.list()
+    store.put("a", b"two")
+    assert store.list() != before
+
+
+def test_a_directory_shows_no_half_written_object(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    with pytest.raises(StorageError):
+        store.put_file("state.pt", tmp_path / "missing")
+    assert store.list() == []
+    with pytest.raises(StorageError, match="not a name below"):
+        store.put("../outside", b"")
+
+
+def test_an_unreachable_server_is_a_storage_error(monkeypatch: pytest.MonkeyPatch, s3_server: str) -> None:
+    from trainer.store import objects
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    objects._s3.cache_clear()
+    try:
+        with pytest.raises(StorageError, match="s3://mcf"):
+            open_store(s3_server).get("anything")
+    finally:
+        objects._s3.cache_clear()
+
+
+def test_an_address_splits_into_folder_and_name() -> None:
+    assert split_uri("s3://bucket/teachers/x.pt") == ("s3://bucket/teachers", "x.pt")
+    assert split_uri("/data/x.pt") == ("/data", "x.pt")
+    assert split_uri("/x.pt") == ("/", "x.pt")

@@ -1,0 +1,304 @@
+"""From a dozen lines to arms x seeds: presets, factors, labels. No files, no torch.
+
+Problems are collected, never raised one at a time: whatever is wrong with one field is set aside (the
+preset's value stands in for it) so that the rest can still be checked.
+"""
+
+import copy
+import difflib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from trainer.contract.presets import PRESETS
+from trainer.contract.run import ExperimentSpec, Problem, RunSpec
+
+Model = TypeVar("Model", bound=BaseModel)
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One combination of levels, and its run for every seed."""
+
+    name: str
+    levels: dict[str, str]
+    """Factor -> label of its level."""
+    is_baseline: bool
+    runs: dict[int, RunSpec]
+
+
+def parse_experiment(payload: Mapping[str, Any]) -> tuple[ExperimentSpec | None, list[Problem]]:
+    """The request as a model, and what is wrong with its own fields (not yet with its runs)."""
+    problems: list[Problem] = []
+    spec = _validated(ExperimentSpec, copy.deepcopy(dict(payload)), {}, problems)
+    if spec is None:
+        return None, problems
+    problems.extend(_experiment_problems(spec))
+    return spec, problems
+
+
+def expand(spec: ExperimentSpec) -> tuple[list[Arm], list[Problem]]:
+    """Arms x seeds of an experiment, the baseline first among equals in the order of the factors' levels.
+
+    Arms whose fields are wrong are left out and their problems returned; `arms` is complete only when
+    there are none.
+    """
+    problems: list[Problem] = []
+    overlay = copy.deepcopy(dict(spec.base))
+    preset_name = overlay.pop("preset", None)
+    if preset_name is not None and preset_name not in PRESETS:
+        problems.append(Problem(field="base.preset", asked=repr(preset_name), possible=", ".join(PRESETS)))
+    preset = PRESETS.get(str(preset_name), {})
+    factors = {name: _distinct(levels) for name, levels in spec.factors.items() if _is_field(name) and levels}
+    labels = {name: _labels(levels) for name, levels in factors.items()}
+    baseline, baseline_problems = _baseline(spec, factors, labels)
+    problems.extend(baseline_problems)
+
+    arms: list[Arm] = []
+    found: list[tuple[str, Problem]] = []
+    for choice in itertools.product(*(range(len(levels)) for levels in factors.values())):
+        chosen = dict(zip(factors, choice, strict=True))
+        levels = {name: labels[name][index] for name, index in chosen.items()}
+        name = arm_name(levels)
+        arm_overlay = copy.deepcopy(overlay)
+        for field, index in chosen.items():
+            _set(arm_overlay, field, copy.deepcopy(factors[field][index]))
+        arm_problems: list[Problem] = []
+        run = _validated(RunSpec, arm_overlay, preset, arm_problems)
+        found.extend((name, problem) for problem in arm_problems)
+        if run is not None:
+            runs = {seed: run.model_copy(update={"seed": seed}) for seed in spec.seed_list}
+            arms.append(Arm(name, levels, chosen == baseline, runs))
+    problems.extend(across_arms(found, total=len(list(itertools.product(*factors.values())))))
+    wrong = {name for name, _ in found}
+    problems.extend(_duplicates([arm for arm in arms if arm.name not in wrong]))
+    return arms, problems
+
+
+def across_arms(found: list[tuple[str, Problem]], *, total: int) -> list[Problem]:
+    """One problem for all the arms it stands in; naming them only where it is not all."""
+    arms_of: dict[Problem, list[str]] = {}
+    for arm, problem in found:
+        named = arms_of.setdefault(problem, [])
+        if arm not in named:
+            named.append(arm)
+    return [
+        problem if len(names) == total else problem.model_copy(update={"arms": tuple(names)})
+        for problem, names in arms_of.items()
+    ]
+
+
+def arm_name(levels: Mapping[str, str]) -> str:
+    """`mask_ratio=0.75 teacher=none`: the last part of each factor, the whole where that is not unique."""
+    short = [name.rpartition(".")[2] for name in levels]
+    return (
+        " ".join(
+            f"{name if short.count(tail) > 1 else tail}={label}"
+            for (name, label), tail in zip(levels.items(), short, strict=True)
+        )
+        or "base"
+    )
+
+
+# ---------------------------------------------------------------- problems of the experiment itself
+
+
+def _experiment_problems(spec: ExperimentSpec) -> Iterator[Problem]:
+    for name, levels in spec.factors.items():
+        if name == "seed":
+            yield Problem(
+                field="factors.seed", asked="seeds as a factor", possible="seeds: N, repeats of every arm, not an axis"
+            )
+        elif not _is_field(name):
+            yield Problem(field=f"factors.{name}", asked=repr(name), possible=_field_names(RunSpec, name))
+        if not levels:
+            yield Problem(field=f"factors.{name}", asked="no levels", possible="a list of at least one level")
+        if twice := [level for index, level in enumerate(levels) if level in levels[:index]]:
+            yield Problem(
+                field=f"factors.{name}", asked=f"level {_label(twice[0])} twice", possible="levels that differ"
+            )
+    seeds = spec.seed_list
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        yield Problem(field="seeds", asked=str(spec.seeds), possible="a number from 1, or different numbers from 0")
+    if spec.placement.min_nodes > spec.placement.max_nodes:
+        yield Problem(
+            field="placement.min_nodes", asked=str(spec.placement.min_nodes),
+            possible=f"1 to placement.max_nodes = {spec.placement.max_nodes}",
+        )  # fmt: skip
+
+
+def _baseline(
+    spec: ExperimentSpec, factors: Mapping[str, list[Any]], labels: Mapping[str, list[str]]
+) -> tuple[dict[str, int], list[Problem]]:
+    """Index of the baseline's level in every factor."""
+    index, problems = dict.fromkeys(factors, 0), []
+    for name, level in spec.baseline.items():
+        if name not in factors:
+            problems.append(
+                Problem(
+                    field=f"baseline.{name}", asked=repr(name), possible=f"a factor: {', '.join(factors) or 'none'}"
+                )
+            )
+        elif level in factors[name]:
+            index[name] = factors[name].index(level)
+        elif str(level) in labels[name]:
+            index[name] = labels[name].index(str(level))
+        else:
+            problems.append(
+                Problem(field=f"baseline.{name}", asked=repr(level), possible=f"a level: {', '.join(labels[name])}")
+            )
+    return index, problems
+
+
+def _duplicates(arms: list[Arm]) -> Iterator[Problem]:
+    first: dict[str, str] = {}
+    for arm in arms:
+        digest = next(iter(arm.runs.values())).digest
+        if digest in first:
+            asked = f"{first[digest]!r} and {arm.name!r}, which are the same run"
+            yield Problem(field="factors", asked=asked, possible="arms that differ")
+        first.setdefault(digest, arm.name)
+
+
+def _distinct(levels: list[Any]) -> list[Any]:
+    return [level for index, level in enumerate(levels) if level not in levels[:index]]
+
+
+def _labels(levels: list[Any]) -> list[str]:
+    """A short name for every level; a number is added where two would look alike."""
+    labels = [_label(level) for level in levels]
+    return [
+        label if labels.count(label) == 1 else f"{label}#{labels[: index + 1].count(label)}"
+        for index, label in enumerate(labels)
+    ]
+
+
+def _label(level: Any) -> str:
+    if isinstance(level, Mapping):
+        if source := level.get("source"):
+            return PurePosixPath(str(source)).stem
+        return ",".join(f"{key}:{_label(value)}" for key, value in level.items())
+    if isinstance(level, str):
+        return PurePosixPath(level).stem if "/" in level else level
+    return json.dumps(level)
+
+
+# ---------------------------------------------------------------- building one model
+
+
+def _validated(model: type[Model], overlay: Json, preset: Json, problems: list[Problem]) -> Model | None:
+    """`overlay` on `preset` as a model. A wrong value becomes a problem and is dropped, and the rest is tried again."""
+    reported: set[tuple[str, ...]] = set()
+    while True:
+        misfits: list[Problem] = []
+        try:
+            built = model.model_validate(_merged(preset, overlay), context={"problems": misfits})
+            # What a dropped value's stand-in does not fit to would only confuse.
+            problems.extend(p for p in misfits if tuple(p.field.split(".")) not in reported)
+            return built
+        except ValidationError as error:
+            dropped = False
+            by_place: dict[tuple[str, ...], list[Any]] = {}
+            for item in error.errors():
+                by_place.setdefault(_place(overlay, item["loc"]), []).append(item)
+            for place, items in by_place.items():
+                if place in reported:
+                    # What was dropped is required and nothing stands in for it: its part goes with it.
+                    dropped |= len(place) > 1 and _drop(overlay, place[:-1])
+                    continue
+                reported.add(place)
+                problems.append(_problem(model, place, items))
+                dropped |= _drop(overlay, place)
+            if not dropped:
+                return None
+
+
+def _problem(model: type[BaseModel], place: tuple[str, ...], items: list[Any]) -> Problem:
+    field = ".".join(place)
+    if items[0]["type"] == "extra_forbidden":
+        return Problem(field=field, asked=f"the unknown field {place[-1]!r}", possible=_field_names(model, field))
+    if items[0]["type"] == "missing":
+        return Problem(field=field, asked="nothing", possible="a value: it has no default")
+    wants = dict.fromkeys(item["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for item in items)
+    return Problem(field=field, asked=repr(items[0]["input"])[:120], possible=" or ".join(wants))
+
+
+def _field_names(model: type[BaseModel], field: str) -> str:
+    """The fields that exist where `field` was looked for, the closest first."""
+    *parents, wrong = field.split(".")
+    for parent in parents:
+        inner = _part(model, parent)
+        if inner is None:
+            wrong = parent
+            break
+        model = inner
+    names = list(model.model_fields)
+    close = difflib.get_close_matches(wrong, names, n=1)
+    hint = f"{close[0]} (did you mean it?), " if close else ""
+    return hint + ", ".join(name for name in names if name not in close)
+
+
+def _is_field(dotted: str) -> bool:
+    model: type[BaseModel] | None = RunSpec
+    for part in dotted.split("."):
+        if model is None or part not in model.model_fields:
+            return False
+        model = _part(model, part)
+    return dotted != "seed"
+
+
+def _part(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The model of a field, optional or not; None where there is no such field, or it is no part."""
+    annotation = model.model_fields[field].annotation if field in model.model_fields else None
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+
+
+def _merged(preset: Json, overlay: Json) -> Json:
+    result = copy.deepcopy(preset)
+    for key, given in overlay.items():
+        value = {"source": given} if key == "teacher" and isinstance(given, str) else given
+        if key == "teacher" and isinstance(value, dict) and value.get("source") == "none":
+            # Without a teacher none of its fields matters, and equal runs have to be equal specs.
+            result[key] = value
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def _set(overlay: Json, dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        inner = overlay.get(parent)
+        if isinstance(inner, str) and parent == "teacher":
+            inner = {"source": inner}
+        overlay[parent] = inner = inner if isinstance(inner, dict) else {}
+        overlay = inner
+    overlay[last] = value
+
+
+def _place(overlay: Json, loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The part of an error's location that is a field; list positions and names of union branches are not."""
+    place: list[str] = []
+    inner: Any = overlay
+    for part in loc:
+        if not isinstance(inner, dict) or not isinstance(part, str):
+            break
+        place.append(part)
+        inner = inner.get(part)
+    return tuple(place)
+
+
+def _drop(overlay: Json, place: tuple[str, ...]) -> bool:
+    *parents, last = place
+    for parent in parents:
+        overlay = overlay.get(parent, {})
+    return overlay.pop(last, None) is not None

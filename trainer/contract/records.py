@@ -1,0 +1,203 @@
+"""What a run leaves in its directory, and where: the second half of the contract. Pydantic only.
+
+    <store>/runs/<run id>/
+        spec.json                       the RunSpec
+        checkpoints/000000120/state.pt  complete exactly when ...
+        checkpoints/000000120/COMMITTED ... this Checkpoint stands beside it
+        sessions/0001.json              a Session: one stretch of training at one world size, refreshed as it goes
+        out_of_memory.json              a MemoryNote: it has run out of memory once, and once more would end it
+        outcome.json                    an Outcome: how the run ended for good
+        stages/alignment/checkpoints/   those of a stage of evaluation, which are gone once it has ended, and then ...
+        stages/alignment/result.json    ... its StageResult
+        result.json                     a Result: the numbers the comparison is made of
+        export/                         the online encoder as a plain timm ViT, with its model card
+
+The trainer writes, the service reads. Nothing here is ever changed by two writers.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from pydantic import Field
+
+from trainer.contract.run import Frozen
+
+SPEC = "spec.json"
+OUTCOME = "outcome.json"
+OUT_OF_MEMORY = "out_of_memory.json"
+RESULT = "result.json"
+SESSIONS = "sessions/"
+CHECKPOINTS = "checkpoints/"
+STAGES = "stages/"
+STATE = "state.pt"
+COMMITTED = "COMMITTED"
+EXPORT = "export/"
+# In EXPORT: the weights, and timm's configuration of them; MLflow gets a pointer instead of the weights.
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+POINTER = "export.json"
+
+
+def session_name(number: int) -> str:
+    return f"{SESSIONS}{number:04d}.json"
+
+
+def stage_folder(stage: str) -> str:
+    return f"{STAGES}{stage}/"
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder of the checkpoint after `step` optimizer steps."""
+    return f"{CHECKPOINTS}{step:09d}/"
+
+
+class Session(Frozen):
+    """One stretch of training by one set of workers. A restart, of a worker or of an attempt, begins the next."""
+
+    number: int
+    attempt: int
+    world_size: int
+    device: str
+    first_step: int
+    step: int
+    """Optimizer steps done so far by the run."""
+    total_steps: int
+    stage: str
+    """training, a stage of evaluation such as `alignment, epoch 3 of 150`, evaluating, or done."""
+    images_per_second: float | None
+    losses: dict[str, float]
+    started_at: datetime
+    seen_at: datetime
+
+    @property
+    def process_seconds(self) -> float:
+        return (self.seen_at - self.started_at).total_seconds() * self.world_size
+
+
+class Checkpoint(Frozen):
+    """The commit marker: written last, so a checkpoint without one does not exist."""
+
+    step: int
+    sha256: str
+    bytes: int
+    spec_digest: str
+    world_size: int
+    saved_at: datetime
+
+
+class Verdict(StrEnum):
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Outcome(Frozen):
+    """How a run ended for good: finished, or stopped by its own error, which another attempt would meet again."""
+
+    verdict: Verdict
+    step: int
+    reason: str = ""
+    kind: str = ""
+    """Class of the error, such as NonFiniteLoss; empty when the run succeeded."""
+    ended_at: datetime
+
+
+class MemoryNote(Frozen):
+    """Another process may have taken the memory the first time; the second time it was the spec."""
+
+    at: datetime
+    reason: str
+
+
+class Metric(Frozen):
+    name: str
+    value: float
+    unit: str
+    higher_is_better: bool
+    low: float | None = None
+    """Ends of the 95 % interval over the test images, where the metric is a mean over them (docs/evaluation.md)."""
+    high: float | None = None
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The numbers by the names they have in MLflow."""
+        found = {self.name: self.value, f"{self.name}/low": self.low, f"{self.name}/high": self.high}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Floors(Frozen):
+    """The probe on what was never trained, in the probe's own metric: what an arm has to beat."""
+
+    pixels: float
+    random_encoder: float
+    """The run's own encoder as it was drawn, before the first step."""
+
+
+class StageResult(Frozen):
+    """The numbers of a stage of evaluation, of the epoch that its recipe selects."""
+
+    stage: str
+    """alignment or parsing."""
+    benchmark: str
+    selection: str
+    """How the epoch was chosen: last, best_on_validation, or best_on_test, which flatters."""
+    epoch: int
+    """Counted from 1."""
+    epochs: int
+    primary: str
+    """Name of the metric that an epoch is chosen by."""
+    metrics: tuple[Metric, ...]
+    """On the test split, named STAGE/SELECTION/METRIC: a number never stands without how its epoch was chosen."""
+    note: str
+
+
+class Result(Frozen):
+    """The numbers of a finished run."""
+
+    steps: int
+    images_seen: int
+    subset_size: int
+    subset_digest: str
+    held_out_digest: str
+    undecodable: tuple[str, ...] = ()
+    """Images of the subset that others stood in for, by key, with the reason."""
+    probe: Metric | None
+    """None where the data has neither landmarks nor labels."""
+    floors: Floors | None
+    probe_note: str = ""
+    """What a reader must know of the probe, such as how many images and which labels."""
+    sanity: list[Metric]
+    """Metrics that show that training works and do not rank arms."""
+    stages: tuple[StageResult, ...] = ()
+    """Alignment and parsing, where the spec asks for them."""
+    losses: dict[str, float]
+    """Means over the last logged steps; not comparable between teachers or mask ratios."""
+    export: str
+    """Address of the exported encoder."""
+    software: dict[str, str] = Field(default_factory=dict)
+    """What it was trained with: name -> version, the commit, and the kind of GPU where there was one."""
+
+
+class Measured(Protocol):
+    """A result, or its part that is measured on the trained model."""
+
+    @property
+    def probe(self) -> Metric | None: ...
+    @property
+    def floors(self) -> Floors | None: ...
+    @property
+    def sanity(self) -> list[Metric]: ...
+    @property
+    def stages(self) -> tuple[StageResult, ...]: ...
+
+
+def final_metrics(found: Measured) -> dict[str, float]:
+    """The numbers by the names they have in MLflow, whoever logs them."""
+    metrics = {name: value for metric in found.sanity for name, value in metric.logged.items()}
+    if found.probe:
+        metrics |= found.probe.logged
+    for stage in found.stages:
+        metrics |= {name: value for metric in stage.metrics for name, value in metric.logged.items()}
+    if found.floors:
+        metrics |= {"floor/pixels": found.floors.pixels, "floor/random_encoder": found.floors.random_encoder}
+    return metrics

@@ -1,0 +1,528 @@
+"""The contract: what a run and an experiment are. Pydantic only; no torch, no files, no clock.
+
+A `RunSpec` holds everything that decides a run's numbers and nothing that does not: where it runs and
+on how many processes belongs to `Placement`. Its digest names the run, so equal specs are one run.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from trainer.contract.frozen import Frozen as Frozen
+from trainer.contract.stage import Alignment, Parsing, Stage, misfits
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Problem(Frozen):
+    """One thing that is wrong with a request: which field, what was asked, what is possible."""
+
+    field: str
+    asked: str
+    possible: str
+    arms: tuple[str, ...] = ()
+    """Arms it concerns; empty = all of them."""
+
+    def __str__(self) -> str:
+        more = f" and {len(self.arms) - 3} more arms" if len(self.arms) > 3 else ""
+        where = f" (in {'; '.join(self.arms[:3])}{more})" if self.arms else ""
+        return f"{self.field}: asked for {self.asked}; possible: {self.possible}{where}"
+
+
+class SpecError(ValueError):
+    """A request that cannot be run, with everything that is wrong with it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+# ---------------------------------------------------------------- the parts of a run
+
+
+class Data(Frozen):
+    uri: str = ""
+    """Folder of images, LMDB in the published layout, or folder of tar shards; a local path or s3://bucket/prefix."""
+    format: Literal["folder", "lmdb", "shards"] = "folder"
+    keys: str | None = None
+    """LMDB only: text file with one image key a line; without it every key of the database."""
+    index: str | None = None
+    """File of `mcf data index`, path or s3:// address; None = the data is listed, and digested once (docs/data.md)."""
+    subset_size: int | None = Field(None, ge=1)
+    """Images to train on; None = all that are not held out. Subsets of one seed are nested."""
+    subset_seed: int = Field(0, ge=0)
+    fit: Literal["crop", "squash"] = "crop"
+    """How an image becomes square: short side resized and the centre cut out, or both sides resized."""
+    flip: bool = True
+    """Mirror every image with probability one half."""
+    max_undecodable: float = Field(0.001, ge=0, le=1)
+    """Share of the subset that may be undecodable; in place of such an image the next one of the subset is shown."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Digest of the manifest (keys and contents). Filled in on submission, checked where given."""
+
+
+class Encoder(Frozen):
+    """A plain ViT: pre-norm blocks, MLP ratio 4, one cls token (paper: ViT-B/16)."""
+
+    width: int = Field(ge=8, multiple_of=4)
+    depth: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    patch: int = Field(ge=1)
+
+
+class Decoder(Frozen):
+    """The learnable half M0 of the partially pretrained decoder; the frozen half M1 is the teacher."""
+
+    width: int = Field(ge=8, multiple_of=4)
+    depth: int = Field(ge=0)
+    heads: int = Field(16, ge=1)
+
+
+# An exported encoder as an architecture: vit-768x12x12-p16.
+EXPORTED_ARCH = r"vit-(?P<width>\d+)x(?P<depth>\d+)x(?P<heads>\d+)-p(?P<patch>\d+)"
+
+
+class Initial(Frozen):
+    """What the weights are before the first step."""
+
+    source: str = "none"
+    """Path or s3:// address of weights to start from: a released MCF checkpoint, the `state.pt` or the exported encoder
+    of an earlier run, a ViT under timm's names; or an encoder by name, `models:/NAME@ALIAS` of MLflow or `run:ID`.
+    `none` = all are drawn from the seed (published)."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Digest of the file. Filled in on submission, checked where given."""
+    parts: Literal["all", "encoder"] = "all"
+    """`all`: everything that is trained, and the target; `encoder`: the online encoder alone, everything else is drawn
+    and the target starts as its copy."""
+
+    @property
+    def is_file(self) -> bool:
+        return self.source != "none"
+
+
+class Teacher(Frozen):
+    """The frozen half M1 of the decoder: its features of the prediction are compared with those of the image."""
+
+    source: str = ""
+    """Weights: a path, `s3://...`, `mlflow:models:/NAME/VERSION` (or `/@ALIAS`), `mlflow:runs:/ID/PATH`, or `run:ID`,
+    the encoder of an earlier run. Or `random` (control arm), or `none` (masked pixels instead, as MAE)."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Digest of the weights file. Filled in on submission, checked where given."""
+    arch: str = "mocov3-vit-b16"
+    """A timm ViT by name, `mocov3-vit-b16`, `face-api` (small convolutional face network), `as-encoder`, or
+    `vit-WIDTHxDEPTHxHEADS-pPATCH`. An earlier run's encoder brings its own."""
+    taps: tuple[int, ...] = (2, 5, 8, 11)
+    """Blocks whose outputs are compared, counted from 0."""
+    tokens: Literal["all", "patches"] = "all"
+    """Tokens that are compared: `all` with cls and registers (published), or `patches` alone."""
+    input_size: int | None = Field(None, ge=1)
+    """Pixels the teacher sees; None = the run's own input size, or what an earlier run's encoder was trained at."""
+    resize: Literal["nearest", "bilinear"] = "nearest"
+    """How images come to `input_size` (published: nearest). With a teacher that sees fewer pixels than the run, take
+    `bilinear`, antialiased there: nearest picks one pixel of several and leaves the rest of the prediction without
+    a gradient."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Input statistics the teacher was trained with. An earlier run's encoder and `face-api` bring their own."""
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        IMAGENET_STD
+    )
+    normalise: Literal["tokens", "channels"] = "tokens"
+    """Axis along which features are scaled to length 1 before they are compared (published: tokens)."""
+    visible: Literal["predicted", "image"] = "predicted"
+    """Visible patches of the prediction it sees: as `predicted` (published), or replaced by the `image`'s own, so that
+    the decoder answers for the hidden ones alone."""
+    weight: float = Field(1000.0, ge=0)
+    """Weight of the perceptual loss (published: 1000). 0 measures it and trains nothing by it."""
+    seed: int = Field(0, ge=0)
+    """Draw of the weights, for `random` only: the control network is the same for every seed of the run."""
+
+    @property
+    def is_file(self) -> bool:
+        return self.source not in ("", "none", "random")
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the source is a name to look up (trainer.weights.sources); it may bring its own architecture."""
+        return self.source.startswith(("run:", "mlflow:"))
+
+    def num_blocks(self, encoder: Encoder) -> int | None:
+        """Blocks there are to tap; None where only timm knows."""
+        if match := re.fullmatch(EXPORTED_ARCH, self.arch):
+            return int(match["depth"])
+        return {"mocov3-vit-b16": 12, "face-api": 4, "as-encoder": encoder.depth}.get(self.arch)
+
+
+class Pixels(Frozen):
+    """The pixel loss: mean squared error of predicted patches, as MAE. The published method has none."""
+
+    weight: float | None = Field(None, ge=0)
+    """None = 1 without a teacher, 0 beside one; a number beside a teacher trains on both."""
+    normalise: Literal["image", "patch"] = "image"
+    """`image`: ImageNet statistics; `patch`: every patch by its own mean and deviation (MAE's --norm_pix_loss). The
+    prediction is then no image: pictures and PSNR put the true patch's statistics back."""
+    patches: Literal["hidden", "all"] = "hidden"
+    """Patches the error is taken over (MAE: hidden)."""
+
+
+class Batch(Frozen):
+    """The grid of one optimizer step: method 2.1. It depends on the spec alone, never on the cluster."""
+
+    slice: int = Field(64, ge=2)
+    """Images of one forward and backward, and of one BatchNorm statistic."""
+    contrastive_group: int = Field(512, ge=2)
+    """Images whose keys are each other's negatives."""
+    global_batch: int = Field(4096, ge=2)
+    """Images of one optimizer step."""
+
+    @property
+    def slices_per_group(self) -> int:
+        return self.contrastive_group // self.slice
+
+    @property
+    def num_groups(self) -> int:
+        return self.global_batch // self.contrastive_group
+
+    @property
+    def num_cells(self) -> int:
+        return self.global_batch // self.slice
+
+
+class Contrastive(Frozen):
+    weight: float = Field(1.0, ge=0)
+    """0 switches the contrastive branch off."""
+    temperature: float = Field(0.2, gt=0)
+    hidden: int = Field(4096, ge=1)
+    """Width of projector and predictor."""
+    dim: int = Field(256, ge=1)
+    """Length of queries and keys."""
+    target_mask_ratio: float | None = None
+    """Share of patches hidden from the target, which makes the keys: None = mask_ratio (published); 0 = it sees all."""
+
+
+class Ema(Frozen):
+    """The target's moving average: target <- m * target + (1 - m) * online."""
+
+    momentum: float = Field(0.99, ge=0, le=1)
+    """m, in the first step (published: 0.99 throughout)."""
+    ramp: Literal["constant", "cosine"] = "constant"
+    """`cosine` takes m to 1 over the run, step by step. The released code defines that and never calls it."""
+    per: Literal["group", "step"] = "group"
+    """How often the target moves; published: once per contrastive group."""
+
+
+class Optimizer(Frozen):
+    """AdamW; lr = base_lr * global_batch / 256. Tensors with one axis, and biases, are not decayed."""
+
+    base_lr: float = Field(1.5e-4, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    """Longest gradient, as the L2 norm of all of it together; longer ones are scaled down (published: None, never)."""
+
+
+class Schedule(Frozen):
+    """Linear warm-up, then half a cosine down to min_lr, per step."""
+
+    unit: Literal["epochs", "steps"] = "epochs"
+    length: float = Field(16, gt=0)
+    warmup: float = Field(1, ge=0)
+    min_lr: float = Field(0.0, ge=0)
+
+
+class Cadence(Frozen):
+    """How often a run writes things down, in steps."""
+
+    checkpoint_steps: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)
+    log_steps: int = Field(10, ge=1)
+    picture_steps: int = Field(500, ge=1)
+
+
+class Evaluation(Frozen):
+    """What is measured at the end of a run. Held-out images and folds are the same for all arms."""
+
+    held_out: int = Field(1000, ge=2)
+    """Images never trained on, for the sanity metrics (reconstruction PSNR, view retrieval)."""
+    mask_ratio: float = 0.75
+    """Share of patches hidden in the sanity metrics, the same whatever ratio the arm trains with."""
+    images: str | None = None
+    """Folder of images for the probe; None = the training data's folder."""
+    landmarks: str | None = None
+    """JSON file {image key: {"points68": [[x, y], ...], "landmarks_ok": bool}}: ridge probe, NME in %."""
+    labels: str | None = None
+    """CSV file with columns file,label: linear probe, accuracy."""
+    folds: int = Field(5, ge=2)
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Digest of probe images and annotations. Filled in on submission, checked where given."""
+    # Not written where they are not asked for, so that runs of before keep their digests.
+    alignment: Alignment | None = Field(None, exclude_if=lambda asked: asked is None)
+    """Face alignment on a benchmark as a stage after the last step; None = no such stage."""
+    parsing: Parsing | None = Field(None, exclude_if=lambda asked: asked is None)
+    """Face parsing on a benchmark as a stage after the last step; None = no such stage."""
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages that are asked for, by name, in the order they run in."""
+        asked = {"alignment": self.alignment, "parsing": self.parsing}
+        return {name: stage for name, stage in asked.items() if stage}
+
+
+# ---------------------------------------------------------------- run
+
+
+def _shorthand(**known: Any) -> BeforeValidator:
+    """Lets a string stand for a whole part: `encoder: vit-b16`, `decoder: 512x8`, `teacher: none`."""
+
+    def expand(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value in known.get("names", {}):
+            return known["names"][value]
+        if (pattern := known.get("pattern")) and (match := re.fullmatch(pattern, value)):
+            return {name: int(number) for name, number in match.groupdict().items() if number}
+        if field := known.get("field"):
+            return {field: value}
+        names = ", ".join(known.get("names", {})) or known.get("example", "")
+        raise ValueError(f"one of {names}, or the numbers themselves")
+
+    return BeforeValidator(expand)
+
+
+ENCODERS = {
+    "vit-tiny8": {"width": 96, "depth": 4, "heads": 3, "patch": 8},
+    "vit-s16": {"width": 384, "depth": 12, "heads": 6, "patch": 16},
+    "vit-b16": {"width": 768, "depth": 12, "heads": 12, "patch": 16},
+    "vit-l16": {"width": 1024, "depth": 24, "heads": 16, "patch": 16},
+    "vit-h14": {"width": 1280, "depth": 32, "heads": 16, "patch": 14},
+}
+
+
+class RunSpec(Frozen):
+    """Everything that decides a run's numbers. Defaults are the published recipe (method part 1)."""
+
+    data: Data = Data()
+    input_size: int = Field(224, ge=1)
+    """Side of the square input in pixels."""
+    mask_ratio: float = 0.75
+    """Share of patches hidden from the encoders; the number kept is floor(L * (1 - ratio))."""
+    encoder: Annotated[Encoder, _shorthand(names=ENCODERS)] = Encoder(**ENCODERS["vit-b16"])
+    decoder: Annotated[
+        Decoder, _shorthand(pattern=r"(?P<width>\d+)x(?P<depth>\d+)(x(?P<heads>\d+))?", example="512x8, 256x2x16")
+    ] = Decoder(width=512, depth=8)
+    teacher: Annotated[Teacher, _shorthand(field="source")] = Teacher()
+    pixels: Pixels = Pixels()
+    initial: Initial = Initial()
+    batch: Batch = Batch()
+    contrastive: Contrastive = Contrastive()
+    ema: Ema = Ema()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    precision: Literal["bf16", "float32", "float64"] = "bf16"
+    """bf16 = autocast on CUDA; on a CPU such a run computes in float32 and says so."""
+    seed: int = Field(0, ge=0)
+    """Initialisation, data order, flips and masks."""
+    cadence: Cadence = Cadence()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def num_patches(self) -> int:
+        """L: patches of one image."""
+        return (self.input_size // self.encoder.patch) ** 2
+
+    def visible_patches(self, ratio: float | None = None) -> int:
+        """Patches kept at a mask ratio, with the published floating-point floor (method 1.1)."""
+        return int(self.num_patches * (1 - (self.mask_ratio if ratio is None else ratio)))
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.base_lr * self.batch.global_batch / 256
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The losses the run computes, by name, and what each counts in the total."""
+        taught, weights = self.teacher.source != "none", {}
+        if taught:
+            weights["perceptual"] = self.teacher.weight
+        # Without a teacher it is computed whatever it weighs: it is then all there is to say of the decoder.
+        if self.pixels.weight or not taught:
+            weights["pixel"] = 1.0 if self.pixels.weight is None else self.pixels.weight
+        if self.contrastive.weight:
+            weights["contrastive"] = self.contrastive.weight
+        return weights
+
+    def total_steps(self, num_images: int) -> int:
+        """Optimizer steps of the run; a partial global batch at an epoch's end is carried into the next epoch."""
+        if self.schedule.unit == "steps":
+            return math.ceil(self.schedule.length)
+        return max(1, int(self.schedule.length * num_images // self.batch.global_batch))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON: what makes a run this run."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self, info: ValidationInfo) -> Self:
+        # Checks that want every problem at once pass a list to collect them; everybody else gets the exception.
+        found = list(_misfits(self))
+        if isinstance(info.context, dict) and "problems" in info.context:
+            info.context["problems"].extend(found)
+        elif found:
+            raise SpecError(found)
+        return self
+
+
+def _misfits(run: RunSpec) -> Iterator[Problem]:
+    """What is wrong between the fields of one run, each being fine alone."""
+    if not run.data.uri:
+        yield Problem(field="data.uri", asked="nothing", possible="a folder of images, an LMDB, or s3://bucket/prefix")
+    if run.data.keys and run.data.format != "lmdb":
+        yield Problem(
+            field="data.keys", asked=f"a key list for format {run.data.format}",
+            possible="a key list with format lmdb only",
+        )  # fmt: skip
+
+    if run.input_size % run.encoder.patch:
+        multiple = max(1, round(run.input_size / run.encoder.patch)) * run.encoder.patch
+        yield Problem(
+            field="input_size", asked=str(run.input_size),
+            possible=f"a multiple of encoder.patch = {run.encoder.patch}, such as {multiple}",
+        )  # fmt: skip
+    for field, ratio in ("mask_ratio", run.mask_ratio), ("evaluation.mask_ratio", run.evaluation.mask_ratio):
+        kept = run.visible_patches(ratio)
+        if not (0 <= ratio < 1 and 1 <= kept < run.num_patches):
+            yield Problem(
+                field=field, asked=f"{ratio}, which keeps {max(kept, 0)} of {run.num_patches} patches",
+                possible=f"a ratio that keeps 1 to {run.num_patches - 1} patches, such as 0.75",
+            )  # fmt: skip
+    theirs = run.contrastive.target_mask_ratio
+    if theirs is not None and not (0 <= theirs < 1 and run.visible_patches(theirs) >= 1):
+        yield Problem(
+            field="contrastive.target_mask_ratio", asked=f"{theirs} of {run.num_patches} patches",
+            possible="a ratio from 0 that keeps a patch, such as 0.5",
+        )  # fmt: skip
+    for name, part in ("encoder", run.encoder), ("decoder", run.decoder):
+        if part.width % part.heads:
+            yield Problem(
+                field=f"{name}.heads", asked=f"{part.heads} heads for width {part.width}",
+                possible="a divisor of the width",
+            )  # fmt: skip
+
+    batch = run.batch
+    if batch.contrastive_group % batch.slice:
+        yield Problem(
+            field="batch.contrastive_group", asked=f"{batch.contrastive_group}",
+            possible=f"a multiple of batch.slice = {batch.slice}",
+        )  # fmt: skip
+    elif batch.global_batch % batch.contrastive_group:
+        yield Problem(
+            field="batch.global_batch", asked=f"{batch.global_batch}",
+            possible=f"a multiple of batch.contrastive_group = {batch.contrastive_group}",
+        )  # fmt: skip
+
+    teacher = run.teacher
+    if not teacher.source:
+        yield Problem(
+            field="teacher.source", asked="nothing",
+            possible="a weights file, s3://..., mlflow:..., run:ID, none (masked pixels instead), random (control arm)",
+        )  # fmt: skip
+    if teacher.sha256 and not teacher.is_file:
+        yield Problem(
+            field="teacher.sha256", asked=f"a digest for source {teacher.source}",
+            possible="a digest with a weights file only",
+        )  # fmt: skip
+    if list(teacher.taps) != sorted(set(teacher.taps)) or not teacher.taps or min(teacher.taps, default=0) < 0:
+        yield Problem(field="teacher.taps", asked=str(list(teacher.taps)), possible="rising block numbers from 0")
+    elif not teacher.is_name and (depth := teacher.num_blocks(run.encoder)) and teacher.taps[-1] >= depth:
+        yield Problem(
+            field="teacher.taps", asked=str(list(teacher.taps)), possible=f"blocks 0 to {depth - 1} of {teacher.arch}"
+        )
+    if run.initial.sha256 and not run.initial.is_file:
+        yield Problem(
+            field="initial.sha256", asked="a digest for source none", possible="a digest with a weights file only"
+        )
+    if {"pixel", "perceptual"} <= run.loss_weights.keys() and run.pixels.normalise == "patch":
+        yield Problem(
+            field="pixels.normalise", asked="patch beside a teacher, which has to see an image",
+            possible="image, or patch with teacher none",
+        )  # fmt: skip
+    if not any(run.loss_weights.values()):
+        yield Problem(
+            field="contrastive.weight",
+            asked="0 for every loss",
+            possible="more than 0 for one: teacher, pixels or this",
+        )
+    if run.schedule.warmup > run.schedule.length:
+        yield Problem(
+            field="schedule.warmup", asked=f"{run.schedule.warmup} {run.schedule.unit}",
+            possible=f"at most schedule.length = {run.schedule.length}",
+        )  # fmt: skip
+    if run.evaluation.landmarks and run.evaluation.labels:
+        yield Problem(
+            field="evaluation.labels", asked="labels beside landmarks", possible="one of the two: a run has one probe"
+        )
+    for name, stage in run.evaluation.stages.items():
+        for field, asked, possible in misfits(stage, run.encoder.patch, run.encoder.depth):
+            yield Problem(field=f"evaluation.{name}.{field}", asked=asked, possible=possible)
+
+
+# ---------------------------------------------------------------- experiment
+
+
+class Placement(Frozen):
+    """Where runs go. Decides speed and cost, never numbers."""
+
+    pool: str | tuple[str, ...] = "local"
+    """Node pool, or several in order of preference: the first that has room is taken."""
+    min_nodes: int = Field(1, ge=1)
+    max_nodes: int = Field(1, ge=1)
+    processes_per_node: int = Field(1, ge=1)
+    """Worker processes on a node: one a GPU, or CPU processes where there is none."""
+    priority: int = 0
+    """Higher goes first among queued runs."""
+    teacher_cache_gib: float = Field(0, ge=0)
+    """Disk of a node for the teacher's features of training images, for small subsets seen often; 0 = none kept."""
+    compile: bool = False
+    """torch.compile the networks: minutes more before the first step, then faster; equal up to rounding."""
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        return (self.pool,) if isinstance(self.pool, str) else self.pool
+
+    @property
+    def max_world_size(self) -> int:
+        return self.max_nodes * self.processes_per_node
+
+
+class ExperimentSpec(Frozen):
+    """A question: arms that differ in named factors, each repeated over seeds, judged against a baseline."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    """Lower-case letters, digits and hyphens."""
+    base: Mapping[str, Any]
+    """A RunSpec, or what differs from `preset`: tiny, vit-s16, vit-b16, vit-l16, vit-h14."""
+    factors: Mapping[str, list[Any]] = Field(default_factory=dict)
+    """Dotted field of the RunSpec -> its levels; every combination is an arm."""
+    seeds: int | list[int] = 3
+    """Repeats of every arm: a number n (seeds 0..n-1), or the seeds themselves. Not one more axis."""
+    baseline: Mapping[str, Any] = Field(default_factory=dict)
+    """Level of each factor in the arm the others are compared with; the first level where not given."""
+    concurrency: int = Field(1, ge=1)
+    """Runs of this experiment in flight at once."""
+    placement: Placement = Placement()
+    gpu_hours: float | None = Field(None, gt=0)
+    """Cap over all runs (process-hours on CPU): reached = what still runs is cancelled. None = no cap."""
+    share: bool = True
+    """False trains again what another experiment has already trained."""
+
+    @property
+    def seed_list(self) -> list[int]:
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)

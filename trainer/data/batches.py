@@ -1,0 +1,121 @@
+"""Images of a run, slice by slice, in the order that draws.py decides.
+
+A subset that fits is decoded once and kept as bytes; a larger one is decoded by worker processes. What is left to
+do with a whole batch, mirroring and normalising, happens on the device.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, RunSpec
+from trainer.data.decoded import Decoded, InMemory, OnDemand
+from trainer.data.manifest import DataError, Images, Rows, Split, read_manifest
+from trainer.method.draws import View, flips, images_at, mask_noise
+from trainer.method.grid import StepPlan, first_position
+from trainer.store.objects import StorageError
+
+# Decoded subsets up to this size are held in memory by every rank.
+MAX_BYTES_IN_MEMORY = 512 << 20
+MAX_WORKERS = 16
+
+
+class Slice(NamedTuple):
+    """One cell's images, with both branches' mask noise."""
+
+    image_BCHW: Tensor
+    """uint8, mirrored where drawn."""
+    online_BL: Tensor
+    target_BL: Tensor
+    index_B: Tensor
+    """Which image of the subset each is; on the CPU, as flipped_B."""
+    flipped_B: Tensor
+    undecodable: Mapping[int, str]
+    """Images that others stand in for: index in the subset -> key and reason."""
+
+
+def split_of(run: RunSpec) -> Split:
+    """The run's images: trained on, and held out. Raises DataError when the data is not what the spec says."""
+    manifest = read_manifest(run.data)
+    if run.data.sha256 not in (None, manifest.digest):
+        raise DataError(
+            f"{run.data.uri} has changed since the run was submitted: digest {manifest.digest}, "
+            f"the spec says {run.data.sha256}"
+        )
+    return manifest.split(
+        held_out=run.evaluation.held_out, subset_size=run.data.subset_size, subset_seed=run.data.subset_seed
+    )
+
+
+def normalise(image_BCHW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 -> ImageNet-normalised [N, 3, H, W], contiguous however the bytes lay."""
+    mean, std = (
+        torch.tensor(x, dtype=dtype, device=image_BCHW.device).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return (image_BCHW.to(dtype, memory_format=torch.contiguous_format) / 255 - mean) / std
+
+
+def slices(
+    run: RunSpec, images: Images, rows: Rows, plan: StepPlan, steps: range, device: torch.device
+) -> Iterator[Slice]:
+    """This rank's cells of these steps, in the plan's order, on the device.
+
+    The worker processes are started by this call. Raises DataError when an image has changed or too many cannot be
+    decoded, StorageError when one cannot be read.
+    """
+    cells = [(group.index, index) for group in plan.groups for index in group.slices]
+    in_memory = len(rows) * 3 * run.input_size**2 <= MAX_BYTES_IN_MEMORY
+    kind = InMemory if in_memory else OnDemand
+    loader = DataLoader(
+        _Cells(run, kind(images, rows, run.input_size, run.data.fit, max_undecodable(run, len(rows))), len(rows)),
+        batch_size=None,
+        sampler=(first_position(run.batch, step, *cell) for step in steps for cell in cells),
+        num_workers=0 if in_memory else _num_workers(),
+        pin_memory=device.type == "cuda",
+    )
+    return (_on_device(cell, device) for cell in iter(loader))
+
+
+def max_undecodable(run: RunSpec, num_images: int) -> int:
+    """Images of the subset that may be undecodable."""
+    return int(run.data.max_undecodable * num_images)
+
+
+class _Cells(Dataset):
+    """Cell, not yet mirrored, by the position of its first image. An error is an item, to be raised where it is seen:
+    out of a worker process its text would be a traceback."""
+
+    def __init__(self, run: RunSpec, decoded: Decoded, num_images: int) -> None:
+        self.run, self.decoded, self.num_images = run, decoded, num_images
+
+    def __getitem__(self, first: int) -> Slice | DataError | StorageError:
+        run = self.run
+        drawn = images_at(run.seed, first, run.batch.slice, self.num_images)
+        try:
+            shown = self.decoded.get(drawn.index_B.tolist())
+        except (DataError, StorageError) as error:
+            return error
+        mirrored = flips(run.seed, drawn) if run.data.flip else torch.zeros(run.batch.slice, dtype=torch.bool)
+        online_BL, target_BL = (torch.from_numpy(mask_noise(run.seed, drawn, view, run.num_patches)) for view in View)
+        return Slice(
+            shown.image_BCHW, online_BL, target_BL, torch.from_numpy(shown.index_B), torch.as_tensor(mirrored),
+            shown.undecodable,
+        )  # fmt: skip
+
+
+def _on_device(cell: Slice | DataError | StorageError, device: torch.device) -> Slice:
+    if isinstance(cell, Exception):
+        raise cell
+    parts = cell.image_BCHW, cell.online_BL, cell.target_BL, cell.flipped_B
+    image_BCHW, online_BL, target_BL, mirror_B = (part.to(device, non_blocking=True) for part in parts)
+    image_BCHW = torch.where(mirror_B.view(-1, 1, 1, 1), image_BCHW.flip(3), image_BCHW)
+    return cell._replace(image_BCHW=image_BCHW, online_BL=online_BL, target_BL=target_BL)
+
+
+def _num_workers() -> int:
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // ranks_here - 1))

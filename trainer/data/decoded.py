@@ -1,0 +1,130 @@
+"""Pixels of a subset by index: kept in memory where they fit, else decoded when asked for.
+
+An image that cannot be decoded is replaced by the next one of the subset, so that a slice stays whole and which
+images it shows follows from the data alone; the index of what is shown and every reason go along.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from trainer.data.decode import Fit, Undecodable, decode
+from trainer.data.images.sorting import read_ahead
+from trainer.data.manifest import DataError, Images, Rows
+
+logger = logging.getLogger(__name__)
+
+NAMED = 5
+
+
+class Shown(NamedTuple):
+    """What stands at some indices of a subset."""
+
+    image_BCHW: Tensor
+    """uint8"""
+    index_B: np.ndarray
+    """Whose pixels they are: the index asked for, or that of the image shown in its place."""
+    undecodable: dict[int, str]
+    """What could not be decoded on the way: index -> key and reason."""
+
+
+class Decoded(Protocol):
+    def get(self, indices: Sequence[int]) -> Shown:
+        """Raises DataError when an image is gone or none can be shown, StorageError when it cannot be read."""
+
+
+class InMemory:
+    """All images of a subset, decoded once by all cores."""
+
+    def __init__(self, images: Images, rows: Rows | Sequence[int], size: int, fit: Fit, limit: int) -> None:
+        """Raises DataError when more than `limit` images cannot be decoded, or all."""
+        self.image_NHWC = torch.zeros((len(rows), size, size, 3), dtype=torch.uint8)
+        self.reasons: dict[int, str] = {}
+
+        def load(index: int) -> None:
+            try:
+                self.image_NHWC[index] = decode(images.get(rows[index]), size, fit).permute(1, 2, 0)
+            except Undecodable as error:
+                self.reasons[index] = f"{images.key(rows[index])}: {error}"
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(load, range(len(rows))))
+        if rows and len(self.reasons) > min(limit, len(rows) - 1):
+            raise too_many([self.reasons[index] for index in sorted(self.reasons)], len(rows))
+
+    def get(self, indices: Sequence[int]) -> Shown:
+        undecodable: dict[int, str] = {}
+        shown = np.array([self._first_decodable(index, undecodable) for index in indices], np.int64)
+        return Shown(self.image_NHWC[torch.from_numpy(shown)].permute(0, 3, 1, 2), shown, undecodable)
+
+    def _first_decodable(self, index: int, undecodable: dict[int, str]) -> int:
+        while index in self.reasons:
+            undecodable[index] = self.reasons[index]
+            index = (index + 1) % len(self.image_NHWC)
+        return index
+
+
+class OnDemand:
+    """Images of a subset, read and decoded every time."""
+
+    def __init__(self, images: Images, rows: Rows, size: int, fit: Fit, limit: int) -> None:
+        self.images, self.rows, self.size, self.fit, self.limit = images, rows, size, fit, limit
+        self._reasons: dict[int, str] = {}
+
+    def get(self, indices: Sequence[int]) -> Shown:
+        undecodable: dict[int, str] = {}
+        image_BHWC = _empty((len(indices), self.size, self.size, 3))
+        shown = np.empty(len(indices), np.int64)
+        # All of them first: threads that read while this one decodes would take the interpreter from it.
+        read = read_ahead if self.images.is_remote else map
+        encoded = list(read(self.images.get, [self.rows[index] for index in indices]))
+        for place, (index, data) in enumerate(zip(indices, encoded, strict=True)):
+            shown[place], pixels_CHW = self._first_decodable(index, data, undecodable)
+            image_BHWC[place] = pixels_CHW.permute(1, 2, 0)
+        return Shown(image_BHWC.permute(0, 3, 1, 2), shown, undecodable)
+
+    def _first_decodable(self, index: int, data: bytes, undecodable: dict[int, str]) -> tuple[int, Tensor]:
+        while True:
+            try:
+                return index, decode(data, self.size, self.fit)
+            except Undecodable as error:
+                undecodable[index] = self._reasons[index] = f"{self.rows.key(index)}: {error}"
+            if len(self._reasons) > min(self.limit, len(self.rows) - 1):
+                raise too_many(list(self._reasons.values()), len(self.rows))
+            index = (index + 1) % len(self.rows)
+            data = self.images.get(self.rows[index])
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """uint8; in a worker process in memory it shares with the trainer, so that a slice is not copied on its way."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def load_images(images: Images, rows: Rows | Sequence[int], size: int, fit: Fit) -> Tensor:
+    """Decoded images, uint8 [N, 3, size, size]; in place of one that cannot be decoded stands the next of the rows.
+
+    Raises DataError when none can be decoded.
+    """
+    loaded = InMemory(images, rows, size, fit, limit=len(rows))
+    for _, what in sorted(loaded.reasons.items()):
+        logger.warning("another image stands in for one that cannot be decoded: %s", what)
+    return loaded.get(range(len(rows))).image_BCHW
+
+
+def too_many(undecodable: Sequence[str], num_images: int) -> DataError:
+    """The error of a subset of which more cannot be decoded than the spec allows; of each its key and the reason."""
+    return DataError(
+        f"at least {len(undecodable)} of {num_images} images cannot be decoded ({'; '.join(undecodable[:NAMED])}); "
+        f"`mcf data verify` lists all: mend or leave them out, or raise data.max_undecodable"
+    )

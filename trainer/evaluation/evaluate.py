@@ -1,0 +1,64 @@
+"""The numbers a finished run is judged by: probe, its floors, and the sanity metrics."""
+
+import logging
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.contract import RunSpec
+from trainer.contract.records import Floors, Metric, StageResult
+from trainer.data.batches import normalise
+from trainer.data.decoded import load_images
+from trainer.data.manifest import Images, Split
+from trainer.evaluation.probe import Task, encoder_features, pixel_features, probe_task
+from trainer.evaluation.sanity import sanity_metrics
+from trainer.method.mcf import Mcf, build
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluated(NamedTuple):
+    """The parts of a Result that are measured on the trained model."""
+
+    probe: Metric | None
+    floors: Floors | None
+    probe_note: str
+    sanity: list[Metric]
+    stages: tuple[StageResult, ...] = ()
+    """Fitted before this."""
+
+
+def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: torch.device) -> Evaluated:
+    """Measure a trained model that is on `device`; `images`: where the training data's images come from.
+
+    Raises DataError when the probe's images are not what the spec says.
+    """
+    held_out = load_images(images, split.held_out, run.input_size, run.data.fit)
+    sanity = sanity_metrics(run, model, normalise(held_out.to(device), model.encoder.cls_token.dtype))
+    task = probe_task(run)
+    if task is None:
+        return Evaluated(None, None, "no probe: the spec names neither landmarks nor labels", sanity)
+    probe, neighbour = _read_off(task, encoder_features(model.encoder, task.image_NCHW, device), "sanity/neighbour_nme")
+    pixels, of_pixels = _read_off(task, pixel_features(task.image_NCHW, device), "floor/neighbour_pixels")
+    untrained = build(run).encoder.to(device)
+    random_encoder, of_random = _read_off(
+        task, encoder_features(untrained, task.image_NCHW, device), "floor/neighbour_random_encoder"
+    )
+    floors = Floors(pixels=pixels.value, random_encoder=random_encoder.value)
+    sanity += [metric for metric in (neighbour, of_pixels, of_random) if metric]
+    seen = len(split.train.among(task.contents))
+    note = f"{task.note}; {seen} of the images were trained on, without their annotations"
+    logger.info(
+        "%s %.3f, raw pixels %.3f, untrained encoder %.3f",
+        probe.name,
+        probe.value,
+        floors.pixels,
+        floors.random_encoder,
+    )
+    return Evaluated(probe, floors, note, sanity)
+
+
+def _read_off(task: Task, feature_NF: Tensor, neighbour: str) -> tuple[Metric, Metric | None]:
+    """Probe and error of neighbours, under that name, with the same features, which are large and not kept."""
+    return task.measure(feature_NF), task.measure_neighbours(feature_NF, neighbour)

@@ -1,0 +1,44 @@
+"""Where a benchmark's files are, and whether they are still the ones that were asked for. No torch."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from trainer.data.manifest import DataError
+from trainer.store.objects import open_store
+
+FETCHERS = 16
+
+
+def digest_of_files(uri: str) -> str:
+    """sha256 over names and sizes of all files below a path or s3:// address. Raises DataError where there are none.
+
+    Not over their contents: those are gigabytes that a submission cannot read.
+    """
+    entries = open_store(uri).list()
+    if not entries:
+        raise DataError(f"{uri} holds no files; possible: the folder of the benchmark, as docs/evaluation.md says")
+    text = "".join(f"{entry.name}\n{entry.size}\n" for entry in entries)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_faces(manifest_digest: str, landmarks: bytes) -> str:
+    """Digest of `faces68`: over the images' contents and the landmark file, as the probe's."""
+    return hashlib.sha256(f"{manifest_digest} {hashlib.sha256(landmarks).hexdigest()}".encode()).hexdigest()
+
+
+def local_folder(uri: str, scratch: Path) -> Path:
+    """The benchmark on this machine: its own folder, or what was fetched into `scratch`. Raises StorageError."""
+    if not uri.startswith("s3://"):
+        return Path(uri.removeprefix("file://"))
+    store = open_store(uri)
+    names = [entry.name for entry in store.list()]
+
+    def fetch(name: str) -> None:
+        path = scratch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.get_file(name, path)
+
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        list(pool.map(fetch, names))
+    return scratch

@@ -1,0 +1,80 @@
+"""Two numbers on images held out from every arm's subset. They show that training works; they do not rank arms.
+
+Reconstruction says how well hidden patches are guessed; an arm with a teacher is trained on the teacher's
+features and not on pixels. View retrieval says whether one masked view of a face finds the other view of the
+same face among all held-out faces. It compares cls features of the online encoder, because those are what the
+export delivers and every arm has them, also one without contrastive branch; the projector's output would depend
+on which images share a batch (BatchNorm). Chance is 100 / number of held-out images, but an untrained encoder is
+above it already: views overlap, and colours tell faces apart. Measured on 50 faces of 64 pixels: untrained 40 %,
+after 300 steps 64 % (random teacher) and 82 % (pixels); the projector's output shows the same (44, 60, 74 %).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from trainer.contract import RunSpec
+from trainer.contract.records import Metric
+from trainer.method.draws import Drawn, View, mask_noise
+from trainer.method.mcf import Mcf
+from trainer.tracking.pictures import denormalise, hidden_pixels
+
+# Not a run's seed: every arm and every seed sees the same masks.
+NOISE_SEED = 20_240_117
+BATCH = 64
+
+
+def sanity_metrics(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> list[Metric]:
+    """PSNR of hidden patches and top-1 of view retrieval, on normalised held-out images; none without images."""
+    if not len(image_NCHW):
+        return []
+    return [
+        Metric(name="sanity/psnr", value=psnr(run, model, image_NCHW), unit="dB", higher_is_better=True),
+        Metric(name="sanity/retrieval_top1", value=retrieval(run, model, image_NCHW), unit="%", higher_is_better=True),
+    ]
+
+
+def held_out_noise(run: RunSpec, count: int, view: View = View.ONLINE) -> Tensor:
+    """Mask noise [N, L] of the held-out images, in their order; view says which of two masks."""
+    each_once = Drawn(np.zeros(count, np.int64), np.arange(count))
+    return torch.from_numpy(mask_noise(NOISE_SEED, each_once, view, run.num_patches))
+
+
+def psnr(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> float:
+    """Mean over images of 10 log10(1 / squared error) in dB; colours 0..1, hidden patches alone."""
+    visible = run.visible_patches(run.evaluation.mask_ratio)
+
+    def error(image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
+        guess = denormalise(model.reconstruct(image_BCHW, noise_BL, visible))
+        hidden = hidden_pixels(image_BCHW, noise_BL, visible).expand_as(guess)
+        squared = (guess - denormalise(image_BCHW)).square().masked_fill(~hidden, 0)
+        return squared.flatten(1).sum(1) / hidden.flatten(1).sum(1)
+
+    error_N = _in_batches(error, image_NCHW, held_out_noise(run, len(image_NCHW)))
+    # A patch of one colour can be guessed exactly; 1e-10 is 100 dB.
+    return float((-10 * error_N.clamp(min=1e-10).log10()).mean())
+
+
+def retrieval(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> float:
+    """Share of images in % whose first view's nearest second view, by cosine of cls features, is their own."""
+    visible = run.visible_patches(run.evaluation.mask_ratio)
+
+    def cls_features(image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
+        return model.encoder(image_BCHW, noise_BL, visible)[:, 0]
+
+    one_ND, other_ND = (
+        normalize(_in_batches(cls_features, image_NCHW, held_out_noise(run, len(image_NCHW), view)), dim=1)
+        for view in View
+    )
+    found = (one_ND @ other_ND.T).argmax(dim=1)
+    return 100 * float((found == torch.arange(len(found), device=found.device)).double().mean())
+
+
+@torch.no_grad()
+def _in_batches(function: Callable[[Tensor, Tensor], Tensor], image_NCHW: Tensor, noise_NL: Tensor) -> Tensor:
+    """function(images, noise) over everything; images may wait on another device than the noise."""
+    parts = zip(image_NCHW.split(BATCH), noise_NL.split(BATCH), strict=True)
+    return torch.cat([function(image_BCHW, noise_BL.to(image_BCHW.device)) for image_BCHW, noise_BL in parts])

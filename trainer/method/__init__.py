@@ -1,0 +1,1 @@
+"""The method (docs/method.md): networks, losses, optimizer, the grid of a step and every random draw."""

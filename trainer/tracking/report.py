@@ -1,0 +1,84 @@
+"""What rank 0 tells the world of a run's progress: metrics and pictures to MLflow, its session to the store."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from trainer.contract import RunSpec
+from trainer.tracking.journal import Journal
+from trainer.tracking.log import RunLog
+
+# The result's losses are means over so many logged steps.
+LAST_LINES = 5
+# How long a process that is asked to end waits for MLflow.
+LOG_SECONDS = 5.0
+
+
+class Report(Protocol):
+    """What the training loop says after every step."""
+
+    def step(self, step: int, losses: Mapping[str, float], **more: float) -> None:
+        """`step` steps are done; `losses` and `more` belong to the last of them."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What has not been confirmed, or will be needed again, for the checkpoint."""
+
+
+class Silent:
+    """Ranks other than 0."""
+
+    def step(self, step: int, losses: Mapping[str, float], **more: float) -> None:
+        pass
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {}
+
+
+class RankZero:
+    """Rank 0: logs every log_steps, draws a picture every picture_steps, keeps the session file fresh."""
+
+    def __init__(
+        self, run: RunSpec, log: RunLog, journal: Journal, *,
+        world_size: int, steps: range, draw: Callable[[], bytes] | None,
+    ) -> None:  # fmt: skip
+        self.run, self.log, self.journal, self.draw = run, log, journal, draw
+        self.world_size, self.total_steps = world_size, steps.stop
+        self._losses: list[Mapping[str, float]] = []
+        self._since = (steps.start, time.monotonic())
+
+    def step(self, step: int, losses: Mapping[str, float], **more: float) -> None:
+        cadence, last_step = self.run.cadence, step == self.total_steps
+        if step % cadence.log_steps == 0 or last_step:
+            self._log(step, losses, more)
+        if self.draw and (step % cadence.picture_steps == 0 or last_step):
+            self.log.picture(step, self.draw())
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"log": self.log.state_dict(), "losses": self._losses}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.log.load_state_dict(state["log"])
+        self._losses = state["losses"]
+
+    def mean_losses(self) -> dict[str, float]:
+        """Means over the last logged steps, by whichever session; empty before the first."""
+        names = self._losses[-1] if self._losses else ()
+        return {name: sum(line[name] for line in self._losses) / len(self._losses) for name in names}
+
+    def close(self, stage: str) -> None:
+        """Write what is left. What MLflow does not take at once is in the checkpoint."""
+        self.journal.close(stage)
+        self.log.close(LOG_SECONDS)
+
+    def _log(self, step: int, losses: Mapping[str, float], more: Mapping[str, float]) -> None:
+        before, then = self._since
+        now = time.monotonic()
+        images_per_second = (step - before) * self.run.batch.global_batch / max(now - then, 1e-9)
+        self._since = (step, now)
+        self._losses = [*self._losses, dict(losses)][-LAST_LINES:]
+        self.journal.update(step, losses, images_per_second)
+        metrics = {f"loss/{name}": value for name, value in losses.items()}
+        self.log.metrics(step, {
+            **metrics, **more, "images_per_second": images_per_second, "world_size": self.world_size,
+            "restarts": self.journal.restarts, "images_seen": step * self.run.batch.global_batch,
+        })  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from trainer.contract import Frozen
+from trainer.contract.frozen import Frozen
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9.]+(m|[EPTGMk]i?)?$")]
 

@@ -24,7 +24,7 @@ from trainer.contract import RunSpec, records
 from trainer.contract.records import MemoryNote, Outcome, StageResult, Verdict
 from trainer.data.batches import slices, split_of
 from trainer.data.manifest import DataError, Rows, open_images
-from trainer.elastic.distributed import World, joined_world
+from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
 from trainer.elastic.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.elastic.waiting import on_first
 from trainer.evaluation.stages.fitting import Diverged
@@ -53,7 +53,7 @@ OWN_ERRORS = (NonFiniteLoss, Diverged, DataError, TeacherError, WeightsError)
 # Ranks that run out of memory in the same step do so at about the same time, and that is once.
 SAME_STEP = timedelta(seconds=15)
 # Wrong about where or how it was started; the run itself is none the worse.
-START_ERRORS = (TooManyWorkers, OtherRun)
+START_ERRORS = (TooManyWorkers, NotEnoughGpus, OtherRun)
 
 # With the pauses between them more than a minute: an object store is away that long when it fails over.
 STORE_ATTEMPTS = "12"

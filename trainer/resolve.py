@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.contract import Data, ExperimentSpec, Initial, Placement, Problem, RunSpec, SpecError, Teacher
+from trainer.contract import Data, ExperimentSpec, Initial, Placement, Problem, RunSpec, SpecError, TeacherSpec
 from trainer.contract.ablation import Arm, across_arms, expand, parse_experiment
 from trainer.contract.stage import FACES68, Stage
 from trainer.data.manifest import DataError, Manifest, read_manifest
 from trainer.evaluation.readers import READERS
 from trainer.evaluation.readers.source import digest_of_faces, digest_of_files
-from trainer.store.objects import StorageError, open_store, split_uri
+from trainer.store.objects import StorageError, read_object
 from trainer.weights import sources
 from trainer.weights.sources import UnknownWeights
 
@@ -116,7 +116,7 @@ class _Look:
             lambda error: report(field, data.uri, f"an address that can be read: {error}"),
         )
 
-    def _teacher(self, run: RunSpec, report: Report) -> Teacher | None:
+    def _teacher(self, run: RunSpec, report: Report) -> TeacherSpec | None:
         """The teacher as a file that every worker can read, with its digest."""
         if not (run.teacher.is_name or _absolute(run.teacher.source)):
             report(
@@ -131,7 +131,7 @@ class _Look:
             else:
                 report("teacher.source", run.teacher.source, f"a weights file that can be read: {error}")
 
-        teacher: Teacher | None = self._once(
+        teacher: TeacherSpec | None = self._once(
             ("teacher", run.teacher), lambda: sources.settled(run.teacher, self._library), fail
         )
         if teacher is None:
@@ -239,12 +239,6 @@ class _Look:
             fail(answer)
             return None
         return answer
-
-
-def read_object(address: str) -> bytes:
-    """The bytes at a path or s3:// address. Raises StorageError."""
-    folder, name = split_uri(address)
-    return open_store(folder).get(name)
 
 
 def annotated_keys(source: str, text: bytes) -> tuple[list[str], str]:

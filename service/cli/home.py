@@ -7,7 +7,7 @@ import secrets
 import socket
 from pathlib import Path
 
-from trainer.contract import Frozen
+from trainer.contract.frozen import Frozen
 
 DEFAULT = Path(".mcf")
 STATE = "up.json"

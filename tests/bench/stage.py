@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tests.conftest import draw_faces, free_port
-from trainer import contract
+from trainer.contract import EncoderSpec
 from trainer.contract.recipe import Recipe
 from trainer.elastic.distributed import joined_world
 from trainer.evaluation.readers.record import Record
@@ -21,7 +21,7 @@ from trainer.evaluation.stages.network import build
 from trainer.evaluation.stages.splits import split
 from trainer.method.vit import Encoder, initialise
 
-ENCODER = contract.Encoder(width=192, depth=4, heads=3, patch=16)
+ENCODER = EncoderSpec(width=192, depth=4, heads=3, patch=16)
 SIZE, FACES, TESTED, TURNS = 128, 48, 16, 3
 RECIPE = Recipe(epochs=1, batch=16, slice=16)
 

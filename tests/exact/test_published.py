@@ -81,7 +81,9 @@ def test_an_export_has_exactly_the_released_names_and_initial_statistics(
     teacher = {"source": str(file), "arch": "as-encoder", "taps": [1]}
     run = run_of(state, teacher=teacher)
     model, target = load_published(state, run)
-    found = to_published(model, target, teachers.build(run, torch.device("cpu")))
+    built = teachers.build(run, torch.device("cpu"))
+    assert built
+    found = to_published(model, target, built.network)
     assert found.keys() == state.keys()
     assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in state.items()}
     assert torch.equal(found[f"{TEACHER}blocks.1.mlp.fc2.weight"], state[f"{TEACHER}blocks.1.mlp.fc2.weight"])

@@ -6,6 +6,8 @@
 into arms and runs; `records` is what a run writes into its directory.
 """
 
+from trainer.contract.experiment import ExperimentSpec, Placement
+from trainer.contract.problems import Problem, SpecError
 from trainer.contract.run import (
     ENCODERS,
     EXPORTED_ARCH,
@@ -15,45 +17,20 @@ from trainer.contract.run import (
     Cadence,
     Contrastive,
     Data,
-    Decoder,
+    DecoderSpec,
     Ema,
-    Encoder,
+    EncoderSpec,
     Evaluation,
-    ExperimentSpec,
-    Frozen,
     Initial,
     Optimizer,
     Pixels,
-    Placement,
-    Problem,
     RunSpec,
     Schedule,
-    SpecError,
-    Teacher,
-)
+    TeacherSpec,
+)  # fmt: skip
 
 __all__ = [
-    "ENCODERS",
-    "EXPORTED_ARCH",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Batch",
-    "Cadence",
-    "Contrastive",
-    "Data",
-    "Decoder",
-    "Ema",
-    "Encoder",
-    "Evaluation",
-    "ExperimentSpec",
-    "Frozen",
-    "Initial",
-    "Optimizer",
-    "Pixels",
-    "Placement",
-    "Problem",
-    "RunSpec",
-    "Schedule",
-    "SpecError",
-    "Teacher",
-]
+    "ENCODERS", "EXPORTED_ARCH", "IMAGENET_MEAN", "IMAGENET_STD", "Batch", "Cadence", "Contrastive", "Data",
+    "DecoderSpec", "Ema", "EncoderSpec", "Evaluation", "ExperimentSpec", "Initial", "Optimizer", "Pixels",
+    "Placement", "Problem", "RunSpec", "Schedule", "SpecError", "TeacherSpec",
+]  # fmt: skip

@@ -15,8 +15,10 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from trainer.contract.experiment import ExperimentSpec
 from trainer.contract.presets import PRESETS
-from trainer.contract.run import ExperimentSpec, Problem, RunSpec
+from trainer.contract.problems import Problem
+from trainer.contract.run import RunSpec
 
 Model = TypeVar("Model", bound=BaseModel)
 Json = dict[str, Any]

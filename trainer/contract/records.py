@@ -21,7 +21,7 @@ from typing import Protocol
 
 from pydantic import Field
 
-from trainer.contract.run import Frozen
+from trainer.contract.frozen import Frozen
 
 SPEC = "spec.json"
 OUTCOME = "outcome.json"

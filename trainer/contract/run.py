@@ -1,49 +1,24 @@
-"""The contract: what a run and an experiment are. Pydantic only; no torch, no files, no clock.
+"""What a run is: everything that decides its numbers, and nothing else. Pydantic only; no torch, no files, no clock.
 
-A `RunSpec` holds everything that decides a run's numbers and nothing that does not: where it runs and
-on how many processes belongs to `Placement`. Its digest names the run, so equal specs are one run.
+Where a run goes and on how many processes belongs to `Placement` (experiment.py). The digest of a `RunSpec` names the
+run, so equal specs are one run.
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from trainer.contract.frozen import Frozen as Frozen
-from trainer.contract.stage import Alignment, Parsing, Stage, misfits
+from trainer.contract.checks import misfits
+from trainer.contract.frozen import Frozen
+from trainer.contract.problems import SpecError
+from trainer.contract.stage import Alignment, Parsing, Stage
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Problem(Frozen):
-    """One thing that is wrong with a request: which field, what was asked, what is possible."""
-
-    field: str
-    asked: str
-    possible: str
-    arms: tuple[str, ...] = ()
-    """Arms it concerns; empty = all of them."""
-
-    def __str__(self) -> str:
-        more = f" and {len(self.arms) - 3} more arms" if len(self.arms) > 3 else ""
-        where = f" (in {'; '.join(self.arms[:3])}{more})" if self.arms else ""
-        return f"{self.field}: asked for {self.asked}; possible: {self.possible}{where}"
-
-
-class SpecError(ValueError):
-    """A request that cannot be run, with everything that is wrong with it."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
-        self.problems = problems
-
-
-# ---------------------------------------------------------------- the parts of a run
 
 
 class Data(Frozen):
@@ -67,7 +42,7 @@ class Data(Frozen):
     """Digest of the manifest (keys and contents). Filled in on submission, checked where given."""
 
 
-class Encoder(Frozen):
+class EncoderSpec(Frozen):
     """A plain ViT: pre-norm blocks, MLP ratio 4, one cls token (paper: ViT-B/16)."""
 
     width: int = Field(ge=8, multiple_of=4)
@@ -76,7 +51,7 @@ class Encoder(Frozen):
     patch: int = Field(ge=1)
 
 
-class Decoder(Frozen):
+class DecoderSpec(Frozen):
     """The learnable half M0 of the partially pretrained decoder; the frozen half M1 is the teacher."""
 
     width: int = Field(ge=8, multiple_of=4)
@@ -106,7 +81,7 @@ class Initial(Frozen):
         return self.source != "none"
 
 
-class Teacher(Frozen):
+class TeacherSpec(Frozen):
     """The frozen half M1 of the decoder: its features of the prediction are compared with those of the image."""
 
     source: str = ""
@@ -151,7 +126,7 @@ class Teacher(Frozen):
         """Whether the source is a name to look up (trainer.weights.sources); it may bring its own architecture."""
         return self.source.startswith(("run:", "mlflow:"))
 
-    def num_blocks(self, encoder: Encoder) -> int | None:
+    def num_blocks(self, encoder: EncoderSpec) -> int | None:
         """Blocks there are to tap; None where only timm knows."""
         if match := re.fullmatch(EXPORTED_ARCH, self.arch):
             return int(match["depth"])
@@ -274,9 +249,6 @@ class Evaluation(Frozen):
         return {name: stage for name, stage in asked.items() if stage}
 
 
-# ---------------------------------------------------------------- run
-
-
 def _shorthand(**known: Any) -> BeforeValidator:
     """Lets a string stand for a whole part: `encoder: vit-b16`, `decoder: 512x8`, `teacher: none`."""
 
@@ -312,11 +284,11 @@ class RunSpec(Frozen):
     """Side of the square input in pixels."""
     mask_ratio: float = 0.75
     """Share of patches hidden from the encoders; the number kept is floor(L * (1 - ratio))."""
-    encoder: Annotated[Encoder, _shorthand(names=ENCODERS)] = Encoder(**ENCODERS["vit-b16"])
+    encoder: Annotated[EncoderSpec, _shorthand(names=ENCODERS)] = EncoderSpec(**ENCODERS["vit-b16"])
     decoder: Annotated[
-        Decoder, _shorthand(pattern=r"(?P<width>\d+)x(?P<depth>\d+)(x(?P<heads>\d+))?", example="512x8, 256x2x16")
-    ] = Decoder(width=512, depth=8)
-    teacher: Annotated[Teacher, _shorthand(field="source")] = Teacher()
+        DecoderSpec, _shorthand(pattern=r"(?P<width>\d+)x(?P<depth>\d+)(x(?P<heads>\d+))?", example="512x8, 256x2x16")
+    ] = DecoderSpec(width=512, depth=8)
+    teacher: Annotated[TeacherSpec, _shorthand(field="source")] = TeacherSpec()
     pixels: Pixels = Pixels()
     initial: Initial = Initial()
     batch: Batch = Batch()
@@ -372,157 +344,9 @@ class RunSpec(Frozen):
     @model_validator(mode="after")
     def _parts_fit_together(self, info: ValidationInfo) -> Self:
         # Checks that want every problem at once pass a list to collect them; everybody else gets the exception.
-        found = list(_misfits(self))
+        found = list(misfits(self))
         if isinstance(info.context, dict) and "problems" in info.context:
             info.context["problems"].extend(found)
         elif found:
             raise SpecError(found)
         return self
-
-
-def _misfits(run: RunSpec) -> Iterator[Problem]:
-    """What is wrong between the fields of one run, each being fine alone."""
-    if not run.data.uri:
-        yield Problem(field="data.uri", asked="nothing", possible="a folder of images, an LMDB, or s3://bucket/prefix")
-    if run.data.keys and run.data.format != "lmdb":
-        yield Problem(
-            field="data.keys", asked=f"a key list for format {run.data.format}",
-            possible="a key list with format lmdb only",
-        )  # fmt: skip
-
-    if run.input_size % run.encoder.patch:
-        multiple = max(1, round(run.input_size / run.encoder.patch)) * run.encoder.patch
-        yield Problem(
-            field="input_size", asked=str(run.input_size),
-            possible=f"a multiple of encoder.patch = {run.encoder.patch}, such as {multiple}",
-        )  # fmt: skip
-    for field, ratio in ("mask_ratio", run.mask_ratio), ("evaluation.mask_ratio", run.evaluation.mask_ratio):
-        kept = run.visible_patches(ratio)
-        if not (0 <= ratio < 1 and 1 <= kept < run.num_patches):
-            yield Problem(
-                field=field, asked=f"{ratio}, which keeps {max(kept, 0)} of {run.num_patches} patches",
-                possible=f"a ratio that keeps 1 to {run.num_patches - 1} patches, such as 0.75",
-            )  # fmt: skip
-    theirs = run.contrastive.target_mask_ratio
-    if theirs is not None and not (0 <= theirs < 1 and run.visible_patches(theirs) >= 1):
-        yield Problem(
-            field="contrastive.target_mask_ratio", asked=f"{theirs} of {run.num_patches} patches",
-            possible="a ratio from 0 that keeps a patch, such as 0.5",
-        )  # fmt: skip
-    for name, part in ("encoder", run.encoder), ("decoder", run.decoder):
-        if part.width % part.heads:
-            yield Problem(
-                field=f"{name}.heads", asked=f"{part.heads} heads for width {part.width}",
-                possible="a divisor of the width",
-            )  # fmt: skip
-
-    batch = run.batch
-    if batch.contrastive_group % batch.slice:
-        yield Problem(
-            field="batch.contrastive_group", asked=f"{batch.contrastive_group}",
-            possible=f"a multiple of batch.slice = {batch.slice}",
-        )  # fmt: skip
-    elif batch.global_batch % batch.contrastive_group:
-        yield Problem(
-            field="batch.global_batch", asked=f"{batch.global_batch}",
-            possible=f"a multiple of batch.contrastive_group = {batch.contrastive_group}",
-        )  # fmt: skip
-
-    teacher = run.teacher
-    if not teacher.source:
-        yield Problem(
-            field="teacher.source", asked="nothing",
-            possible="a weights file, s3://..., mlflow:..., run:ID, none (masked pixels instead), random (control arm)",
-        )  # fmt: skip
-    if teacher.sha256 and not teacher.is_file:
-        yield Problem(
-            field="teacher.sha256", asked=f"a digest for source {teacher.source}",
-            possible="a digest with a weights file only",
-        )  # fmt: skip
-    if list(teacher.taps) != sorted(set(teacher.taps)) or not teacher.taps or min(teacher.taps, default=0) < 0:
-        yield Problem(field="teacher.taps", asked=str(list(teacher.taps)), possible="rising block numbers from 0")
-    elif not teacher.is_name and (depth := teacher.num_blocks(run.encoder)) and teacher.taps[-1] >= depth:
-        yield Problem(
-            field="teacher.taps", asked=str(list(teacher.taps)), possible=f"blocks 0 to {depth - 1} of {teacher.arch}"
-        )
-    if run.initial.sha256 and not run.initial.is_file:
-        yield Problem(
-            field="initial.sha256", asked="a digest for source none", possible="a digest with a weights file only"
-        )
-    if {"pixel", "perceptual"} <= run.loss_weights.keys() and run.pixels.normalise == "patch":
-        yield Problem(
-            field="pixels.normalise", asked="patch beside a teacher, which has to see an image",
-            possible="image, or patch with teacher none",
-        )  # fmt: skip
-    if not any(run.loss_weights.values()):
-        yield Problem(
-            field="contrastive.weight",
-            asked="0 for every loss",
-            possible="more than 0 for one: teacher, pixels or this",
-        )
-    if run.schedule.warmup > run.schedule.length:
-        yield Problem(
-            field="schedule.warmup", asked=f"{run.schedule.warmup} {run.schedule.unit}",
-            possible=f"at most schedule.length = {run.schedule.length}",
-        )  # fmt: skip
-    if run.evaluation.landmarks and run.evaluation.labels:
-        yield Problem(
-            field="evaluation.labels", asked="labels beside landmarks", possible="one of the two: a run has one probe"
-        )
-    for name, stage in run.evaluation.stages.items():
-        for field, asked, possible in misfits(stage, run.encoder.patch, run.encoder.depth):
-            yield Problem(field=f"evaluation.{name}.{field}", asked=asked, possible=possible)
-
-
-# ---------------------------------------------------------------- experiment
-
-
-class Placement(Frozen):
-    """Where runs go. Decides speed and cost, never numbers."""
-
-    pool: str | tuple[str, ...] = "local"
-    """Node pool, or several in order of preference: the first that has room is taken."""
-    min_nodes: int = Field(1, ge=1)
-    max_nodes: int = Field(1, ge=1)
-    processes_per_node: int = Field(1, ge=1)
-    """Worker processes on a node: one a GPU, or CPU processes where there is none."""
-    priority: int = 0
-    """Higher goes first among queued runs."""
-    teacher_cache_gib: float = Field(0, ge=0)
-    """Disk of a node for the teacher's features of training images, for small subsets seen often; 0 = none kept."""
-    compile: bool = False
-    """torch.compile the networks: minutes more before the first step, then faster; equal up to rounding."""
-
-    @property
-    def pools(self) -> tuple[str, ...]:
-        return (self.pool,) if isinstance(self.pool, str) else self.pool
-
-    @property
-    def max_world_size(self) -> int:
-        return self.max_nodes * self.processes_per_node
-
-
-class ExperimentSpec(Frozen):
-    """A question: arms that differ in named factors, each repeated over seeds, judged against a baseline."""
-
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    """Lower-case letters, digits and hyphens."""
-    base: Mapping[str, Any]
-    """A RunSpec, or what differs from `preset`: tiny, vit-s16, vit-b16, vit-l16, vit-h14."""
-    factors: Mapping[str, list[Any]] = Field(default_factory=dict)
-    """Dotted field of the RunSpec -> its levels; every combination is an arm."""
-    seeds: int | list[int] = 3
-    """Repeats of every arm: a number n (seeds 0..n-1), or the seeds themselves. Not one more axis."""
-    baseline: Mapping[str, Any] = Field(default_factory=dict)
-    """Level of each factor in the arm the others are compared with; the first level where not given."""
-    concurrency: int = Field(1, ge=1)
-    """Runs of this experiment in flight at once."""
-    placement: Placement = Placement()
-    gpu_hours: float | None = Field(None, gt=0)
-    """Cap over all runs (process-hours on CPU): reached = what still runs is cancelled. None = no cap."""
-    share: bool = True
-    """False trains again what another experiment has already trained."""
-
-    @property
-    def seed_list(self) -> list[int]:
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)

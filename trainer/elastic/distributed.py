@@ -23,6 +23,10 @@ from trainer.elastic.trees import places, with_tensors, without_tensors
 from trainer.method.grid import GroupShare
 
 
+class NotEnoughGpus(Exception):
+    """More processes were started on this node than it has GPUs."""
+
+
 @dataclass(frozen=True)
 class World:
     """One rank's view of all of them. Every method is a collective: all ranks call it, in the same order."""
@@ -142,9 +146,14 @@ def joined_world() -> Iterator[World]:
 
     A rank that waits longer than MCF_COLLECTIVE_TIMEOUT_SECONDS for the others gives up. Until the first step they
     have MCF_STARTUP_TIMEOUT_SECONDS, because one of them may be listing a data set or reading a checkpoint. A node
-    that has gone is noticed long before (trainer/elastic/peers.py).
+    that has gone is noticed long before (trainer/elastic/peers.py). Raises NotEnoughGpus before it joins anybody.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > gpus > 0:
+        raise NotEnoughGpus(
+            f"processes: asked for {processes}; possible: at most {gpus}, one for each GPU of this node"
+        )
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:

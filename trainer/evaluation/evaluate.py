@@ -11,7 +11,7 @@ from trainer.contract.records import Floors, Metric, StageResult
 from trainer.data.batches import normalise
 from trainer.data.decoded import load_images
 from trainer.data.manifest import Images, Split
-from trainer.evaluation.probe import Task, encoder_features, pixel_features, probe_task
+from trainer.evaluation.probe import ProbeTask, encoder_features, pixel_features, probe_task
 from trainer.evaluation.sanity import sanity_metrics
 from trainer.method.mcf import Mcf, build
 
@@ -59,6 +59,6 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
     return Evaluated(probe, floors, note, sanity)
 
 
-def _read_off(task: Task, feature_NF: Tensor, neighbour: str) -> tuple[Metric, Metric | None]:
+def _read_off(task: ProbeTask, feature_NF: Tensor, neighbour: str) -> tuple[Metric, Metric | None]:
     """Probe and error of neighbours, under that name, with the same features, which are large and not kept."""
     return task.measure(feature_NF), task.measure_neighbours(feature_NF, neighbour)

@@ -13,15 +13,14 @@ import logging
 import os
 import sys
 
-import torch
 from pydantic import ValidationError
 
 from trainer.contract.records import StageResult
 from trainer.contract.request import KINDS, Request
 from trainer.contract.stage import misfits
 from trainer.data.manifest import DataError, open_images, read_manifest
-from trainer.elastic.distributed import joined_world
-from trainer.elastic.stop import INTERRUPTED, exit_on_request, stop_requests
+from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
+from trainer.elastic.stop import INTERRUPTED, StopRequest, exit_on_request, stop_requests
 from trainer.evaluation.stages.fitting import Diverged, Epoch, Fit
 from trainer.evaluation.stages.runner import Faces, Stopped, Subject, fit_stage, logged
 from trainer.store.objects import ObjectMissing, StorageError, Store, open_store
@@ -42,32 +41,36 @@ class OtherRequest(Exception):
     """The folder holds what another request has left."""
 
 
-def measure(request: Request, store: Store) -> StageResult:
+# They say what is wrong; anything else is a fault of ours and ends with its traceback.
+ERRORS = (
+    DataError, WeightsError, UnknownWeights, StorageError, Diverged, OtherRequest, NotEnoughGpus, ValidationError
+)  # fmt: skip
+
+
+def measure(request: Request, store: Store, team: World, stop: StopRequest) -> StageResult:
     """Every rank calls this. Raises Stopped when asked to end, and all the errors that main tells."""
-    _check_gpus()
     found = find_encoder(request.model, MlflowFiles(), request.heads)
     asked = KINDS[request.stage].model_validate(request.asked)
     for field, given, possible in misfits(asked, found.encoder.patch, found.encoder.depth):
         raise DataError(f"{field}: asked for {given}; possible: {possible}")
-    if _is_first():
+    if team.is_first:
         _claim(store, request, found.digest)
     faces = None
     if request.data:
         manifest = read_manifest(request.data)
         split = manifest.split(held_out=request.held_out, subset_size=None, subset_seed=0)
         faces = Faces(split, open_images(request.data, manifest))
-    run_id = os.environ.get("MLFLOW_RUN_ID") if _is_first() else None
+    run_id = os.environ.get("MLFLOW_RUN_ID") if team.is_first else None
     log = RunLog(os.environ.get("MLFLOW_TRACKING_URI"), run_id, attempt=1)
 
     def tell(name: str, fit: Fit, epoch: Epoch | None) -> None:
-        if epoch:
+        if epoch and team.is_first:
             log.metrics(epoch.epoch + 1, logged(name, epoch))
             say(epoch=epoch.epoch + 1, of=fit.recipe.epochs, **logged(name, epoch))
 
     subject = Subject(found.encoder, found.weights, request.seed, request.digest)
     try:
-        with joined_world() as team, stop_requests() as stop:
-            result = fit_stage(request.stage, asked, subject, faces, store, team, tell, stop)
+        result = fit_stage(request.stage, asked, subject, faces, store, team, tell, stop)
         log.metrics(result.epochs, {metric.name: metric.value for metric in result.metrics})
         return result
     finally:
@@ -88,21 +91,9 @@ def _claim(store: Store, request: Request, weights: str) -> None:
         )
 
 
-def _check_gpus() -> None:
-    """Raises DataError."""
-    asked, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if asked > there > 0:
-        raise DataError(f"processes: asked for {asked}; possible: at most {there}, one a GPU of this machine")
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def say(**values: object) -> None:
-    if _is_first():
-        sys.stdout.write(json.dumps(values) + "\n")
-        sys.stdout.flush()
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> int:
@@ -110,15 +101,23 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("botocore").setLevel(logging.WARNING)
     request, folder = arguments
+    # What a process meets before it has joined the others, each of them meets and says.
+    speaks = True
     try:
-        result = measure(Request.model_validate_json(request), open_store(folder))
+        asked, store = Request.model_validate_json(request), open_store(folder)
+        with joined_world() as team, stop_requests() as stop:
+            speaks = team.is_first
+            result = measure(asked, store, team, stop)
     except Stopped as error:
-        say(interrupted=str(error))
+        if speaks:
+            say(interrupted=str(error))
         return INTERRUPTED
-    except (DataError, WeightsError, UnknownWeights, StorageError, Diverged, OtherRequest, ValidationError) as error:
-        say(error=str(error))
+    except ERRORS as error:
+        if speaks:
+            say(error=str(error))
         return 1
-    say(**result.model_dump(mode="json"))
+    if speaks:
+        say(**result.model_dump(mode="json"))
     return 0
 
 

@@ -22,7 +22,7 @@ from trainer.evaluation.annotations import Annotations, Landmarks, parse
 from trainer.evaluation.neighbours import nearest
 from trainer.evaluation.ridge import out_of_fold
 from trainer.method.vit import Encoder
-from trainer.resolve import read_object
+from trainer.store.objects import read_object
 
 # ViT-B/16 has 0.6 MB of features an image.
 MAX_IMAGES = 4000
@@ -30,7 +30,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Task:
+class ProbeTask:
     """Images, what is to be predicted for them, and the folds."""
 
     image_NCHW: Tensor
@@ -57,7 +57,7 @@ class Task:
         return found.model_copy(update={"name": name, "low": None, "high": None})
 
 
-def probe_task(run: RunSpec) -> Task | None:
+def probe_task(run: RunSpec) -> ProbeTask | None:
     """The spec's probe with its images decoded; None where the spec names neither landmarks nor labels.
 
     Raises DataError when images are missing, too few, or not those of the spec's digest.
@@ -86,7 +86,7 @@ def probe_task(run: RunSpec) -> Task | None:
     rows = [row_of[key] for key in keys]
     image_NCHW, sizes = _decoded(open_images(data, manifest), rows, run.input_size, run.data.fit)
     left_out = annotations.num_left_out + len(annotations.keys) - len(keys)
-    return Task(
+    return ProbeTask(
         image_NCHW=image_NCHW,
         contents=tuple(content_of[key] for key in keys),
         target_NT=annotations.targets(keys, sizes, run.input_size, run.data.fit),

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trainer import contract
-from trainer.contract import IMAGENET_MEAN, IMAGENET_STD
+from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from trainer.method.vit import Encoder, Mlp
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -24,7 +23,7 @@ NAMES = {
 class ClipEncoder(Encoder):
     """Blocks with x sigmoid(1.702 x) in their MLPs, and a norm before the first."""
 
-    def __init__(self, encoder: contract.Encoder, input_size: int) -> None:
+    def __init__(self, encoder: EncoderSpec, input_size: int) -> None:
         super().__init__(encoder, input_size)
         self.norm_pre = nn.LayerNorm(encoder.width)
         for block in self.blocks:

@@ -5,6 +5,7 @@ K values of a patch (patch * patch * 3), G images of a contrastive group, E leng
 """
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,9 @@ from trainer.contract import Contrastive, RunSpec
 from trainer.method.draws import weights_generator
 from trainer.method.losses import feature_loss, info_nce, patch_statistics, pixel_loss
 from trainer.method.vit import LAYER_NORM_EPS, Block, Encoder, fixed, initialise, position_code, visible_first
-from trainer.teachers import Teacher
+
+Features = Callable[[Tensor], list[Tensor]]
+"""A teacher as the method sees it: images [B, 3, H, W] -> what is compared, [B, P, D] of every tap."""
 
 
 class Losses(NamedTuple):
@@ -53,7 +56,7 @@ class Mcf(nn.Module):
         self.predictor = predictor(run.contrastive) if contrasts else None
 
     def forward(
-        self, image_BCHW: Tensor, noise_BL: Tensor, keys_GE: Tensor | None, first_label: int, teacher: Teacher | None,
+        self, image_BCHW: Tensor, noise_BL: Tensor, keys_GE: Tensor | None, first_label: int, teacher: Features | None,
         wanted: list[Tensor] | None = None,
     ) -> Losses:  # fmt: skip
         """Losses of one slice of normalised images.
@@ -85,7 +88,7 @@ class Mcf(nn.Module):
         return unpatchify(patch_BLK, self.run.encoder.patch)
 
     def _perceptual(
-        self, patch_BLK: Tensor, image_BCHW: Tensor, noise_BL: Tensor, teacher: Teacher, wanted: list[Tensor] | None
+        self, patch_BLK: Tensor, image_BCHW: Tensor, noise_BL: Tensor, teacher: Features, wanted: list[Tensor] | None
     ) -> Tensor:
         # Published: the teacher embeds the whole predicted image, visible patches included, none replaced.
         if self.run.teacher.visible == "image":

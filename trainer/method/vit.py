@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
-from trainer import contract
+from trainer.contract import EncoderSpec
 
 LAYER_NORM_EPS = 1e-6
 
@@ -20,7 +20,7 @@ LAYER_NORM_EPS = 1e-6
 class Encoder(nn.Module):
     """Patch embedding, cls token, fixed sin-cos position code, pre-norm blocks, final norm."""
 
-    def __init__(self, encoder: contract.Encoder, input_size: int) -> None:
+    def __init__(self, encoder: EncoderSpec, input_size: int) -> None:
         super().__init__()
         width = encoder.width
         self.patch_embed = PatchEmbed(encoder.patch, width)

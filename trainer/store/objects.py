@@ -85,6 +85,12 @@ def split_uri(uri: str) -> tuple[str, str]:
     return (head or ".", name) if head or not uri.startswith("/") else ("/", name)
 
 
+def read_object(address: str) -> bytes:
+    """The bytes at a path or s3:// address. Raises StorageError."""
+    folder, name = split_uri(address)
+    return open_store(folder).get(name)
+
+
 def insist(
     write: Callable[[], None], what: str, seconds: float, *,
     longest_pause: float = 10.0, unless: Callable[[], bool] = lambda: False,

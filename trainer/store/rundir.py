@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from trainer.contract import Frozen, records
+from trainer.contract import records
+from trainer.contract.frozen import Frozen
 from trainer.contract.records import Checkpoint, MemoryNote, Outcome, Result, Session, StageResult
 from trainer.store.objects import ObjectMissing, StorageError, Store
 

@@ -23,7 +23,7 @@ class FaceApi(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
-            Stage(before, after, separable=number > 0)
+            Block(before, after, separable=number > 0)
             for number, (before, after) in enumerate(zip((3, *CHANNELS), CHANNELS, strict=False))
         )
 
@@ -41,7 +41,7 @@ class FaceApi(nn.Module):
         return found
 
 
-class Stage(nn.Module):
+class Block(nn.Module):
     """Four convolutions, each fed with the sum of those before it."""
 
     def __init__(self, before: int, after: int, *, separable: bool) -> None:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from trainer import contract
-from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, RunSpec
+from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, RunSpec, TeacherSpec
 from trainer.teachers import face_api, loading
 from trainer.teachers.errors import TeacherError
 from trainer.teachers.networks import Network, make, num_prefix_tokens, own_encoder
@@ -25,9 +24,7 @@ class Teacher(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self, network: Network, teacher: contract.Teacher, size: int, dtype: torch.dtype, weights: str
-    ) -> None:
+    def __init__(self, network: Network, teacher: TeacherSpec, size: int, dtype: torch.dtype, weights: str) -> None:
         """`teacher`: with the statistics that apply; `size`: pixels it sees; `weights`: what tells them from others."""
         super().__init__()
         self.network = network.requires_grad_(False).to(dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from trainer.contract import Teacher
+from trainer.contract import TeacherSpec
 from trainer.store.objects import ObjectMissing
 from trainer.teachers.errors import TeacherError
 from trainer.teachers.face_api import state_from_npz
@@ -26,7 +26,7 @@ PREFIXES = ("module.base_encoder.", "perceptual_loss.model.", "module.perceptual
 HEADS = ("head.", "fc_norm.", "head_dist.")
 
 
-def load(network: Network, teacher: Teacher, library: sources.Library) -> str:
+def load(network: Network, teacher: TeacherSpec, library: sources.Library) -> str:
     """Put the weights of the teacher's file into the network; returns the file's sha256.
 
     Raises TeacherError where the file is missing, is other than the spec says, or does not fit; StorageError

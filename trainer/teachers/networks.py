@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.contract import ENCODERS, EXPORTED_ARCH, Encoder, RunSpec, Teacher
+from trainer.contract import ENCODERS, EXPORTED_ARCH, EncoderSpec, RunSpec, TeacherSpec
 from trainer.method import vit
 from trainer.method.draws import weights_generator
 from trainer.teachers.errors import TeacherError
@@ -48,7 +48,7 @@ class TimmVit(nn.Module):
 Network = vit.Encoder | FaceApi | TimmVit
 
 
-def make(teacher: Teacher, run: RunSpec) -> Network:
+def make(teacher: TeacherSpec, run: RunSpec) -> Network:
     """The teacher's network: with drawn weights where the source is `random`, else with none to speak of.
 
     Raises TeacherError where there is no such architecture, or it has no such block.
@@ -70,16 +70,16 @@ def make(teacher: Teacher, run: RunSpec) -> Network:
     return network
 
 
-def own_encoder(arch: str, run: RunSpec) -> Encoder | None:
+def own_encoder(arch: str, run: RunSpec) -> EncoderSpec | None:
     """Sizes of an architecture that is our own ViT; None for all others."""
     if match := re.fullmatch(EXPORTED_ARCH, arch):
-        return Encoder(**{name: int(number) for name, number in match.groupdict().items()})
+        return EncoderSpec(**{name: int(number) for name, number in match.groupdict().items()})
     return OWN[arch](run) if arch in OWN else None
 
 
-OWN: dict[str, Callable[[RunSpec], Encoder]] = {
+OWN: dict[str, Callable[[RunSpec], EncoderSpec]] = {
     "as-encoder": lambda run: run.encoder,
-    "mocov3-vit-b16": lambda run: Encoder(**ENCODERS["vit-b16"]),
+    "mocov3-vit-b16": lambda run: EncoderSpec(**ENCODERS["vit-b16"]),
 }
 
 

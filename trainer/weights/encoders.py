@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from trainer import contract
-from trainer.contract import ENCODERS, RunSpec
+from trainer.contract import ENCODERS, EncoderSpec, RunSpec
 from trainer.contract.records import CHECKPOINTS, CONFIG, EXPORT, SPEC, WEIGHTS
 from trainer.method.clip import from_clip, is_clip
 from trainer.store.objects import ObjectMissing, open_store, split_uri
@@ -35,7 +34,7 @@ HEAD_WIDTH = 64
 class Found(NamedTuple):
     """An encoder."""
 
-    encoder: contract.Encoder
+    encoder: EncoderSpec
     weights: dict[str, Tensor]
     """By the names of trainer.method.vit.Encoder, or of trainer.method.clip.ClipEncoder."""
     digest: str
@@ -128,7 +127,7 @@ def _encoder_in(file: Mapping[str, Any], heads: int | None) -> Found:
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].detach().float().contiguous().numpy().tobytes())
     return Found(
-        contract.Encoder(width=width, depth=depth, heads=heads, patch=patch),
+        EncoderSpec(width=width, depth=depth, heads=heads, patch=patch),
         {name: value.detach().float() for name, value in weights.items()}, digest.hexdigest(),
     )  # fmt: skip
 

@@ -29,7 +29,6 @@ from trainer.method.mcf import Mcf, Target, build
 from trainer.state.checkpoint import CheckpointStore, OtherRun
 from trainer.store.objects import ObjectMissing, StorageError, open_store
 from trainer.store.rundir import list_checkpoints
-from trainer.teachers import Teacher
 from trainer.weights.files import WeightsError, read_weights, state_dict_in
 from trainer.weights.sources import FILES_ONLY, local_copy
 
@@ -167,16 +166,17 @@ def _depth(state: State, prefix: str) -> int:
 
 
 def to_published(
-    model: Mcf, target: Target | None, teacher: Teacher | None = None, like: State | None = None
+    model: Mcf, target: Target | None, teacher: nn.Module | None = None, like: State | None = None
 ) -> dict[str, Tensor]:
     """A state dict that the released code loads. Float32, or whatever `like` has.
 
     `like`: the checkpoint the weights came from; what our model does not hold comes from there, bit for bit.
-    `teacher`: is written along, as the released code does; it then has to be a ViT.
+    `teacher`: its network, a ViT, which is written along as the released code does.
     Raises WeightsError when `like` is another model.
     """
-    network = teacher.network.state_dict() if teacher else {}
-    return published_state(model.state_dict(), target.state_dict() if target else {}, network, like)
+    return published_state(
+        model.state_dict(), target.state_dict() if target else {}, teacher.state_dict() if teacher else {}, like
+    )
 
 
 def published_state(

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, Teacher
+from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, TeacherSpec
 from trainer.contract.records import CONFIG, POINTER, WEIGHTS
 from trainer.store.objects import ObjectMissing, open_store, split_uri
 
@@ -60,7 +60,7 @@ class FilesOnly:
 FILES_ONLY = FilesOnly()
 
 
-def settled(teacher: Teacher, library: Library) -> Teacher:
+def settled(teacher: TeacherSpec, library: Library) -> TeacherSpec:
     """The teacher with its source a file that every worker can read. Raises UnknownWeights, StorageError."""
     if teacher.source.startswith(RUN):
         return _exported(teacher, library.export_of(teacher.source.removeprefix(RUN)))
@@ -121,7 +121,7 @@ def digest_of(source: str, library: Library) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _exported(teacher: Teacher, folder: str) -> Teacher:
+def _exported(teacher: TeacherSpec, folder: str) -> TeacherSpec:
     """The teacher as an encoder of ours in an export folder: trainer/weights/export.py writes what is read here."""
     try:
         config = json.loads(open_store(folder).get(CONFIG))

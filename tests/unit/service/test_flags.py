@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from service.cli.flags import FLAGS, MODELS, experiment
 from service.cli.main import app
 from service.specfile import read
-from trainer.contract import ENCODERS, Data, Optimizer, Placement, RunSpec, Schedule, SpecError, Teacher
+from trainer.contract import ENCODERS, Data, Optimizer, Placement, RunSpec, Schedule, SpecError, TeacherSpec
 from trainer.contract.ablation import expand, parse_experiment
 
 PAGE = Path(__file__).parents[3] / "docs/flags.md"
@@ -48,7 +48,7 @@ def notes(line: str) -> str:
 
 def test_the_published_command_is_the_default_run() -> None:
     data = Data(uri="/faces", format="lmdb", keys="/keys.txt")
-    assert run_of(RECIPE) == RunSpec(data=data, teacher=Teacher(source="/moco.pth"))
+    assert run_of(RECIPE) == RunSpec(data=data, teacher=TeacherSpec(source="/moco.pth"))
 
 
 def test_what_is_not_given_is_as_the_script_has_it() -> None:
@@ -56,7 +56,7 @@ def test_what_is_not_given_is_as_the_script_has_it() -> None:
     assert run == RunSpec(
         data=Data(uri="/faces"),
         encoder=ENCODERS["vit-l16"],
-        teacher=Teacher(source="/moco.pth"),
+        teacher=TeacherSpec(source="/moco.pth"),
         batch={"slice": 64, "contrastive_group": 512, "global_batch": 512},
         optimizer=Optimizer(base_lr=1e-3),
         schedule=Schedule(length=400, warmup=40),

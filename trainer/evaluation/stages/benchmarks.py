@@ -13,7 +13,7 @@ from trainer.evaluation.readers.record import Record
 from trainer.evaluation.stages import augment
 from trainer.evaluation.stages.crop import Jitter
 from trainer.evaluation.stages.metrics import THRESHOLD, Aligned, box_side, diagonal, inter_ocular, inter_pupil
-from trainer.evaluation.stages.tasks import Alignment, Parsing, Unit
+from trainer.evaluation.stages.tasks import AlignmentTask, ParsingTask, Unit
 
 ALIGNMENT_JITTER = Jitter(scale=0.1, rotation=0.174, shift_ratio=0.05)
 PARSING_JITTER = Jitter(scale=0.1, rotation=0.314, shift_ratio=0.01)
@@ -29,7 +29,7 @@ class Benchmark:
     name: str
     read: Callable[[Path], list[Record]]
     """Raises DataError that names what is missing."""
-    task: Alignment | Parsing
+    task: AlignmentTask | ParsingTask
     recipe: Recipe
 
 
@@ -50,13 +50,13 @@ def _of_box(length: Callable[[Tensor], Tensor]) -> Unit:
 AFLW19 = Benchmark(
     name="aflw19",
     read=READERS["aflw19"],
-    task=Alignment(
+    task=AlignmentTask(
         num_maps=19, scale=1.0, units={"diag": _of_box(diagonal), "box": _of_box(box_side)}, primary="nme_diag",
         curve=("box", THRESHOLD["aflw19"]), subsets=("frontal",), jitter=ALIGNMENT_JITTER, augment=augment.ALIGNMENT,
     ),
     recipe=Recipe(epochs=150),
 )  # fmt: skip
-POINTS_300W = Alignment(
+POINTS_300W = AlignmentTask(
     num_maps=68, scale=0.8, primary="nme_inter_ocular", curve=None, subsets=("common", "challenging"),
     units={"inter_ocular": _between_eyes(inter_ocular, "300w"), "inter_pupil": _between_eyes(inter_pupil, "300w")},
     jitter=ALIGNMENT_JITTER, augment=augment.ALIGNMENT,
@@ -65,7 +65,7 @@ W300 = Benchmark(name="300w", read=READERS["300w"], task=POINTS_300W, recipe=Rec
 WFLW = Benchmark(
     name="wflw",
     read=READERS["wflw"],
-    task=Alignment(
+    task=AlignmentTask(
         num_maps=98, scale=0.8, primary="nme_inter_ocular", subsets=WFLW_SUBSETS,
         curve=("inter_ocular", THRESHOLD["wflw"]),
         units={
@@ -85,7 +85,7 @@ FACES68 = Benchmark(
 LAPA = Benchmark(
     name="lapa",
     read=READERS["lapa"],
-    task=Parsing(
+    task=ParsingTask(
         class_names=lapa.CLASSES, align_by=LAPA_TEMPLATE_POINTS, warp_factor=0.8, jitter=PARSING_JITTER,
         augment=augment.PARSING,
     ),
@@ -94,7 +94,7 @@ LAPA = Benchmark(
 CELEBAMASK = Benchmark(
     name="celebamask-hq",
     read=READERS["celebamask-hq"],
-    task=Parsing(
+    task=ParsingTask(
         class_names=celebamask.CLASSES, align_by=None, warp_factor=0.0, jitter=PARSING_JITTER, augment=augment.PARSING
     ),
     recipe=PARSING_RECIPE,

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer import contract
+from trainer.contract import EncoderSpec
 from trainer.contract.recipe import Recipe
 from trainer.evaluation.stages.benchmarks import Benchmark
 from trainer.evaluation.stages.fitting import Fit
@@ -18,7 +18,7 @@ from trainer.evaluation.stages.team import ALONE, Team
 def prepare(
     benchmark: Benchmark,
     root: Path,
-    encoder: contract.Encoder,
+    encoder: EncoderSpec,
     weights: Mapping[str, Tensor],
     *,
     recipe: Recipe | None = None,

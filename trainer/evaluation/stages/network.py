@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from trainer import contract
+from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from trainer.contract.stage import taps
 from trainer.evaluation.stages.heads import Pyramid, UperHead, initialise
 from trainer.method.clip import ClipEncoder
@@ -52,9 +52,7 @@ class Network(nn.Module):
         """Outputs [B, D, H, W] of the tapped blocks, without cls and without a norm."""
         size = (self.input_size, self.input_size)
         image_BCSS = interpolate(image_BCSS, size=size, mode="bilinear", align_corners=False)
-        mean, std = (
-            image_BCSS.new_tensor(three).view(3, 1, 1) for three in (contract.IMAGENET_MEAN, contract.IMAGENET_STD)
-        )
+        mean, std = (image_BCSS.new_tensor(three).view(3, 1, 1) for three in (IMAGENET_MEAN, IMAGENET_STD))
         maps = []
         for token_BND in self.encoder.block_outputs((image_BCSS - mean) / std, self.taps):
             side = math.isqrt(token_BND.shape[1] - 1)
@@ -63,7 +61,7 @@ class Network(nn.Module):
 
 
 def build(
-    encoder: contract.Encoder,
+    encoder: EncoderSpec,
     weights: Mapping[str, Tensor],
     num_maps: int,
     *,
@@ -82,7 +80,7 @@ def build(
     return network
 
 
-def encoder_at(encoder: contract.Encoder, weights: Mapping[str, Tensor], input_size: int) -> Encoder:
+def encoder_at(encoder: EncoderSpec, weights: Mapping[str, Tensor], input_size: int) -> Encoder:
     """The encoder at another input size. Raises ValueError when the size is no multiple of the patch."""
     if input_size % encoder.patch:
         raise ValueError(f"input size {input_size} is no multiple of the encoder's patch, {encoder.patch}")

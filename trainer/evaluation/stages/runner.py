@@ -18,8 +18,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from trainer import contract
-from trainer.contract import RunSpec, records
+from trainer.contract import EncoderSpec, RunSpec, records
 from trainer.contract.recipe import Recipe, Selection
 from trainer.contract.records import Metric, StageResult
 from trainer.contract.stage import FACES68, Stage
@@ -33,9 +32,8 @@ from trainer.evaluation.stages.downstream import prepare
 from trainer.evaluation.stages.faces68 import write_faces68
 from trainer.evaluation.stages.fitting import Epoch, Fit, Fitted
 from trainer.method.vit import Encoder
-from trainer.resolve import read_object
 from trainer.state.checkpoint import CheckpointStore
-from trainer.store.objects import StorageError, Store, insist, open_store
+from trainer.store.objects import StorageError, Store, insist, open_store, read_object
 from trainer.store.rundir import read_stage
 from trainer.tracking.report import RankZero
 
@@ -66,7 +64,7 @@ class Faces(NamedTuple):
 class Subject:
     """What is evaluated."""
 
-    encoder: contract.Encoder
+    encoder: EncoderSpec
     weights: Mapping[str, Tensor]
     """Of trainer.method.vit.Encoder."""
     seed: int

@@ -83,7 +83,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Alignment:
+class AlignmentTask:
     """Landmarks of the face in a box."""
 
     num_maps: int
@@ -132,7 +132,7 @@ class Alignment:
 class AlignmentScore:
     """Errors of images, in pixels of the original images."""
 
-    def __init__(self, task: Alignment) -> None:
+    def __init__(self, task: AlignmentTask) -> None:
         self.task = task
         self.guesses: list[Tensor] = []
         self.records: list[Record] = []
@@ -171,7 +171,7 @@ class AlignmentScore:
 
 
 @dataclass(frozen=True)
-class Parsing:
+class ParsingTask:
     """Classes of an image's pixels."""
 
     class_names: tuple[str, ...]
@@ -224,7 +224,7 @@ class Parsing:
 class ParsingPixels:
     """Pixels of all images by true and guessed class, counted in the masks' own pixels."""
 
-    def __init__(self, task: Parsing) -> None:
+    def __init__(self, task: ParsingTask) -> None:
         self.confusion = Confusion(task.class_names)
 
     def read(self, example: Example, logit_KHW: Tensor) -> Tensor:

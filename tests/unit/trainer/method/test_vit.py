@@ -3,17 +3,16 @@ import math
 import pytest
 import torch
 
-from trainer.contract import Encoder, RunSpec
-from trainer.method.vit import Encoder as Vit
-from trainer.method.vit import initialise, position_code, visible_first
+from trainer.contract import EncoderSpec, RunSpec
+from trainer.method.vit import Encoder, initialise, position_code, visible_first
 
-SMALL = Encoder(width=48, depth=3, heads=4, patch=8)
+SMALL = EncoderSpec(width=48, depth=3, heads=4, patch=8)
 
 
 @pytest.fixture
-def vit() -> Vit:
+def vit() -> Encoder:
     torch.manual_seed(0)
-    encoder = Vit(SMALL, 32)
+    encoder = Encoder(SMALL, 32)
     initialise(encoder, torch.Generator().manual_seed(0))
     return encoder
 
@@ -40,7 +39,7 @@ def test_position_code_has_column_first_then_row_and_a_zero_cls() -> None:
     assert torch.allclose(code[1 + row * 3 + column], torch.tensor(expected), atol=1e-7)
 
 
-def test_weights_and_features_are_those_of_a_timm_vit(vit: Vit) -> None:
+def test_weights_and_features_are_those_of_a_timm_vit(vit: Encoder) -> None:
     from timm.models.vision_transformer import VisionTransformer
 
     timm = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=4, num_classes=0).eval()
@@ -54,7 +53,7 @@ def test_weights_and_features_are_those_of_a_timm_vit(vit: Vit) -> None:
         assert torch.allclose(own, torch.cat([cls, patches], dim=1), atol=1e-5)
 
 
-def test_the_encoder_sees_the_patches_with_the_smallest_noise_and_nothing_else(vit: Vit) -> None:
+def test_the_encoder_sees_the_patches_with_the_smallest_noise_and_nothing_else(vit: Encoder) -> None:
     image, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     tokens = vit(image, noise, 4)
     assert tokens.shape == (2, 5, 48)
@@ -64,19 +63,19 @@ def test_the_encoder_sees_the_patches_with_the_smallest_noise_and_nothing_else(v
     assert not torch.allclose(tokens[:, 0], vit(image.masked_fill(~hidden, 9.0), noise, 4)[:, 0])
 
 
-def test_seeing_every_patch_masked_or_whole_is_the_same(vit: Vit) -> None:
+def test_seeing_every_patch_masked_or_whole_is_the_same(vit: Encoder) -> None:
     image = torch.randn(2, 3, 32, 32)
     in_order = torch.arange(16.0).expand(2, -1) / 16
     assert torch.allclose(vit(image, in_order, 16), vit.features(image), atol=1e-6)
 
 
-def test_the_order_of_the_batch_does_not_matter(vit: Vit) -> None:
+def test_the_order_of_the_batch_does_not_matter(vit: Encoder) -> None:
     image, noise = torch.randn(5, 3, 32, 32), torch.rand(5, 16)
     order = torch.tensor([3, 0, 4, 1, 2])
     assert torch.allclose(vit(image, noise, 4)[order], vit(image[order], noise[order], 4), atol=1e-6)
 
 
-def test_initial_weights_are_the_published_ones(vit: Vit) -> None:
+def test_initial_weights_are_the_published_ones(vit: Encoder) -> None:
     qkv, proj = vit.blocks[0].attn.qkv, vit.patch_embed.proj
     # One [3D, D] matrix, not three: its bound is narrower.
     assert qkv.weight.abs().max().item() == pytest.approx(math.sqrt(6 / (48 + 144)), rel=0.01)

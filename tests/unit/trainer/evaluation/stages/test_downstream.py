@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer import contract
+from trainer.contract import EncoderSpec
 from trainer.contract.recipe import Recipe, Selection
 from trainer.data.manifest import DataError
 from trainer.evaluation.stages.benchmarks import CELEBAMASK, W300
@@ -16,7 +16,7 @@ from trainer.evaluation.stages.downstream import prepare
 from trainer.evaluation.stages.fitting import Epoch
 from trainer.method.vit import Encoder, initialise
 
-TINY = contract.Encoder(width=16, depth=4, heads=2, patch=8)
+TINY = EncoderSpec(width=16, depth=4, heads=2, patch=8)
 RECIPE = Recipe(epochs=2, batch=4, slice=2, average_decay=0.5)
 
 

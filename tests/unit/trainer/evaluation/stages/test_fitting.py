@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from tests.unit.trainer.teamwork import together
-from trainer import contract
+from trainer.contract import EncoderSpec
 from trainer.contract.recipe import Recipe, Selection
 from trainer.data.manifest import DataError
 from trainer.evaluation.readers.record import LabelImage, Record
@@ -22,20 +22,20 @@ from trainer.evaluation.stages.crop import TEMPLATE_52, Jitter
 from trainer.evaluation.stages.fitting import Diverged, Epoch, Fit, Fitted, epoch_order
 from trainer.evaluation.stages.metrics import box_side, diagonal
 from trainer.evaluation.stages.splits import split
-from trainer.evaluation.stages.tasks import Alignment, Example, Parsing
+from trainer.evaluation.stages.tasks import AlignmentTask, Example, ParsingTask
 from trainer.evaluation.stages.team import ALONE, Team
 from trainer.method.vit import Encoder, initialise
 
 CPU = torch.device("cpu")
-TINY = contract.Encoder(width=16, depth=4, heads=2, patch=8)
+TINY = EncoderSpec(width=16, depth=4, heads=2, patch=8)
 SIDE = 32
 PLAIN = augment.Augment(occlude=False, noise_probability=0.0, grey_probability=0.0, gamma=False, blur_ratio=0.0)
 JITTER = Jitter(scale=0.1, rotation=0.1, shift_ratio=0.1)
-ALIGNMENT = Alignment(
+ALIGNMENT = AlignmentTask(
     num_maps=2, scale=0.8, units={"diag": lambda _, boxes: diagonal(boxes), "box": lambda _, boxes: box_side(boxes)},
     primary="nme_box", curve=("box", 0.1), subsets=("odd",), jitter=JITTER, augment=PLAIN, size=SIDE,
 )  # fmt: skip
-PARSING = Parsing(
+PARSING = ParsingTask(
     class_names=("background", "head", "eye"), align_by=None, warp_factor=0.0, jitter=JITTER, augment=PLAIN, size=SIDE
 )
 QUICK = Recipe(
@@ -222,9 +222,9 @@ def test_units_of_the_benchmarks_by_hand() -> None:
     points[0, 72], points[0, 97] = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
     boxes = torch.tensor([[0.0, 0.0, 3.0, 4.0]]).double()
     wflw, w300, aflw = (BENCHMARKS[name].task for name in ("wflw", "300w", "aflw19"))
-    assert isinstance(wflw, Alignment)
-    assert isinstance(w300, Alignment)
-    assert isinstance(aflw, Alignment)
+    assert isinstance(wflw, AlignmentTask)
+    assert isinstance(w300, AlignmentTask)
+    assert isinstance(aflw, AlignmentTask)
     assert {name: float(unit(points, boxes)) for name, unit in wflw.units.items()} == {
         "inter_ocular": 5.0, "inter_pupil": 2.0,
     }  # fmt: skip

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.unit.trainer.teamwork import together
-from trainer import contract
+from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from trainer.evaluation.stages import heads, losses, network
 from trainer.evaluation.stages.norm import SliceNorm, settle, share, take_statistics
 from trainer.evaluation.stages.team import Team, part, sum_gradients
 from trainer.method.vit import Encoder, initialise, position_code
 
-TINY = contract.Encoder(width=16, depth=4, heads=2, patch=8)
+TINY = EncoderSpec(width=16, depth=4, heads=2, patch=8)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -221,7 +221,7 @@ def test_the_draw_is_the_seeds() -> None:
 def test_token_maps_are_the_tapped_blocks_of_normalised_resized_images() -> None:
     net = tiny().eval()
     image_BCSS = torch.rand(1, 3, 64, 64, generator=generator(6))
-    mean, std = (torch.tensor(three).view(3, 1, 1) for three in (contract.IMAGENET_MEAN, contract.IMAGENET_STD))
+    mean, std = (torch.tensor(three).view(3, 1, 1) for three in (IMAGENET_MEAN, IMAGENET_STD))
     outputs = net.encoder.block_outputs((image_BCSS - mean) / std, (0, 1, 2, 3))
     for found, token_BND in zip(net._token_maps(image_BCSS), outputs, strict=True):
         assert torch.equal(found[0, :, 3, 5], token_BND[0, 1 + 3 * 8 + 5])

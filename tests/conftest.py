@@ -18,6 +18,8 @@ import boto3
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.forks import Forked, forks
+
 SHARED = Path(os.environ.get("MCF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 BIN = Path(sys.executable).parent
 
@@ -28,6 +30,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MCF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks_end() -> Iterator[None]:
+    yield
+    forks.close()
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +136,7 @@ def running(
         process.wait()
 
 
-def wait_until_up(process: "subprocess.Popen[bytes]", url: str, log: Path, seconds: float) -> None:
+def wait_until_up(process: "subprocess.Popen[bytes] | Forked", url: str, log: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

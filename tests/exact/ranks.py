@@ -65,7 +65,7 @@ def train(job: dict[str, Any]) -> None:
 
 
 def fork_world(job: dict[str, Any]) -> None:
-    """Ranks are forks of this process, which has imported torch already."""
+    """Train a job on its number of ranks, which are forks of this process."""
     port, children = free_port(), []
     for rank in range(job["world"]):
         if (child := os.fork()) == 0:
@@ -85,7 +85,7 @@ def fork_world(job: dict[str, Any]) -> None:
         raise SystemExit(f"a world of {job['world']} ended with {codes}")
 
 
-if __name__ == "__main__":
+def main() -> None:
     for each in torch.load(sys.argv[1], weights_only=True):
         Path(each["folder"]).mkdir(parents=True)
         fork_world(each)

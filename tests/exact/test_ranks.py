@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ from torch import Tensor
 from tests.exact.ours import EPOCHS, STEPS, TINY, Theirs, assert_same, draw_grid, run_of
 from tests.exact.reference import MEAN, STD, Micro, Shape
 from tests.exact.released import draw_checkpoint
+from tests.forks import forks
 from trainer.contract import RunSpec
 from trainer.weights.published import TEACHER, main, newest_state, published_name, read_published
 
@@ -67,10 +66,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, G
             "grids": grids, "num_images": STEPS * kinds[kind].run.batch.global_batch,
         })  # fmt: skip
     torch.save(jobs, folder / "jobs.pt")
-    subprocess.run(
-        [sys.executable, "-m", "tests.exact.ranks", str(folder / "jobs.pt")], cwd=ROOT, check=True, timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = forks.run("tests.exact.ranks", str(folder / "jobs.pt"), env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder, kinds
 
 
@@ -97,7 +94,7 @@ def test_a_run_in_processes_has_the_reference_s_losses_weights_and_target(
     # Out again: float32 as the file it started from, whose teacher and statistics it keeps.
     arguments = [str(folder / f"{kind} {world}"), str(folder / "out.pth"), "--like", str(file)]
     if world == 2:
-        subprocess.run([sys.executable, "-m", "trainer.weights.published", *arguments], cwd=ROOT, check=True)
+        assert forks.run("trainer.weights.published", *arguments).returncode == 0
     else:
         main(arguments)
     exported = read_published(folder / "out.pth")

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,20 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import free_port
-from tests.integration.torchruns import ENV, ROOT, rendezvous, wait_until
+from tests.forks import Forked, forks
+from tests.integration.torchruns import AGENT, ENV, TORCHRUN, end, rendezvous, wait_until
 
-MODULES = "torch.distributed.run", "trainer.elastic.agent"
+MODULES = TORCHRUN, AGENT
 # What torchrun waits for by itself, before it kills.
 PATIENCE_SECONDS = 30
 
 
 @contextmanager
-def blocked(
-    folder: Path, how: str, module: str = "trainer.elastic.agent", nodes: int = 1, **env: str
-) -> Iterator[list["subprocess.Popen[bytes]"]]:
+def blocked(folder: Path, how: str, module: str = AGENT, nodes: int = 1, **env: str) -> Iterator[list[Forked]]:
     """The agents of the two workers of blocked.py, on one node or two; once both workers are there."""
-    command = [
-        sys.executable, "-m", module, "--nnodes", str(nodes), "--nproc-per-node", str(2 // nodes),
+    options = [
+        "--nnodes", str(nodes), "--nproc-per-node", str(2 // nodes),
         "--rdzv-id", "blocked", "--rdzv-conf", "is_host=false",
         "-m", "tests.integration.blocked", str(folder), how,
     ]  # fmt: skip
@@ -35,16 +32,13 @@ def blocked(
         "PET_LOCAL_ADDR": "127.0.0.1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **env,
     }  # fmt: skip
     with (folder / "log").open("ab") as log, rendezvous(port):
-        agents = [
-            subprocess.Popen(command, env=settings, cwd=ROOT, stdout=log, stderr=log) for _ in range(nodes)
-        ]  # fmt: skip
+        agents = [forks.start(module, *options, output=log, env=settings) for _ in range(nodes)]
         try:
             wait_until(lambda: all((folder / rank).exists() for rank in "01"), agents[0], folder / "log")
             yield agents
         finally:
             for agent in agents:
-                agent.kill()
-                agent.wait()
+                end(agent)
 
 
 @pytest.mark.parametrize("module", MODULES)

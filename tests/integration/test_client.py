@@ -17,6 +17,7 @@ from k8s.local import stop_all
 from service.client import Client, NoSuchThing, Refused, ServiceAway
 from service.compare.paper import html, read_back
 from tests.conftest import free_port
+from tests.forks import forks
 from tests.integration.test_service import Service
 from tests.integration.test_service import request as cheap
 
@@ -45,10 +46,7 @@ def mcf(service: Service, tmp_path: Path) -> Mcf:
     """The command as a person runs it, in an empty folder."""
 
     def run(*words: str, url: str | None = service.url) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "service.cli.main", *words],
-            env=environment(url), cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        return forks.run("service.cli.main:app", *words, env=environment(url), cwd=tmp_path, timeout=120)
 
     return run
 
@@ -238,11 +236,8 @@ def test_tokens_are_made_used_and_revoked_from_the_command_line(tmp_path: Path, 
     guarded.start()
 
     def mcf(token: str, *words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "service.cli.main", *words],
-            env=environment(guarded.url) | {"MCF_TOKEN": token}, cwd=tmp_path, capture_output=True, text=True,
-            timeout=60,
-        )  # fmt: skip
+        env = environment(guarded.url) | {"MCF_TOKEN": token}
+        return forks.run("service.cli.main:app", *words, env=env, cwd=tmp_path, timeout=60)
 
     try:
         guarded.wait_until_up()

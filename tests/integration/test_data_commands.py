@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import lmdb
 import pytest
+
+from tests.forks import forks
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,11 +20,8 @@ class Mcf:
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         """What it said, on standard output and standard error together."""
-        done = subprocess.run(
-            [sys.executable, "-m", "service.cli.main", "data", *arguments], cwd=self.folder, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "MCF_CACHE_DIR": str(self.folder / "cache")},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "MCF_CACHE_DIR": str(self.folder / "cache")}
+        done = forks.run("service.cli.main:app", "data", *arguments, cwd=self.folder, env=env, merged=True)
         assert done.returncode == code, done.stdout
         assert "Traceback" not in done.stdout
         return done.stdout

@@ -1,14 +1,13 @@
 """The same images give the same numbers from wherever they come."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import pytest
 
+from tests.forks import forks
 from trainer.contract import Data, RunSpec
 from trainer.contract.presets import TINY
 from trainer.contract.records import Result
@@ -21,8 +20,8 @@ from trainer.store.rundir import list_checkpoints, read_result
 def train(data: dict[str, Any], run_uri: str, folder: Path) -> Result:
     spec = TINY | {"data": data, "teacher": {"source": "none"}, "schedule": {"unit": "steps", "length": 3, "warmup": 1}}
     (folder / "spec.json").write_text(RunSpec.model_validate(spec).model_dump_json())
-    command = [sys.executable, "-m", "trainer.main", "--spec", str(folder / "spec.json")]
-    subprocess.run(command, env={**os.environ, "MCF_RUN_URI": run_uri}, check=True)
+    done = forks.run("trainer.main", "--spec", str(folder / "spec.json"), env={**os.environ, "MCF_RUN_URI": run_uri})
+    assert done.returncode == 0, done.stderr
     result = read_result(open_store(run_uri))
     assert result
     return result

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.torchruns import ENV, ROOT, small, torchrun, wait_until, workers_of
+from tests.forks import Forked, forks
+from tests.integration.torchruns import ENV, TORCHRUN, small, torchrun, wait_until, workers_of
 from trainer.contract import RunSpec
 from trainer.contract.records import Result, Verdict, final_metrics
 from trainer.store.objects import DirectoryStore
@@ -52,15 +51,13 @@ def spec(few: Path) -> RunSpec:
 
 
 @contextmanager
-def trainer(run: RunSpec, folder: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
+def trainer(run: RunSpec, folder: Path, **env: str) -> Iterator[Forked]:
     """The run without torchrun, as a world of one, with its output in folder/log."""
     folder.mkdir(exist_ok=True)
     (folder / "given.json").write_text(run.model_dump_json())
-    command = [sys.executable, "-m", "trainer.main", "--spec", str(folder / "given.json")]
+    env = {**os.environ, **ENV, "MCF_RUN_URI": str(folder), **env}
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, **ENV, "MCF_RUN_URI": str(folder), **env}, cwd=ROOT, stdout=log, stderr=log
-        )
+        process = forks.start("trainer.main", "--spec", str(folder / "given.json"), output=log, env=env)
     try:
         yield process
     finally:
@@ -68,7 +65,7 @@ def trainer(run: RunSpec, folder: Path, **env: str) -> Iterator["subprocess.Pope
         process.wait()
 
 
-def wait_for_state(folder: Path, process: "subprocess.Popen[bytes]", beyond: int = 0) -> int:
+def wait_for_state(folder: Path, process: Forked, beyond: int = 0) -> int:
     """Until the stage has saved a state beyond that position; returns where that is."""
     store = DirectoryStore(str(folder / "stages/alignment"))
     wait_until(lambda: any(kept.step > beyond for kept in list_checkpoints(store)), process, folder / "log", 240)
@@ -147,7 +144,7 @@ def test_ranks_that_are_killed_stopped_and_fewer_afterwards_find_the_same_number
 ) -> None:
     folder = tmp_path / "run"
     # A slice is of two faces: the third rank waits.
-    with torchrun(spec(few), folder, workers=3) as agent:
+    with torchrun(spec(few), folder, workers=3, module=TORCHRUN) as agent:
         wait_for_state(folder, agent)
         [last] = [worker for worker in workers_of(agent) if worker.environ()["RANK"] == "1"]
         last.kill()
@@ -169,16 +166,14 @@ def test_mcf_evaluate_says_of_the_run_s_encoder_what_the_stage_said(
 ) -> None:
     fields = [f"--set={name}={HEAD[name]}" for name in ("batch", "slice", "input_size", "crop_size", "channels")]
     command = [
-        sys.executable, "-m", "service.cli.main", "evaluate", str(undisturbed), "--benchmark", "faces68", "--data",
+        "service.cli.main:app", "evaluate", str(undisturbed), "--benchmark", "faces68", "--data",
         str(few / "images"), "--landmarks", str(few / "landmarks.json"), "--held-out", str(HELD_OUT), "--epochs",
         str(EPOCHS), "--selection", "best_on_test", "--set=average_decay=0.9", *fields, "--out", str(tmp_path / "out"),
         "--json",
     ]  # fmt: skip
 
     def found(*more: str) -> Any:
-        done = subprocess.run(
-            [*command, *more], env={**os.environ, **ENV}, cwd=tmp_path, capture_output=True, text=True
-        )
+        done = forks.run(*command, *more, env={**os.environ, **ENV}, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout)
 
@@ -190,5 +185,5 @@ def test_mcf_evaluate_says_of_the_run_s_encoder_what_the_stage_said(
         [metric.pop("value") for metric in expected["metrics"]], rel=1e-2
     )
     assert together == expected
-    refused = subprocess.run([*command, "--processes=3"], cwd=tmp_path, capture_output=True, text=True)
+    refused = forks.run(*command, "--processes=3", cwd=tmp_path)
     assert "--processes: asked for 3; possible: at most 2, the faces of a slice" in refused.stderr

@@ -1,11 +1,9 @@
 """Small runs under real torchrun agents, for the tests of what may happen to them."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import psutil
 import torch
 
+from tests.conftest import free_port
+from tests.forks import Forked, forks
 from trainer.contract import RunSpec
 from trainer.contract.presets import TINY
 from trainer.state import hostcopy
@@ -22,6 +22,8 @@ from trainer.store.rundir import list_checkpoints, read_sessions
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MCF_COLLECTIVE_TIMEOUT_SECONDS": "60"}
 STEPS = 20
+# What runs on a node: on a cluster, and on one machine.
+AGENT, TORCHRUN = "trainer.elastic.agent", "torch.distributed.run"
 
 
 def small(faces: Path, **changes: Any) -> RunSpec:
@@ -56,52 +58,61 @@ def state_in(file: Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def torchrun(
-    run: RunSpec, folder: Path, *, workers: int = 2, nodes: str = "1", endpoint: str = "127.0.0.1:0",
-    hosts: bool = True, module: str = "torch.distributed.run", **env: str,
-) -> Iterator["subprocess.Popen[bytes]"]:  # fmt: skip
-    """A torchrun agent training `run` in `folder`, with its output in folder/log; killed if it is still there.
+    run: RunSpec, folder: Path, *, workers: int = 2, nodes: str = "1", endpoint: str | None = None, module: str = AGENT,
+    hosts: bool = False, **env: str,
+) -> Iterator[Forked]:  # fmt: skip
+    """An agent training `run` in `folder`, with its output in folder/log; killed if it is still there.
 
-    `hosts`: the first agent holds the store at `endpoint`; else somebody else does.
+    `endpoint`: where the agents meet; None = at a store that is there for this one. `hosts`: the first agent holds the
+    store, which torchrun can and AGENT leaves to others.
     """
     folder.mkdir(exist_ok=True)
     spec = folder / "given.json"
     spec.write_text(run.model_dump_json())
     settings = ["keep_alive_interval=1", "keep_alive_max_attempt=3", "last_call_timeout=1"]
     settings += [] if hosts else ["is_host=false"]
-    command = [
-        sys.executable, "-m", module, "--nnodes", nodes, "--nproc-per-node", str(workers),
-        "--max-restarts", "9", "--rdzv-id", folder.name,
-        "--rdzv-conf", ",".join(settings),
-        "-m", "trainer.main", "--spec", str(spec),
+    options = [
+        "--nnodes", nodes, "--nproc-per-node", str(workers), "--max-restarts", "9", "--rdzv-id", folder.name,
+        "--rdzv-conf", ",".join(settings), "-m", "trainer.main", "--spec", str(spec),
     ]  # fmt: skip
-    # torch 2.15 tells a node that joins a later round no address when the agents' store is shared with the workers:
-    # it waits a minute, and then the whole attempt fails.
-    env = {
-        **os.environ, **ENV, "MCF_RUN_URI": str(folder), "PET_RDZV_ENDPOINT": endpoint, "PET_RDZV_BACKEND": "c10d",
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **env,
-    }  # fmt: skip
-    with (folder / "log").open("ab") as log:
-        agent = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield agent
-    finally:
-        # Workers die with their agent, but for those that have not got so far as to ask the kernel for it.
-        workers = psutil.Process(agent.pid).children() if agent.poll() is None else []
+    with ExitStack() as stack:
+        if endpoint is None:
+            endpoint = f"127.0.0.1:{free_port()}"
+            if not hosts:
+                stack.enter_context(rendezvous(int(endpoint.rpartition(":")[2])))
+        # torch 2.15 tells a node that joins a later round no address when the agents' store is shared with the workers:
+        # it waits a minute, and then the whole attempt fails.
+        env = {
+            **os.environ, **ENV, "MCF_RUN_URI": str(folder), "PET_RDZV_ENDPOINT": endpoint, "PET_RDZV_BACKEND": "c10d",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **env,
+        }  # fmt: skip
+        log = stack.enter_context((folder / "log").open("ab"))
+        agent = forks.start(module, *options, output=log, env=env)
+        try:
+            yield agent
+        finally:
+            end(agent)
+
+
+def end(agent: Forked) -> None:
+    """Kill an agent, and the workers that have not got so far as to ask the kernel to end them with it."""
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(agent.pid).children(recursive=True)
         agent.kill()
         agent.wait()
-        for worker in workers:
+        for process in below:
             with suppress(psutil.NoSuchProcess):
-                worker.kill()
+                process.kill()
 
 
-def wait_for_checkpoint(folder: Path, step: int, agent: "subprocess.Popen[bytes]", log: Path | None = None) -> None:
+def wait_for_checkpoint(folder: Path, step: int, agent: Forked, log: Path | None = None) -> None:
     """Until there is a checkpoint of this step or a later one."""
     store = DirectoryStore(str(folder))
     wait_until(lambda: any(kept.step >= step for kept in list_checkpoints(store)), agent, log or folder / "log")
 
 
 def wait_until(
-    holds: Callable[[], bool], agent: "subprocess.Popen[bytes]", log: Path, seconds: float = 90
+    holds: Callable[[], bool], agent: Forked, log: Path, seconds: float = 90
 ) -> None:  # fmt: skip
     deadline = time.monotonic() + seconds
     while not holds():
@@ -110,8 +121,11 @@ def wait_until(
         time.sleep(0.01)
 
 
-def workers_of(agent: "subprocess.Popen[bytes]") -> list[psutil.Process]:
-    """Not every child is one: libraries start others for a moment while they load, and one may be a fork server."""
+def workers_of(agent: Forked) -> list[psutil.Process]:
+    """Not every child is one: libraries start others for a moment while they load, and one may be a fork server.
+
+    Only those of torchrun show their rank in their environment.
+    """
     found = []
     for child in psutil.Process(agent.pid).children():
         with suppress(psutil.NoSuchProcess):
@@ -125,11 +139,12 @@ def workers_of(agent: "subprocess.Popen[bytes]") -> list[psutil.Process]:
 @contextmanager
 def rendezvous(port: int) -> Iterator[None]:
     """The store in which agents meet, in a process of its own, as on a cluster."""
-    with subprocess.Popen([sys.executable, "-m", "trainer.elastic.rendezvous", str(port)], cwd=ROOT) as store:
-        try:
-            yield
-        finally:
-            store.kill()
+    store = forks.start("trainer.elastic.rendezvous", str(port), output=2)
+    try:
+        yield
+    finally:
+        store.kill()
+        store.wait()
 
 
 def newest_copy(folder: Path, run: RunSpec) -> int:

@@ -1,8 +1,7 @@
-"""Train one spec on several world sizes with real gloo processes: python -m tests.integration.worlds JOB.json
+"""Train one spec on several world sizes with real gloo processes: tests.integration.worlds JOBS.json
 
-A job lists runs; a run is a list of [world size, step to stop after (2 at least)] and leaves its last checkpoint in a
-directory, the losses of every step, and what every rank sent in the last one. Ranks are forks of one process that has
-imported torch, because importing it ten times takes longer.
+A job is a run with a list of [world size, step to stop after (2 at least)] and leaves its last checkpoint in a
+directory, the losses of every step, and what every rank sent in the last one. Ranks are forks of one process.
 """
 
 import json
@@ -13,7 +12,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401  DDP and AdamW import it anyway: three seconds, paid here once and not in every rank
 from torch.profiler import ProfilerActivity, profile
 
 from tests.conftest import free_port
@@ -94,7 +92,7 @@ def fork_world(run: RunSpec, folder: str, size: int, last_step: int) -> None:
         raise SystemExit(f"a world of {size} ended with {codes}")
 
 
-if __name__ == "__main__":
+def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         for size, last_step in job["stretches"]:
             fork_world(RunSpec.model_validate(job["run"]), job["folder"], size, last_step)

@@ -1,7 +1,6 @@
 """What the documentation names exists: links, anchors, paths, modules, pages."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,19 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("trainer", "service", "k8s", "charts", "tests", "docs", "examples", "scripts", "requirements")
 PAGES = sorted(
-    name
-    for name in subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()
-    if (ROOT / name).exists()
-)  # fmt: skip
+    path.relative_to(ROOT).as_posix()
+    for found in (ROOT.glob("*.md"), *((ROOT / folder).rglob("*.md") for folder in FOLDERS))
+    for path in found
+)
 # Pages of the site that are made of files at the repository's root (scripts/docs_site.py).
 FROM_THE_ROOT = {"index.md", "contributing.md", "changelog.md"}
 # Made by make test, make docs or at run time, and not in the repository.
 MADE = re.compile(r"site/|\.mcf/|\.venv/")
-FOLDERS = "trainer|service|k8s|charts|tests|docs|examples|scripts|requirements"
-PATH = re.compile(rf"(?:\.\./)*((?:{FOLDERS}|\.ci)/[\w./*-]*\w[\w./*-]*|Dockerfile|Makefile|\w+\.(?:toml|yml|md))")
+PATH = re.compile(
+    rf"(?:\.\./)*((?:{'|'.join(FOLDERS)}|\.ci)/[\w./*-]*\w[\w./*-]*|Dockerfile|Makefile|\w+\.(?:toml|yml|md))"
+)
 CODE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

@@ -1,9 +1,11 @@
 # make demo [DATA=folder] [KEEP=0]   install what is needed, run examples/ablation.yaml, show the comparison
 # make test                          install what is needed, run all tests
 # make check                         format, lint, types, layers
+# make docs                          build the documentation as a site in ./site, and check its links
+# make images                        take the pictures of docs/images anew, from a real run of the demo
 # make bench                         measure, and write the table of docs/performance.md
 # make requirements                  pin again, after pyproject.toml has changed
-.PHONY: demo test check bench requirements clean
+.PHONY: demo test check docs images bench requirements clean
 VENV := .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
@@ -16,6 +18,12 @@ test: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	scripts/check
+
+docs: $(VENV)/.dev
+	scripts/docs
+
+images: $(VENV)/.dev
+	$(VENV)/bin/python scripts/images
 
 bench: $(VENV)/.dev
 	$(VENV)/bin/python -m tests.bench
@@ -31,4 +39,4 @@ $(VENV)/.dev: $(VENV)/.uv requirements/dev.txt pyproject.toml
 	scripts/install dev
 
 clean:
-	rm -rf $(VENV) .mcf
+	rm -rf $(VENV) .mcf site

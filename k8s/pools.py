@@ -23,7 +23,7 @@ class Cache(Frozen):
     """A disk of its own for every node: indexes, shards and teacher features that lie elsewhere."""
 
     size: Quantity = "100Gi"
-    """Of the disk."""
+    """Size of the disk."""
     storage_class: str | None = None
     """None = the node's own disk (emptyDir); else a volume of this class that lives as long as the pod."""
 
@@ -36,7 +36,7 @@ class Queue(Frozen):
     name: str
     """Kueue: the LocalQueue of the namespace; Volcano: the queue."""
     priority_class: str | None = None
-    """Kueue: the WorkloadPriorityClass; Volcano: the PriorityClass, where it is not that of the pods."""
+    """Kueue: the WorkloadPriorityClass; Volcano: the PriorityClass of the job, if it is not that of the pods."""
 
 
 class Rendezvous(Frozen):
@@ -45,9 +45,9 @@ class Rendezvous(Frozen):
     node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that stay."""
     cpu: Quantity = "250m"
-    """Requested; at its start the pod may take more, for everybody waits for it."""
+    """CPU request. The pod may use more while it starts, because all agents wait for it."""
     memory: Quantity = "1Gi"
-    """Requested and limited alike."""
+    """Memory, as request and as limit."""
 
 
 class Pool(Frozen):
@@ -63,15 +63,15 @@ class Pool(Frozen):
     """Interpreter in the image."""
 
     gpus: int = Field(0, ge=0)
-    """GPUs of a node; an attempt's pod takes as many as it has processes, or none where this is 0."""
+    """GPUs of a node; an attempt's pod takes one per process, or none if this is 0."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name under which the device plug-in offers GPUs."""
     cpu: Quantity = "1"
-    """Of one process. Requested and limited alike (Guaranteed), as memory is."""
+    """CPU of one process, as request and as limit (Guaranteed)."""
     memory: Quantity = "4Gi"
-    """Of a pod, /dev/shm included."""
+    """Memory of a pod, /dev/shm included, as request and as limit."""
     shm: Quantity = "2Gi"
-    """Size of /dev/shm: three copies of the state (docs/recovery.md), batches on their way, NCCL."""
+    """Size of /dev/shm: three copies of the state (docs/recovery.md), batches in transit, NCCL."""
     cache: Cache | None = None
     """A disk of its own for every node; None = scratch on the node's own disk."""
 
@@ -82,11 +82,11 @@ class Pool(Frozen):
     tolerations: tuple[dict[str, Any], ...] = ()
     """Taints of the pool's nodes, as in a pod."""
     dead_node_seconds: int = Field(20, ge=0)
-    """How long a worker's pod is waited for when its node does not answer; Kubernetes' own default is five minutes."""
+    """How long a worker's pod stays on a node that does not answer; Kubernetes' own default is five minutes."""
     one_zone: bool = False
     """Keep all pods of an attempt in one zone: gradients between zones are slow and cost money."""
     topology_spread: tuple[dict[str, Any], ...] = ()
-    """topologySpreadConstraints, as in a pod; none = an attempt's pods on different nodes, where there are enough."""
+    """topologySpreadConstraints, as in a pod; none = an attempt's pods go to different nodes, if there are enough."""
 
     service_account: str | None = None
     """Account of the pods, for an object store that knows it (IRSA); None = no account, and no token with it."""
@@ -101,20 +101,20 @@ class Pool(Frozen):
     priority_class: str | None = None
     """PriorityClass of the pods."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of the pods and of what makes them."""
+    """Labels of the pods and of the objects that create them."""
     annotations: dict[str, str] = Field(default_factory=dict)
-    """Annotations of the pods and of what makes them."""
+    """Annotations of the pods and of the objects that create them."""
     queue: Queue | None = None
-    """Who decides when an attempt may start; None = it starts at once."""
+    """Queue that decides when an attempt may start; None = it starts at once."""
     rendezvous: Rendezvous = Rendezvous()
     """The small pod in which the agents meet."""
 
     grace_seconds: int = Field(120, ge=1)
-    """From SIGTERM to SIGKILL: the step that is under way, and a checkpoint."""
+    """From SIGTERM to SIGKILL: time for the current step and a checkpoint."""
     deadline_seconds: int | None = Field(None, ge=1)
-    """Longest life of an attempt; what it has done by then is kept, and the next one goes on."""
+    """Longest life of an attempt; its progress is kept, and the next attempt resumes."""
     ttl_seconds: int = Field(86_400, ge=0)
-    """How long an attempt that has ended is kept to be looked at."""
+    """How long the objects of an attempt are kept after it has ended."""
 
     @property
     def threads(self) -> int:

@@ -19,9 +19,34 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.forks import Forked, forks
+from tests.leftovers import Leftovers
 
+LEFTOVERS = pytest.StashKey[Leftovers]()
+LEFT = pytest.StashKey[list[str]]()
 SHARED = Path(os.environ.get("MCF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 BIN = Path(sys.executable).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Not in the workers of pytest-xdist: what they have left is looked for when they are gone.
+    if not hasattr(config, "workerinput"):
+        config.stash[LEFTOVERS] = Leftovers()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A session that leaves something behind has failed."""
+    if LEFTOVERS in session.config.stash:
+        session.config.stash[LEFT] = left = session.config.stash[LEFTOVERS].found()
+        if left:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left := config.stash.get(LEFT, []):
+        terminalreporter.section("left behind by the tests, which is a failure", red=True)
+        for line in left:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -53,6 +53,7 @@ def test_a_teacher_at_sizes_where_torch_s_nearest_contradicts_itself_has_the_tru
     compare_steps(shape, tmp_path, steps=3, slice=3, ranks=1, micro_steps=1)
 
 
+@pytest.mark.slow
 def test_a_real_vit_b16_has_the_published_losses_and_gradients(tmp_path: Path) -> None:
     # Three images: over two, BatchNorm turns every channel into a sign, and next to nothing is left to compare.
     sizes = {"slice": 3, "ranks": 1, "micro_steps": 1}

@@ -13,6 +13,7 @@ from trainer.store.objects import open_store
 from trainer.store.rundir import read_result
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kills_of_service_worker_agent_and_mlflow_change_no_number(tiny_faces: Path, tmp_path: Path) -> None:
     request = chaos.request(tiny_faces, steps=160, ratios=[0.75], seeds=1)

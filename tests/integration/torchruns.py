@@ -96,13 +96,18 @@ def torchrun(
 
 def end(agent: Forked) -> None:
     """Kill an agent, and the workers that have not got so far as to ask the kernel to end them with it."""
+    below = []
     with suppress(psutil.NoSuchProcess):
         below = psutil.Process(agent.pid).children(recursive=True)
-        agent.kill()
-        agent.wait()
-        for process in below:
-            with suppress(psutil.NoSuchProcess):
+    agent.kill()
+    agent.wait()
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            # What multiprocessing has made in /dev/shm goes with this one, which ends by itself.
+            if "resource_tracker" not in " ".join(process.cmdline()):
                 process.kill()
+    for base in hostcopy._bases():
+        hostcopy._sweep(base)
 
 
 def wait_for_checkpoint(folder: Path, step: int, agent: Forked, log: Path | None = None) -> None:

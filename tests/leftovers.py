@@ -1,0 +1,55 @@
+"""What a test session leaves behind on the machine: processes, mounts, files in /dev/shm.
+
+Every process that tests start inherits MCF_TEST_SESSION in its environment; that is how they are known, also those
+whose parents have gone.
+"""
+
+import os
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+MARK = "MCF_TEST_SESSION"
+MEMORY = Path("/dev/shm")
+# A process that has been told to end may still be at it.
+PATIENCE_SECONDS = 10.0
+
+
+class Leftovers:
+    """What has come since this was made, and is still there."""
+
+    def __init__(self) -> None:
+        self._session = os.environ[MARK] = uuid.uuid4().hex
+        self._mounts, self._files = _mounts(), _files()
+
+    def found(self) -> list[str]:
+        """One line for each, after those that are ending have had time to."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (left := self._look()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return left
+
+    def _look(self) -> list[str]:
+        left = [f"process {pid}: {command}" for pid, command in self._processes().items()]
+        left += [f"mount {mount}" for mount in sorted(_mounts() - self._mounts)]
+        return left + [f"file {file}" for file in sorted(_files() - self._files)]
+
+    def _processes(self) -> dict[int, str]:
+        found = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                mine = process.environ().get(MARK) == self._session
+                if mine and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                    found[process.pid] = f"{' '.join(process.cmdline())[:200]} ({process.status()})"
+        return found
+
+
+def _mounts() -> set[str]:
+    return {partition.mountpoint for partition in psutil.disk_partitions(all=True)}
+
+
+def _files() -> set[str]:
+    return {str(file) for file in MEMORY.iterdir()} if MEMORY.is_dir() else set()

@@ -9,20 +9,22 @@ from trainer.contract.frozen import Frozen
 
 
 class Placement(Frozen):
-    """Where runs go. Decides speed and cost, never numbers."""
+    """Where runs go. This decides speed and cost, never numbers."""
 
     pool: str | tuple[str, ...] = "local"
-    """Node pool, or several in order of preference: the first that has room is taken."""
+    """A node pool, or several in order of preference: a run takes the first that has room."""
     min_nodes: int = Field(1, ge=1)
+    """A run starts when it has this many nodes."""
     max_nodes: int = Field(1, ge=1)
+    """A run uses up to this many nodes."""
     processes_per_node: int = Field(1, ge=1)
-    """Worker processes on a node: one a GPU, or CPU processes where there is none."""
+    """Worker processes per node: one per GPU, or CPU processes on a node without GPUs."""
     priority: int = 0
-    """Higher goes first among queued runs."""
+    """Queued runs of higher priority start first."""
     teacher_cache_gib: float = Field(0, ge=0)
-    """Disk of a node for the teacher's features of training images, for small subsets seen often; 0 = none kept."""
+    """Disk space per node for the teacher's features of training images. Helps small subsets seen often; 0: off."""
     compile: bool = False
-    """torch.compile the networks: minutes more before the first step, then faster; equal up to rounding."""
+    """torch.compile the networks: minutes more before the first step, then faster. Results are equal up to rounding."""
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -34,25 +36,26 @@ class Placement(Frozen):
 
 
 class ExperimentSpec(Frozen):
-    """A question: arms that differ in named factors, each repeated over seeds, judged against a baseline."""
+    """A question: arms that differ in named factors, repeated over seeds, compared with a baseline."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     """Lower-case letters, digits and hyphens."""
     base: Mapping[str, Any]
-    """A RunSpec, or what differs from `preset`: tiny, vit-s16, vit-b16, vit-l16, vit-h14."""
+    """The run that all arms share: a whole RunSpec, or what differs from a `preset` (tiny, vit-s16, vit-b16, vit-l16,
+    vit-h14)."""
     factors: Mapping[str, list[Any]] = Field(default_factory=dict)
-    """Dotted field of the RunSpec -> its levels; every combination is an arm."""
+    """Each factor is a dotted field of the run and a list of its levels. Every combination is an arm."""
     seeds: int | list[int] = 3
-    """Repeats of every arm: a number n (seeds 0..n-1), or the seeds themselves. Not one more axis."""
+    """Repeats of each arm: a number n (seeds 0 to n-1), or a list of seeds. Seeds are repeats, not one more factor."""
     baseline: Mapping[str, Any] = Field(default_factory=dict)
-    """Level of each factor in the arm the others are compared with; the first level where not given."""
+    """The level of each factor in the arm that the others are compared with. Default: the first level."""
     concurrency: int = Field(1, ge=1)
-    """Runs of this experiment in flight at once."""
+    """How many runs of this experiment may train at the same time."""
     placement: Placement = Placement()
     gpu_hours: float | None = Field(None, gt=0)
-    """Cap over all runs (process-hours on CPU): reached = what still runs is cancelled. None = no cap."""
+    """Cap on GPU-hours over all runs (process-hours on CPUs). When it is reached, what still runs is cancelled."""
     share: bool = True
-    """False trains again what another experiment has already trained."""
+    """`false` trains runs again that another experiment has already trained."""
 
     @property
     def seed_list(self) -> list[int]:

@@ -22,41 +22,52 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Data(Frozen):
+    """The images to train on."""
+
     uri: str = ""
-    """Folder of images, LMDB in the published layout, or folder of tar shards; a local path or s3://bucket/prefix."""
+    """Address of the images: a local path or s3://bucket/prefix."""
     format: Literal["folder", "lmdb", "shards"] = "folder"
+    """What is at that address: a folder of images, an LMDB in the published layout, or a folder of tar shards."""
     keys: str | None = None
-    """LMDB only: text file with one image key a line; without it every key of the database."""
+    """LMDB only: a text file with one image key per line. Default: every key of the database."""
     index: str | None = None
-    """File of `mcf data index`, path or s3:// address; None = the data is listed, and digested once (docs/data.md)."""
+    """Index that `mcf data index` wrote: a path or s3:// address. Default: the data is listed (docs/data.md)."""
     subset_size: int | None = Field(None, ge=1)
-    """Images to train on; None = all that are not held out. Subsets of one seed are nested."""
+    """Images to train on. Default: all that are not held out. Subsets of one seed are nested."""
     subset_seed: int = Field(0, ge=0)
+    """Which images a subset takes."""
     fit: Literal["crop", "squash"] = "crop"
-    """How an image becomes square: short side resized and the centre cut out, or both sides resized."""
+    """How an image becomes square. `crop`: resize the short side, cut out the centre. `squash`: resize both sides."""
     flip: bool = True
-    """Mirror every image with probability one half."""
+    """Mirror each image with probability 0.5."""
     max_undecodable: float = Field(0.001, ge=0, le=1)
-    """Share of the subset that may be undecodable; in place of such an image the next one of the subset is shown."""
+    """Share of the subset that may be undecodable. The next image of the subset replaces an undecodable one."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """Digest of the manifest (keys and contents). Filled in on submission, checked where given."""
+    """Digest of the keys and contents of all images. Filled in on submission; if you give it, it is checked."""
 
 
 class EncoderSpec(Frozen):
     """A plain ViT: pre-norm blocks, MLP ratio 4, one cls token (paper: ViT-B/16)."""
 
     width: int = Field(ge=8, multiple_of=4)
+    """Size of a token."""
     depth: int = Field(ge=1)
+    """Number of blocks."""
     heads: int = Field(ge=1)
+    """Attention heads per block."""
     patch: int = Field(ge=1)
+    """Side of a patch in pixels."""
 
 
 class DecoderSpec(Frozen):
-    """The learnable half M0 of the partially pretrained decoder; the frozen half M1 is the teacher."""
+    """The trained half (M0) of the decoder. The frozen half (M1) is the teacher."""
 
     width: int = Field(ge=8, multiple_of=4)
+    """Size of a token."""
     depth: int = Field(ge=0)
+    """Number of blocks."""
     heads: int = Field(16, ge=1)
+    """Attention heads per block."""
 
 
 # An exported encoder as an architecture: vit-768x12x12-p16.
@@ -64,17 +75,17 @@ EXPORTED_ARCH = r"vit-(?P<width>\d+)x(?P<depth>\d+)x(?P<heads>\d+)-p(?P<patch>\d
 
 
 class Initial(Frozen):
-    """What the weights are before the first step."""
+    """The weights before the first step."""
 
     source: str = "none"
-    """Path or s3:// address of weights to start from: a released MCF checkpoint, the `state.pt` or the exported encoder
-    of an earlier run, a ViT under timm's names; or an encoder by name, `models:/NAME@ALIAS` of MLflow or `run:ID`.
-    `none` = all are drawn from the seed (published)."""
+    """Weights to start from, by path or s3:// address: a released MCF checkpoint, the `state.pt` or exported encoder of
+    an earlier run, or a ViT with timm's names. Or an encoder by name: `models:/NAME@ALIAS` (MLflow) or `run:ID`.
+    `none` draws all weights from the seed (published)."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """Digest of the file. Filled in on submission, checked where given."""
+    """Digest of the file. Filled in on submission; if you give it, it is checked."""
     parts: Literal["all", "encoder"] = "all"
-    """`all`: everything that is trained, and the target; `encoder`: the online encoder alone, everything else is drawn
-    and the target starts as its copy."""
+    """What is taken from the file. `all`: everything that is trained, and the target. `encoder`: the online encoder
+    only; the rest is drawn from the seed, and the target starts as a copy."""
 
     @property
     def is_file(self) -> bool:
@@ -82,40 +93,42 @@ class Initial(Frozen):
 
 
 class TeacherSpec(Frozen):
-    """The frozen half M1 of the decoder: its features of the prediction are compared with those of the image."""
+    """The frozen half (M1) of the decoder. The loss compares its features of the prediction with those of the image."""
 
     source: str = ""
-    """Weights: a path, `s3://...`, `mlflow:models:/NAME/VERSION` (or `/@ALIAS`), `mlflow:runs:/ID/PATH`, or `run:ID`,
-    the encoder of an earlier run. Or `random` (control arm), or `none` (masked pixels instead, as MAE)."""
+    """Weights: a path, `s3://...`, `mlflow:models:/NAME/VERSION` (or `/@ALIAS`), `mlflow:runs:/ID/PATH`, or `run:ID`
+    (the encoder of an earlier run). `random` is a control: the same network, untrained. `none` predicts the hidden
+    pixels instead, as MAE does."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """Digest of the weights file. Filled in on submission, checked where given."""
+    """Digest of the weights file. Filled in on submission; if you give it, it is checked."""
     arch: str = "mocov3-vit-b16"
-    """A timm ViT by name, `mocov3-vit-b16`, `face-api` (small convolutional face network), `as-encoder`, or
-    `vit-WIDTHxDEPTHxHEADS-pPATCH`. An earlier run's encoder brings its own."""
+    """The teacher's architecture: the name of a timm ViT, `mocov3-vit-b16`, `face-api` (a small convolutional face
+    network), `as-encoder` (same as the run's encoder), or `vit-WIDTHxDEPTHxHEADS-pPATCH`. The encoder of an earlier run
+    brings its own."""
     taps: tuple[int, ...] = (2, 5, 8, 11)
-    """Blocks whose outputs are compared, counted from 0."""
+    """The blocks whose outputs are compared, counted from 0."""
     tokens: Literal["all", "patches"] = "all"
-    """Tokens that are compared: `all` with cls and registers (published), or `patches` alone."""
+    """The tokens that are compared: `all`, with cls and registers (published), or `patches` only."""
     input_size: int | None = Field(None, ge=1)
-    """Pixels the teacher sees; None = the run's own input size, or what an earlier run's encoder was trained at."""
+    """Side of the teacher's input in pixels. Default: the run's input size, or that of an earlier run's encoder."""
     resize: Literal["nearest", "bilinear"] = "nearest"
-    """How images come to `input_size` (published: nearest). With a teacher that sees fewer pixels than the run, take
-    `bilinear`, antialiased there: nearest picks one pixel of several and leaves the rest of the prediction without
-    a gradient."""
+    """How images are resized to `input_size` (published: nearest). If the teacher sees fewer pixels than the run, use
+    `bilinear`, which is then antialiased: `nearest` picks one pixel of several, and the others get no gradient."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Input statistics the teacher was trained with. An earlier run's encoder and `face-api` bring their own."""
+    """Mean of the input that the teacher was trained with. An earlier run's encoder and `face-api` bring their own."""
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
         IMAGENET_STD
     )
+    """Standard deviation of that input."""
     normalise: Literal["tokens", "channels"] = "tokens"
-    """Axis along which features are scaled to length 1 before they are compared (published: tokens)."""
+    """The axis along which features are scaled to length 1 before they are compared (published: tokens)."""
     visible: Literal["predicted", "image"] = "predicted"
-    """Visible patches of the prediction it sees: as `predicted` (published), or replaced by the `image`'s own, so that
-    the decoder answers for the hidden ones alone."""
+    """What the teacher sees at the visible patches: the prediction (`predicted`, published), or the `image` itself, so
+    that only hidden patches train the decoder."""
     weight: float = Field(1000.0, ge=0)
-    """Weight of the perceptual loss (published: 1000). 0 measures it and trains nothing by it."""
+    """Weight of the perceptual loss (published: 1000). With 0 it is logged and trains nothing."""
     seed: int = Field(0, ge=0)
-    """Draw of the weights, for `random` only: the control network is the same for every seed of the run."""
+    """Seed of a `random` teacher, which is therefore the same network for every seed of the run."""
 
     @property
     def is_file(self) -> bool:
@@ -134,26 +147,26 @@ class TeacherSpec(Frozen):
 
 
 class Pixels(Frozen):
-    """The pixel loss: mean squared error of predicted patches, as MAE. The published method has none."""
+    """The pixel loss: mean squared error of the predicted patches, as in MAE. The published method has none."""
 
     weight: float | None = Field(None, ge=0)
-    """None = 1 without a teacher, 0 beside one; a number beside a teacher trains on both."""
+    """Weight of the pixel loss. Default: 1 without a teacher, 0 with one. A number beside a teacher trains on both."""
     normalise: Literal["image", "patch"] = "image"
-    """`image`: ImageNet statistics; `patch`: every patch by its own mean and deviation (MAE's --norm_pix_loss). The
-    prediction is then no image: pictures and PSNR put the true patch's statistics back."""
+    """How target pixels are scaled. `image`: by ImageNet's mean and deviation. `patch`: each patch by its own (MAE's
+    --norm_pix_loss); the prediction is then not an image, so pictures and PSNR restore the true patch's statistics."""
     patches: Literal["hidden", "all"] = "hidden"
-    """Patches the error is taken over (MAE: hidden)."""
+    """The patches whose error counts (MAE: hidden)."""
 
 
 class Batch(Frozen):
-    """The grid of one optimizer step: method 2.1. It depends on the spec alone, never on the cluster."""
+    """The grid of one optimizer step (docs/method.md). It depends on the spec only, never on the number of GPUs."""
 
     slice: int = Field(64, ge=2)
-    """Images of one forward and backward, and of one BatchNorm statistic."""
+    """Images per forward and backward pass, and per BatchNorm statistic."""
     contrastive_group: int = Field(512, ge=2)
-    """Images whose keys are each other's negatives."""
+    """Images that are each other's negatives."""
     global_batch: int = Field(4096, ge=2)
-    """Images of one optimizer step."""
+    """Images per optimizer step."""
 
     @property
     def slices_per_group(self) -> int:
@@ -169,78 +182,92 @@ class Batch(Frozen):
 
 
 class Contrastive(Frozen):
+    """Contrastive learning between two random masks of an image."""
+
     weight: float = Field(1.0, ge=0)
-    """0 switches the contrastive branch off."""
+    """Weight of the contrastive loss; 0 removes the branch."""
     temperature: float = Field(0.2, gt=0)
+    """Temperature of the InfoNCE loss."""
     hidden: int = Field(4096, ge=1)
     """Width of projector and predictor."""
     dim: int = Field(256, ge=1)
     """Length of queries and keys."""
     target_mask_ratio: float | None = None
-    """Share of patches hidden from the target, which makes the keys: None = mask_ratio (published); 0 = it sees all."""
+    """Share of patches hidden from the target, which makes the keys. Default: mask_ratio (published). 0: none."""
 
 
 class Ema(Frozen):
     """The target's moving average: target <- m * target + (1 - m) * online."""
 
     momentum: float = Field(0.99, ge=0, le=1)
-    """m, in the first step (published: 0.99 throughout)."""
+    """m in the first step (published: 0.99 throughout)."""
     ramp: Literal["constant", "cosine"] = "constant"
-    """`cosine` takes m to 1 over the run, step by step. The released code defines that and never calls it."""
+    """`cosine` raises m to 1 over the run. The released code defines this and never calls it."""
     per: Literal["group", "step"] = "group"
-    """How often the target moves; published: once per contrastive group."""
+    """How often the target moves (published: once per contrastive group)."""
 
 
 class Optimizer(Frozen):
-    """AdamW; lr = base_lr * global_batch / 256. Tensors with one axis, and biases, are not decayed."""
+    """AdamW with lr = base_lr * global_batch / 256. Biases and tensors with one axis have no weight decay."""
 
     base_lr: float = Field(1.5e-4, gt=0)
+    """Learning rate for a global batch of 256 images."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     clip_norm: float | None = Field(None, gt=0)
-    """Longest gradient, as the L2 norm of all of it together; longer ones are scaled down (published: None, never)."""
+    """Largest L2 norm of the whole gradient; a larger one is scaled down. Default: never (published)."""
 
 
 class Schedule(Frozen):
     """Linear warm-up, then half a cosine down to min_lr, per step."""
 
     unit: Literal["epochs", "steps"] = "epochs"
+    """What `length` and `warmup` count."""
     length: float = Field(16, gt=0)
+    """Length of training."""
     warmup: float = Field(1, ge=0)
+    """Length of the warm-up, which is part of `length`."""
     min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end."""
 
 
 class Cadence(Frozen):
-    """How often a run writes things down, in steps."""
+    """How often a run saves and logs, in steps."""
 
     checkpoint_steps: int = Field(500, ge=1)
+    """Steps between two checkpoints."""
     keep_checkpoints: int = Field(3, ge=1)
+    """How many of the newest checkpoints are kept."""
     log_steps: int = Field(10, ge=1)
+    """Steps between two points of a loss curve."""
     picture_steps: int = Field(500, ge=1)
+    """Steps between two pictures of reconstructions."""
 
 
 class Evaluation(Frozen):
-    """What is measured at the end of a run. Held-out images and folds are the same for all arms."""
+    """What is measured at the end of a run. All arms share the held-out images and the folds."""
 
     held_out: int = Field(1000, ge=2)
-    """Images never trained on, for the sanity metrics (reconstruction PSNR, view retrieval)."""
+    """Number of images that are never trained on; the sanity metrics (reconstruction PSNR, view retrieval) use them."""
     mask_ratio: float = 0.75
-    """Share of patches hidden in the sanity metrics, the same whatever ratio the arm trains with."""
+    """Share of patches hidden in the sanity metrics, whatever ratio the arm trains with."""
     images: str | None = None
-    """Folder of images for the probe; None = the training data's folder."""
+    """Folder of images for the probe. Default: the training data."""
     landmarks: str | None = None
-    """JSON file {image key: {"points68": [[x, y], ...], "landmarks_ok": bool}}: ridge probe, NME in %."""
+    """Makes the probe a ridge regression of landmarks (NME in %): a JSON file {image key: {"points68": [[x, y], ...],
+    "landmarks_ok": bool}}."""
     labels: str | None = None
-    """CSV file with columns file,label: linear probe, accuracy."""
+    """Makes the probe a linear classifier (accuracy in %): a CSV file with the columns file,label."""
     folds: int = Field(5, ge=2)
+    """Folds of the probe's cross-validation."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """Digest of probe images and annotations. Filled in on submission, checked where given."""
+    """Digest of the probe's images and annotations. Filled in on submission; if you give it, it is checked."""
     # Not written where they are not asked for, so that runs of before keep their digests.
     alignment: Alignment | None = Field(None, exclude_if=lambda asked: asked is None)
-    """Face alignment on a benchmark as a stage after the last step; None = no such stage."""
+    """Face alignment on a benchmark, as a stage after the last step. Default: no such stage."""
     parsing: Parsing | None = Field(None, exclude_if=lambda asked: asked is None)
-    """Face parsing on a benchmark as a stage after the last step; None = no such stage."""
+    """Face parsing on a benchmark, as a stage after the last step. Default: no such stage."""
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -277,13 +304,13 @@ ENCODERS = {
 
 
 class RunSpec(Frozen):
-    """Everything that decides a run's numbers. Defaults are the published recipe (method part 1)."""
+    """Everything that decides a run's numbers. The defaults are the published recipe."""
 
     data: Data = Data()
     input_size: int = Field(224, ge=1)
     """Side of the square input in pixels."""
     mask_ratio: float = 0.75
-    """Share of patches hidden from the encoders; the number kept is floor(L * (1 - ratio))."""
+    """Share of patches hidden from the encoder. It sees floor(L * (1 - ratio)) of the L patches."""
     encoder: Annotated[EncoderSpec, _shorthand(names=ENCODERS)] = EncoderSpec(**ENCODERS["vit-b16"])
     decoder: Annotated[
         DecoderSpec, _shorthand(pattern=r"(?P<width>\d+)x(?P<depth>\d+)(x(?P<heads>\d+))?", example="512x8, 256x2x16")
@@ -297,9 +324,9 @@ class RunSpec(Frozen):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     precision: Literal["bf16", "float32", "float64"] = "bf16"
-    """bf16 = autocast on CUDA; on a CPU such a run computes in float32 and says so."""
+    """`bf16` is autocast on a GPU. On a CPU such a run computes in float32 and logs a warning."""
     seed: int = Field(0, ge=0)
-    """Initialisation, data order, flips and masks."""
+    """Seed of the initial weights, the data order, flips and masks."""
     cadence: Cadence = Cadence()
     evaluation: Evaluation = Evaluation()
 

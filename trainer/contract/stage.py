@@ -16,41 +16,46 @@ PUBLISHED_TAPS: Mapping[int, tuple[int, ...]] = {12: (3, 5, 7, 11), 24: (7, 11, 
 
 
 class Stage(Frozen):
-    """A head on the trained encoder, fitted to a benchmark (evaluation.md). null = as published for that."""
+    """A head on the trained encoder, fitted to a benchmark (docs/evaluation.md). The default `null` takes the value
+    published for the benchmark."""
 
     benchmark: str
-    """By name."""
+    """Name of the benchmark."""
     uri: str
-    """Folder of the benchmark, a path or s3://bucket/prefix; of `faces68` the landmark file."""
+    """Folder of the benchmark, a path or s3://bucket/prefix. For `faces68`: the landmark file."""
     frozen: bool = False
-    """Leaves the encoder as it was pretrained, and trains pyramid and head alone."""
+    """Train only the pyramid and the head; the encoder stays as it was pretrained."""
     epochs: int | None = Field(None, ge=1)
+    """Passes over the training faces."""
     batch: int | None = Field(None, ge=2)
-    """Faces of an optimizer step."""
+    """Faces per optimizer step."""
     slice: int | None = Field(None, ge=2)
-    """Faces of one forward and backward, and of one BatchNorm statistic; None = the whole batch, as published."""
+    """Faces per forward and backward pass, and per BatchNorm statistic. Default: the whole batch, as published."""
     encoder_lr: float | None = Field(None, gt=0)
+    """Learning rate of the encoder."""
     pyramid_lr: float | None = Field(None, gt=0)
+    """Learning rate of the pyramid."""
     head_lr: float | None = Field(None, gt=0)
+    """Learning rate of the head."""
     decay_epoch: int | None = Field(None, ge=0)
-    """First epoch, counted from 0, with a tenth of the rates."""
+    """The first epoch, counted from 0, that uses a tenth of the learning rates."""
     average_decay: float | None = Field(None, ge=0, lt=1)
-    """Of the moving average of the weights, which is what is measured."""
+    """Decay of the moving average of the weights. The average is what is measured."""
     fraction: float = Field(1.0, gt=0, le=1)
-    """Part of the training faces, repeated to the length of all of them (few-shot)."""
+    """Share of the training faces that is used, repeated to the length of a full epoch (few-shot)."""
     selection: Selection = Selection.LAST
-    """Which epoch's numbers count. Those of `best_on_test` are too good, and named so wherever they are shown."""
+    """Which epoch's numbers count. `best_on_test` flatters, and is named wherever its numbers are shown."""
     validation_share: float = Field(0.1, gt=0, lt=1)
-    """Part of the training images set aside where the benchmark has no validation split and one is needed."""
+    """Share of the training images set aside for validation, if the selection needs it and the benchmark has none."""
     input_size: int = Field(448, ge=1)
-    """Side of the encoder's square input in pixels; position codes are resized to it."""
+    """Side of the encoder's square input in pixels. Position codes are resized to it."""
     crop_size: int = Field(512, ge=1)
-    """Side of the crop in pixels, of which the input is a resized copy."""
+    """Side of the crop in pixels. The input is a resized copy of the crop."""
     channels: int = Field(768, ge=1)
     """Width of the head."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """Digest of names and sizes of the benchmark's files; for `faces68`, of contents. Filled in on submission, checked
-    where given."""
+    """Digest of the names and sizes of the benchmark's files; for `faces68`, of contents. Filled in on submission; if
+    you give it, it is checked."""
 
     def recipe(self, published: Recipe, seed: int) -> Recipe:
         """The benchmark's recipe with what is asked otherwise, and the run's seed."""
@@ -63,15 +68,15 @@ class Alignment(Stage):
     """Landmarks of the face in a box."""
 
     benchmark: Literal["aflw19", "300w", "wflw", "faces68"]
-    """aflw19, 300w, wflw, or `faces68`: the images of the run's data that a landmark file names, as the probe reads it,
-    of which those held out are the test split."""
+    """`aflw19`, `300w`, `wflw`, or `faces68`. The last one is no published benchmark: it takes the images of the run's
+    data that a landmark file names, and those held out are its test split."""
 
 
 class Parsing(Stage):
     """Classes of an image's pixels."""
 
     benchmark: Literal["lapa", "celebamask-hq"]
-    """lapa or celebamask-hq."""
+    """`lapa` or `celebamask-hq`."""
 
 
 def misfits(stage: Stage, patch: int, depth: int) -> Iterator[tuple[str, str, str]]:

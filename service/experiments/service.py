@@ -17,7 +17,7 @@ from service.errors import AlreadyEnded, InvalidSpec, KeyReused, NotFound, Nothi
 from service.estimate import estimate
 from service.experiments import repository, views
 from service.experiments.schemas import ExperimentDetail, Plan, PlannedArm, PlannedRun
-from service.launcher import Launch, Launcher
+from service.launching.port import Launch, Launcher
 from service.reconciler.repository import cancel_experiment, requeue
 from service.settings import Settings
 from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState, Trial

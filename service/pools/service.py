@@ -6,7 +6,7 @@ from k8s.capacity import PoolState
 from k8s.pools import Pool
 from service.db import Database
 from service.errors import Unavailable
-from service.launcher import Launcher, LauncherAway
+from service.launching.port import Launcher, LauncherAway
 from service.pools import repository
 from service.pools.schemas import PoolView, Queue, QueuedRun
 from service.settings import Settings

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from service.launcher import Launch, Launcher, LauncherAway, attempt_name
+from service.launching.port import Launch, Launcher, LauncherAway, attempt_name
 from service.reconciler.facts import Action, Job, JobState, Observed, RunFacts
 from service.reconciler.repository import RunLease
 from service.settings import Settings

@@ -16,7 +16,7 @@ from sqlalchemy import update
 
 from service.compare.publish import publish
 from service.db import Database
-from service.launcher import LauncherAway
+from service.launching.port import LauncherAway
 from service.reconciler import repository
 from service.reconciler.actions import World
 from service.reconciler.admission import admit

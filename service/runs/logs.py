@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from service.db import Database
-from service.launcher import Launcher
+from service.launching.port import Launcher
 from service.runs import repository
 from service.runs import service as runs
 from service.tables import Attempt, Run

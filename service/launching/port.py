@@ -111,7 +111,7 @@ def launcher_for(settings: Settings, pools: Mapping[str, Pool] | None, *, entryp
     """`pools`: the cluster's; None = attempts are processes of this machine."""
     if pools is None:
         return LocalLauncher(settings, entrypoint)
-    from service.cluster_launcher import ClusterLauncher  # its client takes a second to import
+    from service.launching.cluster import ClusterLauncher  # its client takes a second to import
 
     return ClusterLauncher(settings, pools, entrypoint)
 

@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import anyio
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
+from k8s.pools import Pool, read_pools
 from service import errors, health
 from service.auth import Require
 from service.compare.router import router as comparison
 from service.db import Database
 from service.experiments.curves import Curves
 from service.experiments.router import router as experiments
-from service.launching.port import Launcher, launcher_for, pools_of
+from service.launching.local import LocalLauncher
+from service.launching.port import Launcher
 from service.pages.router import router as pages
 from service.pools.router import router as pools
 from service.reconciler.actions import World
@@ -40,8 +42,8 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.db = Database(settings.database)
     state.keyring = Keyring(state.db)
     state.telemetry = Telemetry()
-    state.pools = pools_of(settings)
-    state.launcher = launcher or launcher_for(settings, state.pools)
+    state.pools = _pools(settings)
+    state.launcher = launcher or _launcher(settings, state.pools)
     state.tracker = Tracker(settings.tracking_uri, settings.tracking_timeout_seconds) if settings.tracking_uri else None
     state.curves = Curves(state.tracker)
     world = World(settings, state.launcher, state.tracker)
@@ -57,6 +59,19 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
         app.include_router(router, dependencies=protected, responses=refusals)
     app.include_router(pages)  # asks for the token by itself, in a form
     return app
+
+
+def _pools(settings: Settings) -> Mapping[str, Pool] | None:
+    """The node pools of the cluster; None where attempts are processes of this machine. Raises PoolsError."""
+    return read_pools(settings.pools) if settings.scheduler != "local" and settings.pools else None
+
+
+def _launcher(settings: Settings, pools: Mapping[str, Pool] | None) -> Launcher:
+    if pools is None:
+        return LocalLauncher(settings)
+    from service.launching.cluster import ClusterLauncher  # its client takes a second to import
+
+    return ClusterLauncher(settings, pools)
 
 
 @contextlib.asynccontextmanager

@@ -15,8 +15,8 @@ from k8s.logs import tail_of
 from k8s.pools import Pool
 from k8s.scheduler import ClusterScheduler
 from k8s.volcano_scheduler import VolcanoScheduler
-from service.launching.port import SCHEDULER, STATES, Launch, LauncherAway, TorchxLauncher
-from service.reconciler.facts import Job
+from service.launching.base import SCHEDULER, STATES, TorchxLauncher
+from service.launching.port import Job, Launch, LauncherAway
 from service.settings import Settings
 from trainer.contract import Placement
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from service.launching.port import Launch, Launcher, LauncherAway, attempt_name
-from service.reconciler.facts import Action, Job, JobState, Observed, RunFacts
+from service.launching.port import Job, JobState, Launch, Launcher, LauncherAway, attempt_name
+from service.reconciler.facts import Action, Observed, RunFacts
 from service.reconciler.repository import RunLease
 from service.settings import Settings
 from service.tables import Experiment

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from service.reconciler.facts import Action, AttemptFacts, JobState, Observed, RunFacts
+from service.launching.port import JobState
+from service.reconciler.facts import Action, AttemptFacts, Observed, RunFacts
 from service.tables import AttemptState, RunState
 from trainer.contract.records import Verdict
 

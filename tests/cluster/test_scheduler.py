@@ -21,8 +21,7 @@ from k8s.jobset_scheduler import JobSetScheduler
 from k8s.observed import Seen
 from k8s.pools import Pool
 from service.launching.cluster import ClusterLauncher
-from service.launching.port import Launch
-from service.reconciler.facts import Job, JobState
+from service.launching.port import Job, JobState, Launch
 from service.settings import Settings
 from tests.cluster.conftest import TRAINER, kubectl, soon
 from trainer.contract import Placement

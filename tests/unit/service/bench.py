@@ -12,9 +12,8 @@ from sqlalchemy import Engine, event, select
 from k8s.capacity import PoolState
 from service.db import Database
 from service.experiments import service as experiments
-from service.launching.port import Launch
+from service.launching.port import Job, JobState, Launch
 from service.reconciler.actions import World
-from service.reconciler.facts import Job, JobState
 from service.reconciler.loop import Reconciler
 from service.settings import Settings
 from service.tables import Attempt, Run

@@ -14,9 +14,9 @@ from sqlalchemy import update
 from service.db import Database
 from service.errors import AlreadyEnded, NothingToRetry
 from service.experiments import service as experiments
+from service.launching.port import JobState
 from service.reconciler import repository
 from service.reconciler.actions import World
-from service.reconciler.facts import JobState
 from service.reconciler.loop import Reconciler
 from service.runs import logs
 from service.settings import Settings

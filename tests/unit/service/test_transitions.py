@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.reconciler.facts import Action, AttemptFacts, Job, JobState, Observed, RunFacts
+from service.launching.port import Job, JobState
+from service.reconciler.facts import Action, AttemptFacts, Observed, RunFacts
 from service.reconciler.transitions import MAX_CRASHES, MAX_FRUITLESS, MAX_OUT_OF_MEMORY, decide
 from service.tables import AttemptState, RunState
 from trainer.contract.records import Outcome, Verdict

@@ -9,24 +9,25 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from k8s.pools import Pool, read_pools
-from service import errors, health
-from service.auth import Require
-from service.compare.router import router as comparison
+from service import errors
+from service.api import health
+from service.api.auth import Require
+from service.api.comparison import router as comparison
+from service.api.experiments import router as experiments
+from service.api.pools import router as pools
+from service.api.runs import MAX_FOLLOWERS
+from service.api.runs import router as runs
+from service.api.tokens import router as tokens
 from service.db import Database
 from service.experiments.curves import Curves
-from service.experiments.router import router as experiments
 from service.launching.local import LocalLauncher
 from service.launching.port import Launcher
 from service.pages.router import router as pages
-from service.pools.router import router as pools
 from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
-from service.runs.router import MAX_FOLLOWERS
-from service.runs.router import router as runs
 from service.settings import Settings
 from service.tables import Scope
 from service.telemetry import Telemetry
-from service.tokens.router import router as tokens
 from service.tokens.service import Keyring
 from service.tracking import Tracker
 

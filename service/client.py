@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service import specfile
-from service.compare import schemas
 from service.connection import Connection, McfError, NoSuchThing, Refused, ServiceAway, given
-from service.experiments.schemas import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
-from service.pools.schemas import PoolList, PoolView
-from service.runs.schemas import Checkpoints, Histories, RunDetail, RunList, RunSummary
+from service.schemas import comparison as schemas
+from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
+from service.schemas.pools import PoolList, PoolView
+from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
+from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
 from service.tables import Scope
-from service.tokens.schemas import TokenCreated, TokenList, TokenView, Whoami
 
 if TYPE_CHECKING:
     import pandas

@@ -15,7 +15,7 @@ from service.client import Client, Experiment, McfError
 if TYPE_CHECKING:
     from service.compare.across import Across
     from service.compare.reproduce import Number
-    from service.compare.schemas import Estimate, Report
+    from service.schemas.comparison import Estimate, Report
 
 MOVED, INTERRUPTED = 1, 130
 

@@ -8,13 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from service.client import Comparison
-from service.compare.schemas import ArmRow, Estimate
-from service.experiments.schemas import ExperimentDetail, ExperimentSummary, Plan
-from service.pools.schemas import PoolView
-from service.runs.schemas import RunDetail
+from service.schemas.comparison import ArmRow, Estimate
+from service.schemas.experiments import ExperimentDetail, ExperimentSummary, Plan
+from service.schemas.pools import PoolView
+from service.schemas.runs import RunDetail
+from service.schemas.tokens import TokenView
 from service.tables import DEFAULT_PROJECT
 from service.text import age, duration, first_line
-from service.tokens.schemas import TokenView
 from trainer.contract.records import Checkpoint
 
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}

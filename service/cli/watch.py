@@ -7,7 +7,7 @@ from rich.table import Table
 
 from service.cli.show import counts
 from service.client import Experiment
-from service.experiments.schemas import ArmView, ExperimentDetail
+from service.schemas.experiments import ArmView, ExperimentDetail
 from service.text import duration
 
 POLL_SECONDS = 1.0

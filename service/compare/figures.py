@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from service.compare.schemas import Comparison, Estimate, Interaction, RankingMetric
+from service.schemas.comparison import Comparison, Estimate, Interaction, RankingMetric
 from service.text import first_line
 
 if TYPE_CHECKING:

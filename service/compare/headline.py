@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from service.compare.report import interval
-from service.compare.schemas import ArmRow, Comparison, RankingMetric
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
+from service.schemas.comparison import ArmRow, Comparison, RankingMetric
 from service.text import count, short
 
 

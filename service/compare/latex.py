@@ -2,8 +2,8 @@ r"""The comparison as a LaTeX table: \input it into a paper that loads booktabs.
 
 from collections.abc import Sequence
 
-from service.compare.schemas import ArmRow, Comparison, Estimate
 from service.compare.words import count_states
+from service.schemas.comparison import ArmRow, Comparison, Estimate
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from service.compare import figures
 from service.compare.headline import headline
-from service.compare.schemas import Report
+from service.schemas.comparison import Report
 from service.text import first_line, short
 
 SECURITY = {

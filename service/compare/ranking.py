@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from service.compare.schemas import RankingMetric
+from service.schemas.comparison import RankingMetric
 from trainer.contract.records import Metric, Result, StageResult
 
 CHOSEN = {

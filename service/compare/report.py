@@ -4,8 +4,8 @@ import csv
 import io
 from collections.abc import Sequence
 
-from service.compare.schemas import ArmRow, Comparison, Estimate, Factor, Interaction
 from service.compare.words import count_states
+from service.schemas.comparison import ArmRow, Comparison, Estimate, Factor, Interaction
 from service.text import short
 
 

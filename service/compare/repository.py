@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.compare.schemas import Digest
 from service.compare.table import ArmTrials, TrialRow
+from service.schemas.comparison import Digest
 from service.tables import Arm, Experiment, Run, Trial
 from service.text import run_in_mlflow
 from trainer.contract.records import Result

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from service.compare import repository
 from service.compare.ranking import NoSuchMetric
-from service.compare.schemas import Comparison, Report
 from service.compare.table import ArmTrials, compare
 from service.errors import NotFound
+from service.schemas.comparison import Comparison, Report
 from service.tables import Experiment
 
 SOFTWARE = ("mcf", "scipy", "matplotlib")

@@ -8,7 +8,9 @@ from statistics import fmean
 
 from service.compare.factors import Cell, interactions, main_effects
 from service.compare.ranking import beside, measured, ranking
-from service.compare.schemas import (
+from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
+from service.compare.words import describe
+from service.schemas.comparison import (
     ArmRow,
     Comparison,
     Difference,
@@ -17,8 +19,6 @@ from service.compare.schemas import (
     RankingMetric,
     SeedValue,
 )
-from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
-from service.compare.words import describe
 from service.tables import RunState
 from trainer.contract.records import Metric, Result
 

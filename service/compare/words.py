@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from service.compare.schemas import ArmRow, Comparison, Factor, FactorLevel, Interaction, SeedValue
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
+from service.schemas.comparison import ArmRow, Comparison, Factor, FactorLevel, Interaction, SeedValue
 
 SANITY = "The sanity metrics show that training works; they do not rank arms."
 MOST_NAMES = 6

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from service.experiments import repository
 from service.experiments import service as experiments
 from service.experiments.repository import TrackedTrial
-from service.experiments.schemas import ArmCurve
+from service.schemas.experiments import ArmCurve
 from service.tables import RunState
 from service.tracking import MAX_RUNS, Tracker
 

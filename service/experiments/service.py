@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 from k8s.pools import Pool
 from service.db import Database
 from service.errors import AlreadyEnded, InvalidSpec, KeyReused, NotFound, NothingToRetry, Unavailable
-from service.estimate import estimate
 from service.experiments import repository, views
-from service.experiments.schemas import ExperimentDetail, Plan, PlannedArm, PlannedRun
+from service.experiments.estimate import estimate
 from service.launching.port import Launch, Launcher
 from service.reconciler.repository import cancel_experiment, requeue
+from service.schemas.experiments import ExperimentDetail, Plan, PlannedArm, PlannedRun
 from service.settings import Settings
 from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState, Trial
 from trainer.contract import Placement, Problem, RunSpec, SpecError

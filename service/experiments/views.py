@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from service.experiments import repository
 from service.experiments.repository import Tally
-from service.experiments.schemas import ArmView, ExperimentDetail, ExperimentState, ExperimentSummary, TrialView
+from service.schemas.experiments import ArmView, ExperimentDetail, ExperimentState, ExperimentSummary, TrialView
 from service.settings import Settings
 from service.tables import Experiment, Run, RunState, Trial
 from service.text import run_in_mlflow

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.auth import Require, Submitter
+from service.api.auth import Require, Submitter
 from service.errors import UnreadableBody
 from service.experiments import extend as extending
 from service.experiments import service as experiments

@@ -7,18 +7,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.auth import Reader
+from service.api.auth import Reader
 from service.compare.headline import headline
-from service.compare.schemas import Comparison
 from service.compare.service import comparison_of
 from service.experiments import service as experiments
 from service.experiments.curves import tracked_trials
 from service.experiments.repository import TrackedTrial
-from service.experiments.schemas import ArmView, ExperimentDetail, TrialView
 from service.pages.forest import forest
 from service.pages.overlay import overlay
 from service.pages.render import PageRoute, page
 from service.pages.run import CURVES
+from service.schemas.comparison import Comparison
+from service.schemas.experiments import ArmView, ExperimentDetail, TrialView
 from service.tables import RunState, Scope
 from service.tracking import Tracker, TrackingAway
 from trainer.contract import Placement

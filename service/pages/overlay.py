@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service.experiments.schemas import ArmCurve
 from service.pages.curves import Tick, round_values
+from service.schemas.experiments import ArmCurve
 from service.text import short
 
 WIDTH, HEIGHT = 720, 300

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
-from service.auth import COOKIE
+from service.api.auth import COOKIE
 from service.errors import ApiError, Unauthorized
 from service.runs import service as runs
 from service.text import age, duration, first_line, short

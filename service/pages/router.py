@@ -12,12 +12,12 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
-from service.auth import COOKIE, Reader, Require, principal_of
+from service.api.auth import COOKIE, Reader, Require, principal_of
 from service.errors import NotFound, Unauthorized
 from service.experiments import repository, views
-from service.experiments.schemas import ProjectName
 from service.pages import actions, experiment, queue, run
 from service.pages.render import PageRoute, page
+from service.schemas.experiments import ProjectName
 from service.tables import Scope
 
 STATIC = {path.name: path for path in (Path(__file__).parent / "static").iterdir()}

@@ -8,7 +8,7 @@ from service.db import Database
 from service.errors import Unavailable
 from service.launching.port import Launcher, LauncherAway
 from service.pools import repository
-from service.pools.schemas import PoolView, Queue, QueuedRun
+from service.schemas.pools import PoolView, Queue, QueuedRun
 from service.settings import Settings
 from service.tables import AttemptState
 

@@ -14,9 +14,9 @@ from typing import Any
 import structlog
 from sqlalchemy import update
 
-from service.compare.publish import publish
 from service.db import Database
 from service.launching.port import LauncherAway
+from service.publishing.publish import publish
 from service.reconciler import repository
 from service.reconciler.actions import World
 from service.reconciler.admission import admit

@@ -8,7 +8,7 @@ from service.db import Database
 from service.errors import NotFound, Unavailable
 from service.experiments.views import tracking_url
 from service.runs import repository
-from service.runs.schemas import AttemptView, Checkpoints, Histories, RunDetail, RunSummary, SessionView, UsedBy
+from service.schemas.runs import AttemptView, Checkpoints, Histories, RunDetail, RunSummary, SessionView, UsedBy
 from service.settings import Settings
 from service.tables import Run
 from service.tracking import Tracker, TrackingAway

@@ -14,12 +14,12 @@ from mlflow.entities import Metric, Run
 
 from service.compare.headline import headline
 from service.compare.paper import read_back
-from service.compare.publish import publish
 from service.compare.service import comparison_of
 from service.db import Database
 from service.experiments import service as experiments
 from service.experiments.curves import Curves
 from service.experiments.repository import TrackedTrial
+from service.publishing.publish import publish
 from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
 from service.settings import Settings

@@ -10,7 +10,7 @@ from fastapi.routing import iter_route_contexts
 from pydantic import SecretStr
 from sqlalchemy import text, update
 
-from service.auth import COOKIE
+from service.api.auth import COOKIE
 from service.db import Database
 from service.settings import Settings
 from service.tables import Scope, Token

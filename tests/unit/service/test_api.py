@@ -17,11 +17,11 @@ from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import select, update
 
+from service.api.auth import COOKIE
 from service.app import create_app
-from service.auth import COOKIE
 from service.compare.paper import read_back
-from service.compare.schemas import Comparison
 from service.experiments import service as experiments
+from service.schemas.comparison import Comparison
 from service.settings import Settings
 from service.tables import Run, RunState
 from tests.unit.service.bench import Clock, Cluster, counting_statements, result

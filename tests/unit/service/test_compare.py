@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 import pytest
 
 from service.compare import report
-from service.compare.note import MAX_LENGTH, note
 from service.compare.plot import svg
 from service.compare.ranking import NoSuchMetric
-from service.compare.schemas import Comparison
 from service.compare.stats import holm, paired, summarise
 from service.compare.table import ArmTrials, TrialRow, compare
+from service.publishing.note import MAX_LENGTH, note
+from service.schemas.comparison import Comparison
 from service.tables import RunState
 from tests.unit.service.bench import result
 from trainer.contract.records import Floors, Metric, Result, StageResult

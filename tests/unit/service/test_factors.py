@@ -11,9 +11,9 @@ from scipy import stats as reference
 from scipy.integrate import quad
 
 from service.compare import report
-from service.compare.schemas import Comparison, Contrast, Effect
 from service.compare.stats import MOST_SEEDS, against_zero, more_seeds, paired, power
 from service.compare.table import ArmTrials, compare
+from service.schemas.comparison import Comparison, Contrast, Effect
 from service.tables import RunState
 from tests.unit.service.test_compare import NOW, trial
 

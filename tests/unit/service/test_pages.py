@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-from service.auth import COOKIE
+from service.api.auth import COOKIE
 from service.compare.headline import headline
 from service.compare.table import ArmTrials, TrialRow, compare
 from service.experiments.curves import _over_seeds

@@ -4,12 +4,13 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from service.compare import encoders, figures, paper, report
+from service.compare import figures, paper, report
 from service.compare.latex import latex
-from service.compare.note import note
 from service.compare.plot import svg
 from service.compare.service import report_of
 from service.db import Database
+from service.publishing import encoders
+from service.publishing.note import note
 from service.reconciler.actions import trial_params, trial_tags
 from service.tables import Arm, Experiment, Run, RunState, Trial
 from service.tracking import TrackedRun, Tracker

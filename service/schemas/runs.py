@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from service.experiments.schemas import View
+from service.schemas.experiments import View
 from service.tables import AttemptState, RunState
 from trainer.contract.records import Checkpoint, Result
 

@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from service.auth import Reader, Require, Submitter
+from service.api import examples
+from service.api.auth import Reader, Require, Submitter
+from service.api.body import payload
 from service.errors import (
     AlreadyEnded,
     BodyTooLarge,
@@ -17,13 +19,12 @@ from service.errors import (
     Unavailable,
     responses,
 )
-from service.experiments import examples, repository, service, views
 from service.experiments import extend as extending
-from service.experiments.body import payload
+from service.experiments import repository, service, views
 from service.experiments.curves import tracked_trials
 from service.experiments.extend import Extension
-from service.experiments.schemas import ArmCurves, ExperimentDetail, ExperimentList, Plan, ProjectName
 from service.experiments.shelf import Shelf
+from service.schemas.experiments import ArmCurves, ExperimentDetail, ExperimentList, Plan, ProjectName
 from service.tables import DEFAULT_PROJECT, Experiment, Scope
 from service.tracking import TrackingAway
 

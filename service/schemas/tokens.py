@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import ConfigDict, Field
 
-from service.experiments.schemas import ProjectName, View
+from service.schemas.experiments import ProjectName, View
 from service.tables import Scope
 
 

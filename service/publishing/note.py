@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from service.compare.headline import headline
 from service.compare.report import interval, line, versus
-from service.compare.schemas import ArmRow, Comparison
+from service.schemas.comparison import ArmRow, Comparison
 from service.text import short
 
 MAX_ARMS = 10

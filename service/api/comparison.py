@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from service.compare import figures, paper, report
 from service.compare.latex import latex
 from service.compare.plot import svg
-from service.compare.schemas import Comparison
 from service.compare.service import comparison_of, report_of
 from service.errors import NotFound, NothingToDraw, responses
+from service.schemas.comparison import Comparison
 
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["comparison"], responses=responses(NotFound))
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from service.experiments.schemas import View
+from service.schemas.experiments import View
 from service.tables import RunState
 
 

@@ -10,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 
 from k8s.pools import Pool, read_pools
 from service import errors
-from service.api import health
+from service.api import health, refusals
 from service.api.auth import Require
 from service.api.comparison import router as comparison
 from service.api.experiments import router as experiments
@@ -26,7 +26,7 @@ from service.pages.router import router as pages
 from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
 from service.settings import Settings
-from service.tables import Scope
+from service.states import Scope
 from service.telemetry import Telemetry
 from service.tokens.service import Keyring
 from service.tracking import Tracker
@@ -51,13 +51,13 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.reconciler = Reconciler(state.db, settings, world, state.telemetry)
     state.stopping = asyncio.Event()
 
-    errors.install(app)
+    refusals.install(app)
     app.include_router(health.router)
     # To read is the least; what changes something demands more by itself.
     protected = [Depends(Require(Scope.READ))]
-    refusals = errors.responses(errors.Unauthorized, errors.Forbidden)
+    refused = refusals.responses(errors.Unauthorized, errors.Forbidden)
     for router in experiments, comparison, runs, pools, tokens:
-        app.include_router(router, dependencies=protected, responses=refusals)
+        app.include_router(router, dependencies=protected, responses=refused)
     app.include_router(pages)  # asks for the token by itself, in a form
     return app
 

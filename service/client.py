@@ -24,7 +24,7 @@ from service.schemas.experiments import ExperimentDetail, ExperimentList, Experi
 from service.schemas.pools import PoolList, PoolView
 from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
-from service.tables import Scope
+from service.states import Scope
 
 if TYPE_CHECKING:
     import pandas

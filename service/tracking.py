@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -24,7 +23,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-from service.tables import RunState
+from service.states import RunState
 
 FINAL_STATUS = {RunState.SUCCEEDED: "FINISHED", RunState.FAILED: "FAILED", RunState.CANCELLED: "KILLED"}
 PAUSE_SECONDS = 5.0
@@ -231,18 +230,3 @@ class Tracker:
             self._away_because = f"MLflow at {self.uri} does not answer ({what}): {error.message}"[:500]
             self._away_until = time.monotonic() + PAUSE_SECONDS
             raise TrackingAway(self._away_because) from error
-
-
-def flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted field -> value of a run's spec, for MLflow's columns.
-
-    Left out are how often things are written down, and the fields of what there is none of, such as a teacher: MLflow's
-    compare page would show them as differences.
-    """
-    found: dict[str, str] = {}
-    for key, value in spec.items():
-        if isinstance(value, Mapping):
-            found |= flat({"source": "none"} if value.get("source") == "none" else value, f"{prefix}{key}.")
-        elif value is not None:
-            found[prefix + key] = str(value)
-    return {key: value for key, value in found.items() if not key.startswith("cadence.")}

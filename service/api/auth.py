@@ -17,7 +17,8 @@ from starlette.datastructures import State
 from service.errors import Forbidden, Unauthorized
 from service.experiments import service as experiments
 from service.runs import service as runs
-from service.tables import Scope, Token
+from service.states import Scope
+from service.tables import Token
 
 COOKIE = "mcf_token"
 ONLY_LOOKS = ("GET", "HEAD", "OPTIONS")

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from service.api.refusals import responses
 from service.compare import figures, paper, report
 from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.service import comparison_of, report_of
-from service.errors import NotFound, NothingToDraw, responses
+from service.errors import NotFound, NothingToDraw
 from service.schemas.comparison import Comparison
 
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["comparison"], responses=responses(NotFound))

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from service.api import examples
 from service.api.auth import Reader, Require, Submitter
 from service.api.body import payload
+from service.api.refusals import responses
 from service.errors import (
     AlreadyEnded,
     BodyTooLarge,
@@ -17,15 +18,16 @@ from service.errors import (
     NotFound,
     NothingToRetry,
     Unavailable,
-    responses,
 )
 from service.experiments import extend as extending
 from service.experiments import repository, service, views
 from service.experiments.curves import tracked_trials
 from service.experiments.extend import Extension
 from service.experiments.shelf import Shelf
-from service.schemas.experiments import ArmCurves, ExperimentDetail, ExperimentList, Plan, ProjectName
-from service.tables import DEFAULT_PROJECT, Experiment, Scope
+from service.schemas.base import ProjectName
+from service.schemas.experiments import ArmCurves, ExperimentDetail, ExperimentList, Plan
+from service.states import DEFAULT_PROJECT, Scope
+from service.tables import Experiment
 from service.tracking import TrackingAway
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])

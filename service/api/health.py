@@ -8,7 +8,8 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.settings import Settings
-from service.tables import Run, RunState
+from service.states import RunState
+from service.tables import Run
 from service.tracking import Tracker, TrackingAway
 from trainer.store.objects import ObjectMissing, StorageError, open_store
 

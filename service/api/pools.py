@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from service.api.auth import Reader
-from service.errors import Unavailable, responses
+from service.api.refusals import responses
+from service.errors import Unavailable
 from service.pools import service
-from service.schemas.experiments import ProjectName
+from service.schemas.base import ProjectName
 from service.schemas.pools import PoolList, Queue
 
 router = APIRouter(prefix="/v1", tags=["pools"])

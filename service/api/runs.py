@@ -9,11 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from service.api.auth import Reader
-from service.errors import NotFound, Unavailable, responses
+from service.api.refusals import responses
+from service.errors import NotFound, Unavailable
 from service.runs import logs, repository, service
-from service.schemas.experiments import ProjectName
+from service.schemas.base import ProjectName
 from service.schemas.runs import Checkpoints, Histories, Pictures, RunDetail, RunList
-from service.tables import RunState
+from service.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 

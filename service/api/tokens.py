@@ -6,10 +6,11 @@ import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api.auth import Admin, Reader, Require
-from service.errors import NotFound, responses
-from service.schemas.experiments import ProjectName
+from service.api.refusals import responses
+from service.errors import NotFound
+from service.schemas.base import ProjectName
 from service.schemas.tokens import NewToken, TokenCreated, TokenList, TokenView, Whoami
-from service.tables import Scope
+from service.states import Scope
 from service.tokens import repository, service
 
 log = structlog.get_logger()

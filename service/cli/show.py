@@ -13,7 +13,7 @@ from service.schemas.experiments import ExperimentDetail, ExperimentSummary, Pla
 from service.schemas.pools import PoolView
 from service.schemas.runs import RunDetail
 from service.schemas.tokens import TokenView
-from service.tables import DEFAULT_PROJECT
+from service.states import DEFAULT_PROJECT
 from service.text import age, duration, first_line
 from trainer.contract.records import Checkpoint
 

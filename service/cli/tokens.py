@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from service.cli import show
-from service.tables import Scope
+from service.states import Scope
 
 app = typer.Typer(help="Tokens of a service: create, list, revoke. Needs one of scope admin.", no_args_is_help=True)
 

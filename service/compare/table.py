@@ -19,7 +19,7 @@ from service.schemas.comparison import (
     RankingMetric,
     SeedValue,
 )
-from service.tables import RunState
+from service.states import RunState
 from trainer.contract.records import Metric, Result
 
 

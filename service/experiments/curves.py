@@ -17,7 +17,7 @@ from service.experiments import repository
 from service.experiments import service as experiments
 from service.experiments.repository import TrackedTrial
 from service.schemas.experiments import ArmCurve
-from service.tables import RunState
+from service.states import RunState
 from service.tracking import MAX_RUNS, Tracker
 
 MAX_POINTS = 120

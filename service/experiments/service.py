@@ -17,10 +17,11 @@ from service.errors import AlreadyEnded, InvalidSpec, KeyReused, NotFound, Nothi
 from service.experiments import repository, views
 from service.experiments.estimate import estimate
 from service.launching.port import Launch, Launcher
-from service.reconciler.repository import cancel_experiment, requeue
+from service.runs import repository as run_rows
 from service.schemas.experiments import ExperimentDetail, Plan, PlannedArm, PlannedRun
 from service.settings import Settings
-from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState, Trial
+from service.states import DEFAULT_PROJECT, RunState
+from service.tables import Arm, Experiment, Run, Trial
 from trainer.contract import Placement, Problem, RunSpec, SpecError
 from trainer.contract.records import OUT_OF_MEMORY, OUTCOME
 from trainer.resolve import Resolved, check_and_resolve
@@ -122,7 +123,7 @@ def cancel(db: Database, experiment_id: str) -> None:
         state = views.state_of(experiment, counts)
         if state.is_final:
             raise AlreadyEnded(f"Experiment {experiment_id} has {state.value}: there is nothing left to cancel.")
-        cancel_experiment(session, experiment, "cancelled by request", _now())
+        repository.cancel(session, experiment, "cancelled by request", _now())
 
 
 def retry(db: Database, settings: Settings, experiment_id: str) -> None:
@@ -148,7 +149,7 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
     with db.write() as session:
         runs = [run for run in repository.failed_runs(session, experiment_id) if run.id in failed]
         for run in runs:
-            requeue(session, run, experiment_id, now)
+            run_rows.requeue(session, run, experiment_id, now)
         for user in repository.experiments_with(session, failed):
             user.published, user.next_check_at = False, now
 
@@ -229,7 +230,7 @@ def add_trials(
 def _join(session: Session, run: Run, experiment: Experiment, placement: dict[str, Any], now: datetime) -> None:
     """An equal run exists: share it, and bring it back where it was given up for no fault of its own."""
     if _is_new(run):
-        requeue(session, run, experiment.id, now)
+        run_rows.requeue(session, run, experiment.id, now)
         run.placement = placement
     elif run.cancel_reason and not run.state.is_final:
         # Being stopped for another experiment: what it is told next is to go on.

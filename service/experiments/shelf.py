@@ -3,7 +3,7 @@
 from service.db import Database
 from service.runs import repository
 from service.settings import Settings
-from service.tables import RunState
+from service.states import RunState
 from trainer.contract.records import EXPORT
 from trainer.weights.mlflow_files import MlflowFiles
 from trainer.weights.sources import RUN, UnknownWeights

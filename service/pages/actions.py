@@ -13,7 +13,7 @@ from service.experiments import service as experiments
 from service.experiments.extend import Extension
 from service.experiments.shelf import Shelf
 from service.pages.render import PageRoute, page
-from service.tables import Scope
+from service.states import Scope
 
 router = APIRouter(
     route_class=PageRoute, prefix="/experiments/{experiment_id}", include_in_schema=False,

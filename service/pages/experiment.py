@@ -19,7 +19,7 @@ from service.pages.render import PageRoute, page
 from service.pages.run import CURVES
 from service.schemas.comparison import Comparison
 from service.schemas.experiments import ArmView, ExperimentDetail, TrialView
-from service.tables import RunState, Scope
+from service.states import RunState, Scope
 from service.tracking import Tracker, TrackingAway
 from trainer.contract import Placement
 

@@ -17,8 +17,8 @@ from service.errors import NotFound, Unauthorized
 from service.experiments import repository, views
 from service.pages import actions, experiment, queue, run
 from service.pages.render import PageRoute, page
-from service.schemas.experiments import ProjectName
-from service.tables import Scope
+from service.schemas.base import ProjectName
+from service.states import Scope
 
 STATIC = {path.name: path for path in (Path(__file__).parent / "static").iterdir()}
 NUM_EXPERIMENTS = 50

@@ -10,7 +10,7 @@ from service.launching.port import Launcher, LauncherAway
 from service.pools import repository
 from service.schemas.pools import PoolView, Queue, QueuedRun
 from service.settings import Settings
-from service.tables import AttemptState
+from service.states import AttemptState
 
 MOST_WAITING = 200
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from service.schemas.comparison import Comparison
-from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState
+from service.states import DEFAULT_PROJECT, RunState
+from service.tables import Arm, Experiment, Run
 from service.tracking import Tracker
 from trainer.contract.records import EXPORT
 

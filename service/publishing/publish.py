@@ -11,8 +11,9 @@ from service.compare.service import report_of
 from service.db import Database
 from service.publishing import encoders
 from service.publishing.note import note
-from service.reconciler.actions import trial_params, trial_tags
-from service.tables import Arm, Experiment, Run, RunState, Trial
+from service.publishing.trials import trial_params, trial_tags
+from service.states import RunState
+from service.tables import Arm, Experiment, Run, Trial
 from service.tracking import TrackedRun, Tracker
 from trainer.contract.records import Result, final_metrics
 

@@ -1,16 +1,17 @@
 """What the reconciler sees and does outside of the database: launcher, run directory, MLflow. No SQL here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from service.launching.port import Job, JobState, Launch, Launcher, LauncherAway, attempt_name
+from service.publishing.trials import trial_params, trial_tags
 from service.reconciler.facts import Action, Observed, RunFacts
 from service.reconciler.repository import RunLease
 from service.settings import Settings
 from service.tables import Experiment
-from service.tracking import TrackedRun, Tracker, TrackingAway, flat
+from service.tracking import TrackedRun, Tracker, TrackingAway
 from trainer.contract import Placement, RunSpec
 from trainer.contract.records import SPEC, Result, Session, Verdict
 from trainer.store.objects import Store, open_store
@@ -136,20 +137,6 @@ def ensure_trial(tracker: Tracker, lease: RunLease) -> TrackedRun:
         tags=trial_tags(home.id, lease.arm.name, lease.arm.levels, lease.seed, run.digest),
         params=trial_params(lease.arm.levels, run.spec),
     )
-
-
-def trial_params(levels: Mapping[str, str], spec: Mapping[str, Any]) -> dict[str, str]:
-    """Params of a child run: the arm's levels, and the spec.
-
-    MLflow's compare page draws the first three params, by name, in which runs differ: these are the factors.
-    """
-    return {f"arm.{name}": label for name, label in levels.items()} | flat(spec)
-
-
-def trial_tags(experiment: str, arm: str, levels: dict[str, str], seed: int, digest: str) -> dict[str, str]:
-    """Tags of a child run, so that MLflow's own compare view can group by arm and factor."""
-    tags = {"mcf.kind": "run", "mcf.experiment_id": experiment, "mcf.arm": arm, "mcf.seed": str(seed)}
-    return tags | {"mcf.digest": digest} | {f"mcf.factor.{name}": label for name, label in levels.items()}
 
 
 def _may_open(facts: RunFacts, seen: Observed, now: datetime) -> bool:

@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from service.launching.port import Job
-from service.tables import AttemptState, RunState
+from service.states import AttemptState, RunState
 from trainer.contract.records import Outcome
 
 

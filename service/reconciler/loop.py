@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import update
 
 from service.db import Database
+from service.experiments import repository as experiments
 from service.launching.port import LauncherAway
 from service.publishing.publish import publish
 from service.reconciler import repository
@@ -24,7 +25,8 @@ from service.reconciler.facts import Action, RunFacts
 from service.reconciler.repository import ExperimentLease, RunLease
 from service.reconciler.transitions import decide
 from service.settings import Settings
-from service.tables import Experiment, Run, RunState
+from service.states import RunState
+from service.tables import Experiment, Run
 from service.telemetry import Telemetry
 from service.tracking import TrackingAway
 from trainer.store.objects import StorageError
@@ -251,7 +253,7 @@ class Reconciler:
     def _cancel(self, lease: ExperimentLease, reason: str) -> None:
         with self._db.write() as session:
             experiment = session.get_one(Experiment, lease.experiment.id)
-            repository.cancel_experiment(session, experiment, reason, self._clock())
+            experiments.cancel(session, experiment, reason, self._clock())
 
     def _sweep(self) -> None:
         """Stop attempts that live although their end is written down: submitted by a service that woke up too late."""

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from service.launching.port import JobState
 from service.reconciler.facts import Action, AttemptFacts, Observed, RunFacts
-from service.tables import AttemptState, RunState
+from service.states import AttemptState, RunState
 from trainer.contract.records import Verdict
 
 # Attempts in a row without a new step: the cluster is not to blame three times running.

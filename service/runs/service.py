@@ -6,11 +6,11 @@ from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.errors import NotFound, Unavailable
-from service.experiments.views import tracking_url
 from service.runs import repository
 from service.schemas.runs import AttemptView, Checkpoints, Histories, RunDetail, RunSummary, SessionView, UsedBy
 from service.settings import Settings
 from service.tables import Run
+from service.text import run_in_mlflow
 from service.tracking import Tracker, TrackingAway
 from trainer.contract.records import Result
 from trainer.store.objects import StorageError, open_store
@@ -51,7 +51,7 @@ def summary(run: Run, settings: Settings) -> RunSummary:
         losses=run.losses, restarts=run.restarts, world_sizes=run.world_sizes, gpu_hours=run.process_seconds / 3600,
         waiting_reason=run.waiting_reason, reason=run.reason, kind=run.kind, created_at=run.created_at,
         started_at=run.started_at, ended_at=run.ended_at,
-        tracking_url=tracking_url(settings, run.tracking_id, run.tracking_run_id),
+        tracking_url=run_in_mlflow(settings.tracking_uri, run.tracking_id, run.tracking_run_id),
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database
 from service.errors import NotFound
-from service.tables import Scope, Token
+from service.states import Scope
+from service.tables import Token
 from service.tokens import repository
 
 log = structlog.get_logger()

@@ -23,7 +23,8 @@ from service.publishing.publish import publish
 from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
 from service.settings import Settings
-from service.tables import Experiment, RunState
+from service.states import RunState
+from service.tables import Experiment
 from service.telemetry import Telemetry
 from service.tracking import NOTE, TrackedRun, Tracker, TrackingAway, TrackingGone
 from tests.unit.service.bench import Bench, Killed

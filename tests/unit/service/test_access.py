@@ -13,7 +13,8 @@ from sqlalchemy import text, update
 from service.api.auth import COOKIE
 from service.db import Database
 from service.settings import Settings
-from service.tables import Scope, Token
+from service.states import Scope
+from service.tables import Token
 from service.tokens.service import Keyring
 from tests.unit.service.bench import Clock
 from tests.unit.service.test_api import Scene, counting_statements

@@ -23,7 +23,8 @@ from service.compare.paper import read_back
 from service.experiments import service as experiments
 from service.schemas.comparison import Comparison
 from service.settings import Settings
-from service.tables import Run, RunState
+from service.states import RunState
+from service.tables import Run
 from tests.unit.service.bench import Clock, Cluster, counting_statements, result
 from trainer.contract import RunSpec
 from trainer.resolve import check_and_resolve

@@ -16,7 +16,7 @@ from service.compare.stats import holm, paired, summarise
 from service.compare.table import ArmTrials, TrialRow, compare
 from service.publishing.note import MAX_LENGTH, note
 from service.schemas.comparison import Comparison
-from service.tables import RunState
+from service.states import RunState
 from tests.unit.service.bench import result
 from trainer.contract.records import Floors, Metric, Result, StageResult
 

@@ -14,7 +14,7 @@ from service.compare import report
 from service.compare.stats import MOST_SEEDS, against_zero, more_seeds, paired, power
 from service.compare.table import ArmTrials, compare
 from service.schemas.comparison import Comparison, Contrast, Effect
-from service.tables import RunState
+from service.states import RunState
 from tests.unit.service.test_compare import NOW, trial
 
 Value = Callable[[str, str, int], float | None]

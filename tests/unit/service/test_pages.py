@@ -16,7 +16,8 @@ from service.compare.table import ArmTrials, TrialRow, compare
 from service.experiments.curves import _over_seeds
 from service.experiments.repository import TrackedTrial
 from service.settings import Settings
-from service.tables import Experiment, Run, RunState, Scope
+from service.states import RunState, Scope
+from service.tables import Experiment, Run
 from tests.unit.service.bench import counting_statements, result
 from tests.unit.service.test_api import Scene
 from trainer.contract.records import Metric

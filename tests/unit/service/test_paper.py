@@ -15,7 +15,7 @@ from service.compare import figures, paper
 from service.compare.latex import SPECIAL, escape, latex
 from service.compare.table import ArmTrials, compare
 from service.schemas.comparison import Digest, Report
-from service.tables import RunState
+from service.states import RunState
 from tests.unit.service.test_compare import NOW, arm, table, trial
 from tests.unit.service.test_factors import grid, messy
 

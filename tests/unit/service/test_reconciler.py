@@ -20,7 +20,8 @@ from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
 from service.runs import logs
 from service.settings import Settings
-from service.tables import Experiment, RunState
+from service.states import RunState
+from service.tables import Experiment
 from service.telemetry import Telemetry
 from service.tracking import Tracker
 from tests.unit.service.bench import Bench, Killed, counting_statements

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from service.launching.port import Job, JobState
 from service.reconciler.facts import Action, AttemptFacts, Observed, RunFacts
 from service.reconciler.transitions import MAX_CRASHES, MAX_FRUITLESS, MAX_OUT_OF_MEMORY, decide
-from service.tables import AttemptState, RunState
+from service.states import AttemptState, RunState
 from trainer.contract.records import Outcome, Verdict
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

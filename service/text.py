@@ -24,6 +24,16 @@ def short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def hours(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def metric_name(name: str) -> str:
+    """`nme diag` for probe/nme_diag. A stage's metric keeps its path: alignment/last/nme is not alignment/best/nme."""
+    own = name.removeprefix("probe/").removeprefix("sanity/")
+    return own if "/" in own else own.replace("_", " ")
+
+
 def run_in_mlflow(tracking_uri: str | None, experiment_id: str | None, run_id: str | None) -> str | None:
     """Address of a run's page there, in the view for training: else MLflow opens with that for language models.
 

@@ -11,11 +11,13 @@ from rich.text import Text
 from service.cli import show
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError
+from service.compare.columns import mean, signed, signed_interval
+from service.text import metric_name
 
 if TYPE_CHECKING:
     from service.compare.across import Across
     from service.compare.reproduce import Number
-    from service.schemas.comparison import Estimate, Report
+    from service.schemas.comparison import Report
 
 MOVED, INTERRUPTED = 1, 130
 
@@ -137,7 +139,7 @@ def _numbers(found: "list[Number]") -> RenderableType:
 
 
 def _across(found: "Across") -> RenderableType:
-    unit = f"{found.metric.name.removeprefix('probe/')} ({found.metric.unit})" if found.metric else "probe"
+    unit = f"{metric_name(found.metric.name)} ({found.metric.unit})" if found.metric else "probe"
     one, other = (f"{item.name} ({item.experiment_id})" for item in (found.one, found.other))
     table = show.columns(
         "arm", one, other, "difference", "95 % interval", "over common seeds", "n", "95 % interval", "runs"
@@ -145,8 +147,8 @@ def _across(found: "Across") -> RenderableType:
     for pair in found.pairs:
         same = f"{pair.same_runs} shared" if pair.same_runs else ""
         table.add_row(
-            pair.one, _mean(pair.probe), _mean(pair.other_probe), *_difference(pair.unpaired),
-            _mean(pair.paired, "+.3g"), str(pair.paired.n) if pair.paired else "", _interval(pair.paired), same,
+            pair.one, mean(pair.probe), mean(pair.other_probe), signed(pair.unpaired), signed_interval(pair.unpaired),
+            signed(pair.paired), str(pair.paired.n) if pair.paired else "", signed_interval(pair.paired), same,
         )  # fmt: skip
     words = [f"{unit}: second minus first."] if found.metric else [
         "The two were not measured by the same probe, or one has no finished run: no numbers stand side by side."
@@ -162,18 +164,6 @@ def _across(found: "Across") -> RenderableType:
 
 def _filled(table: Table) -> RenderableType:
     return table if table.row_count else Text("No arm of one has the spec or the levels of an arm of the other.")
-
-
-def _difference(found: "Estimate | None") -> list[str]:
-    return [_mean(found, "+.3g"), _interval(found)]
-
-
-def _mean(found: "Estimate | None", form: str = ".4g") -> str:
-    return format(found.mean, form) if found and found.mean is not None else ""
-
-
-def _interval(found: "Estimate | None") -> str:
-    return f"{found.low:+.3g} to {found.high:+.3g}" if found and found.low is not None else ""
 
 
 def _value(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.compare.report import interval
+from service.compare.columns import interval
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
 from service.schemas.comparison import ArmRow, Comparison, RankingMetric
 from service.text import count, short

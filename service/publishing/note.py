@@ -1,12 +1,13 @@
 """The answer of an experiment as MLflow shows it above the run: the page's headline and the top of the table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from service.compare import report
+from service.compare.columns import Columns
 from service.compare.headline import headline
-from service.compare.report import interval, line, versus
-from service.schemas.comparison import ArmRow, Comparison
-from service.text import short
+from service.schemas.comparison import Comparison
 
+COLUMNS = ("rank", "arm", "seeds", "mean", "interval", "difference", "difference's interval", "p", "verdict", "hours")
 MAX_ARMS = 10
 # Of a tag: MLflow takes 8000 characters, older servers 5000.
 MAX_LENGTH = 5000
@@ -30,25 +31,10 @@ def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
         yield [f"**{head.answer}.** {head.why}"]
     shown = [*table.arms[:arms], *(row for row in table.arms[arms:] if row.is_baseline and arms)]
     if shown:
-        yield _table(table, shown)
+        yield report.rows(Columns(table).choose(*COLUMNS), shown)
     if left := len(table.arms) - len(shown):
         yield [f"And {left} more."]
     yield [
         "Every arm, factors, figures, and what it takes to reproduce this: `report.html` among the artifacts. "
         f"Encoders: `models:/{model}@best`, and an alias for each arm."
     ]
-
-
-def _table(table: Comparison, rows: Sequence[ArmRow]) -> list[str]:
-    header = ["rank", "arm", "seeds", table.metric.name if table.metric else "probe", "95 % interval"]
-    header += ["difference to baseline", "p (Holm)", "verdict", table.hours]
-    return [line(header), line(["---"] * len(header)), *(line(_row(row)) for row in rows)]
-
-
-def _row(row: ArmRow) -> list[str]:
-    probe = row.probe
-    return [
-        str(row.rank or ""), row.name, f"{row.seeds - len(row.missing)} of {row.seeds}",
-        short(probe.mean) if probe else "", interval(probe) if probe else "",
-        *versus(row), short(row.gpu_hours),
-    ]  # fmt: skip

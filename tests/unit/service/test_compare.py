@@ -8,14 +8,19 @@ from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
-from service.compare import report
+from service.cli import show
+from service.client import Comparison as ClientComparison
+from service.compare import paper, report
+from service.compare.columns import Columns
+from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.ranking import NoSuchMetric
 from service.compare.stats import holm, paired, summarise
 from service.compare.table import ArmTrials, TrialRow, compare
 from service.publishing.note import MAX_LENGTH, note
-from service.schemas.comparison import Comparison
+from service.schemas.comparison import Comparison, Report
 from service.states import RunState
 from tests.unit.service.bench import result
 from trainer.contract.records import Floors, Metric, Result, StageResult
@@ -101,7 +106,7 @@ def test_failed_runs_are_missing_and_never_averaged_away() -> None:
     assert made.words[0] == "2 of 6 runs are missing and in no mean: 2 failed."
     assert not made.complete
     text = report.markdown(made)
-    assert "1 of 3 (2 failed)" in text
+    assert "| 1 of 3 |" in text
     assert "| half | 1 | r1 | failed | why not |" in text
 
 
@@ -244,7 +249,7 @@ def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_ho
     few = note(table(arm("a", 9.0, 9.1, 9.2, baseline=True), arm("b", 1.0, 1.1, 1.21)), "mcf-x")
     assert "**Best arm: b** with NME 1.103 %" in few
     assert "Is the difference real? Yes." in few
-    assert "| 2 | a | 3 of 3 | 9.1 |" in few
+    assert "| 2 | a | 3 | 9.1 |" in few
     assert "`models:/mcf-x@best`" in few
     rest = [arm(f"{n:02d}{'x' * 400}", n + 1.0, n + 1.1, n + 1.2) for n in range(30)]
     many = note(table(arm("the-baseline", 99.0, 99.1, 99.2, baseline=True), *rest), "mcf-x")
@@ -254,6 +259,21 @@ def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_ho
     assert "the-baseline" in rows[-1]
     assert f"And {31 - len(rows)} more." in many
     assert many.endswith("an alias for each arm.")
+
+
+def test_every_format_has_the_same_columns_under_the_same_headings() -> None:
+    made = table(arm("base", 5.0, 5.1, 5.2, baseline=True), arm("good", 4.0, 4.11, 4.2))
+    columns = Columns(made)
+    terminal = io.StringIO()
+    Console(file=terminal, width=250).print(show.comparison(ClientComparison.model_validate(made.model_dump())))
+    html = paper.html(Report(spec={}, comparison=made, digests=[], software={}), {})
+    of_paper = latex(made).replace("\\,", " ").replace("\\", "").replace("$", "")
+    texts = report.markdown(made), note(made, "mcf-x"), terminal.getvalue(), html, of_paper
+    good = next(row for row in made.arms if row.name == "good")
+    for name in "arm", "seeds", "mean", "interval", "difference", "hours":
+        for text in texts:
+            assert columns[name].heading in text
+            assert columns[name].cell(good) in text
 
 
 def test_words_stay_readable_with_many_arms() -> None:

@@ -83,7 +83,7 @@ def _columns(table: Comparison) -> dict[str, Column]:
             fields=lambda row: _fields(row.floors, "floor_", ("random_encoder", "above")),
         ),
         "above": Column(
-            "above both", lambda row: ABOVE[row.floors.above] if row.floors else "", is_number=False
+            "better than floors", lambda row: ABOVE[row.floors.above] if row.floors else "", is_number=False
         ),
         "floors": Column("floors", lambda row: row.floors.words if row.floors else "", is_number=False),
     }  # fmt: skip

@@ -78,18 +78,20 @@ def _notes(table: Comparison) -> list[str]:
     if any(row.difference for row in table.arms):
         notes.append(f"To baseline: the difference to {escape(table.baseline)}, paired over seeds.")
         marks = ", ".join(f"${{}}^{{{mark}}}\\,p<{bound}$" for bound, mark in reversed(MARKS))
-        notes.append(f"{marks} in a paired $t$ test, Holm-adjusted over the arms; below three seeds nothing is tested.")
+        notes.append(
+            f"{marks} in a paired $t$ test, Holm-adjusted over the arms; fewer than three seeds are not tested."
+        )
     if table.metric:
         notes.append("Best mean in bold, second underlined.")
     for row in table.arms:
         if row.missing:
-            notes.append(f"{escape(row.name)}: {count_states(row.missing)}, in no mean.")
+            notes.append(f"{escape(row.name)}: {count_states(row.missing)}, not in the mean.")
     if floors := [row.floors for row in table.arms if row.floors]:
         pixels, random = _range([floor.pixels for floor in floors]), _range([floor.random_encoder for floor in floors])
         notes.append(f"Floors: {pixels} on raw pixels, {random} with the untrained encoder.")
     below = [escape(row.name) for row in table.arms if row.floors and not row.floors.above]
     if below:
-        notes.append(f"Not shown to be above both floors: {'; '.join(below)}.")
+        notes.append(f"Not shown to be better than both floors: {'; '.join(below)}.")
     return notes or ["No run has finished."]
 
 

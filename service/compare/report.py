@@ -22,7 +22,7 @@ def markdown(table: Comparison) -> str:
     lines = [f"# {table.name} ({table.experiment_id})", "", *rows([*chosen, *against, *rest], table.arms)]
     lines += ["", *(f"* {word}" for word in table.words)]
     if len(table.factors) > 1:
-        lines += ["", "Factors, in the mean over the others:", "", *_factors(table.factors)]
+        lines += ["", "Factors, averaged over the others:", "", *_factors(table.factors)]
     for pair in table.interactions:
         lines += ["", f"{pair.factor} with {pair.other}:", "", *_interaction(pair)]
     missing = [(row.name, run) for row in table.arms for run in row.missing]

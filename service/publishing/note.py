@@ -21,9 +21,10 @@ def note(table: Comparison, model: str) -> str:
 
 def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
     head = headline(table)
-    if head.best:
+    if head.best_arm:
         # In one paragraph, as MLflow shows the first lines alone.
-        yield [f"**Best arm: {head.best.name}** with {head.reached}. **Cost:** {head.cost}."]
+        lead, rest = head.best_arm
+        yield [f"**{lead}** {rest}"]
         yield [f"**Is the difference real? {head.answer}.** {head.why}"]
         if head.cautions:
             yield [f"* {caution}" for caution in head.cautions]
@@ -35,6 +36,6 @@ def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
     if left := len(table.arms) - len(shown):
         yield [f"And {left} more."]
     yield [
-        "Every arm, factors, figures, and what it takes to reproduce this: `report.html` among the artifacts. "
+        "The artifact `report.html` has every arm, the factors, the figures, and what it takes to reproduce this. "
         f"Encoders: `models:/{model}@best`, and an alias for each arm."
     ]

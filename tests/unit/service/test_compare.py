@@ -19,6 +19,7 @@ from service.compare.plot import svg
 from service.compare.ranking import NoSuchMetric
 from service.compare.stats import holm, paired, summarise
 from service.compare.table import ArmTrials, TrialRow, compare
+from service.compare.words import BEYOND_CHANCE, TESTED
 from service.publishing.note import MAX_LENGTH, note
 from service.schemas.comparison import Comparison, Report
 from service.states import RunState
@@ -92,7 +93,7 @@ def test_lower_is_better_ranks_and_judges_by_the_metrics_direction() -> None:
     made = table(arm("base", 5.0, 5.1, 5.2, baseline=True), arm("good", 4.0, 4.11, 4.2), arm("bad", 6.0, 6.1, 6.21))
     assert [(row.name, row.rank) for row in made.arms] == [("good", 1), ("base", 2), ("bad", 3)]
     assert [row.difference and row.difference.verdict for row in made.arms] == ["better", None, "worse"]
-    assert "Better than the baseline (base): good." in made.words
+    assert f"Better than the baseline (base) {BEYOND_CHANCE} ({TESTED}): good." in made.words
     assert made.complete
 
 
@@ -103,7 +104,7 @@ def test_failed_runs_are_missing_and_never_averaged_away() -> None:
     assert (half.probe.n, half.probe.mean, half.probe.sd) == (1, 1.0, None)
     missing = [(run.seed, run.state.value, run.reason) for run in half.missing]
     assert missing == [(1, "failed", "why not"), (2, "failed", "why not")]
-    assert made.words[0] == "2 of 6 runs are missing and in no mean: 2 failed."
+    assert made.words[0] == "2 of 6 runs are missing and count in no mean: 2 failed."
     assert not made.complete
     text = report.markdown(made)
     assert "| 1 of 3 |" in text
@@ -117,17 +118,17 @@ def test_below_three_pairs_there_is_no_verdict() -> None:
     assert (other.difference.verdict, other.difference.p, other.difference.n) == ("n = 2: no verdict", None, 2)
     assert other.floors
     assert (other.floors.above, other.floors.words) == (None, "n = 2: no verdict")
-    assert "Fewer than 3 seeds" in words(made)
+    assert "fewer than 3 seeds" in words(made)
 
 
 def test_one_arm_has_nothing_to_be_compared_with() -> None:
     made = table(arm("only", 5.0, 5.1, 5.2, baseline=True))
-    assert "There is one arm: nothing to compare it with." in made.words
+    assert "The experiment has one arm: there is nothing to compare it with." in made.words
 
 
 def test_a_baseline_without_runs_gives_no_differences_and_says_so() -> None:
     made = table(arm("base", None, None, None, baseline=True), arm("other", 4.0, 4.1, 4.3))
-    assert "The baseline (base) has no finished run, so there is no difference to it yet." in made.words
+    assert "The baseline (base) has no finished run yet, so no arm can be compared with it." in made.words
     other = made.arms[0]
     assert (other.name, other.rank) == ("other", 1)
     assert other.difference
@@ -149,9 +150,9 @@ def test_arms_not_shown_to_be_above_both_floors_are_named() -> None:
     assert checks["base"]
     assert checks["floor"]
     assert (checks["base"].above, checks["floor"].above) == (True, False)
-    assert checks["floor"].words == "not shown to be above: random encoder"
-    assert "Above both floors (raw pixels, the untrained encoder): base." in made.words
-    assert "Not shown to be above both floors: floor." in words(made)
+    assert checks["floor"].words == "not shown to be better than: untrained encoder"
+    assert "Better than both floors (raw pixels, the untrained encoder): base." in made.words
+    assert "Not shown to be better than both floors (raw pixels, the untrained encoder): floor." in words(made)
 
 
 def test_without_a_probe_nothing_is_ranked() -> None:
@@ -213,7 +214,7 @@ def test_different_probes_are_not_ranked_together() -> None:
 
 def test_before_anything_has_finished_the_table_stands_with_what_is_to_come() -> None:
     made = table(arm("base", None, None, baseline=True, state=RunState.QUEUED))
-    assert made.words[:2] == ["2 of 2 runs are missing and in no mean: 2 queued.", "No run has finished yet."]
+    assert made.words[:2] == ["2 of 2 runs are missing and count in no mean: 2 queued.", "No run has finished yet."]
     assert made.arms[0].gpu_hours == pytest.approx(1.0)  # what was spent counts, however it ended
 
 
@@ -231,7 +232,7 @@ def test_floors_beside_the_sanity_metrics_are_not_called_stages_of_evaluation() 
         for name in ("sanity/neighbour_nme", "floor/neighbour_pixels")
     ]
     arms = [ArmTrials("a", {"arm": "a"}, True, [trial(0, 1.0, sanity=beside)]), arm("b", 2.0)]
-    assert "Stages of evaluation" not in words(table(*arms))
+    assert "stages of evaluation" not in words(table(*arms))
 
 
 def test_hours_are_of_gpus_only_where_every_run_was_trained_on_one() -> None:
@@ -239,7 +240,7 @@ def test_hours_are_of_gpus_only_where_every_run_was_trained_on_one() -> None:
     made = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, None, state=RunState.RUNNING)]))
     assert made.hours == "GPU-hours"
     assert "| GPU-hours |" in report.markdown(made)
-    assert "**Cost:** 1.5 GPU-hours" in note(made, "mcf-x")
+    assert "It took 1.5 GPU-hours" in note(made, "mcf-x")
     mixed = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, 1.0)]))
     assert mixed.hours == "process-hours"
     assert "GPU" not in report.markdown(mixed)
@@ -247,7 +248,7 @@ def test_hours_are_of_gpus_only_where_every_run_was_trained_on_one() -> None:
 
 def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_holds() -> None:
     few = note(table(arm("a", 9.0, 9.1, 9.2, baseline=True), arm("b", 1.0, 1.1, 1.21)), "mcf-x")
-    assert "**Best arm: b** with NME 1.103 %" in few
+    assert "**Best arm: b.** It reached NME 1.103 %" in few
     assert "Is the difference real? Yes." in few
     assert "| 2 | a | 3 | 9.1 |" in few
     assert "`models:/mcf-x@best`" in few

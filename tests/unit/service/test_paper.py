@@ -49,7 +49,7 @@ def test_every_row_has_as_many_cells_as_the_table_has_columns_whatever_arms_are_
     assert unescaped.count("{") == unescaped.count("}")
     assert unescaped.count("$") % 2 == 0
     assert unescaped.count("%") == 1  # the comment at the head
-    assert "x: 2 failed, in no mean." in text
+    assert "x: 2 failed, not in the mean." in text
 
 
 def test_no_special_letter_comes_through_unescaped() -> None:

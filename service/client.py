@@ -171,7 +171,7 @@ class Client:
             if event == "end":
                 return
             yield data
-        raise ServiceAway(f"The service at {self.url} stopped sending the log of {run_id}; follow it again.")
+        raise ServiceAway(f"The service at {self.url} stopped sending the log of {run_id}; follow the log again.")
 
 
 class Experiment:
@@ -205,7 +205,9 @@ class Experiment:
             if self.detail.state.is_final:
                 return self
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.id} is at {self.detail.progress:.0%} after {timeout_seconds} s; it goes on")
+                raise TimeoutError(
+                    f"{self.id} is at {self.detail.progress:.0%} after {timeout_seconds} s; it keeps running"
+                )
             time.sleep(poll_seconds)
 
     def comparison(self, metric: str | None = None) -> "pandas.DataFrame | Comparison":
@@ -263,8 +265,8 @@ def _only(name: str, ids: Sequence[str], kind: str, lister: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise NoSuchThing(f"{name!r} is the beginning of {len(found)} {kind}s: {', '.join(found[:4])} ...")
-    raise NoSuchThing(f"There is no {kind} {name!r}. `{lister}` shows those there are.")
+        raise NoSuchThing(f"{len(found)} {kind}s begin with {name!r}: {', '.join(found[:4])} ...")
+    raise NoSuchThing(f"There is no {kind} {name!r}. `{lister}` lists all {kind}s.")
 
 
 def _submission(spec: Mapping[str, Any] | str | Path, **params: Any) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Connection:
         except httpx2.TransportError as error:
             raise ServiceAway(
                 f"No service answers at {self.url} ({error or type(error).__name__}).\n"
-                "Start one with `mcf up`, or name another with --url or MCF_URL."
+                "Start one with `mcf up`, or give another address with --url or MCF_URL."
             ) from error
 
 
@@ -120,8 +120,8 @@ def _find_service() -> tuple[str, str | None]:
         up = json.loads(UP_FILE.read_text())
         return up["url"], up["token"]
     raise ServiceAway(
-        f"No service is named: there is no {UP_FILE} here and MCF_URL is not set.\n"
-        "Start one with `mcf up`, or name one with --url or MCF_URL."
+        f"No service is known: there is no {UP_FILE} here and MCF_URL is not set.\n"
+        "Start one with `mcf up`, or give its address with --url or MCF_URL."
     )
 
 

@@ -226,7 +226,7 @@ class Tracker:
             yield
         except MlflowException as error:
             if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                raise TrackingGone(f"MLflow has no longer {what}: {error.message}") from error
+                raise TrackingGone(f"MLflow no longer has {what}: {error.message}") from error
             self._away_because = f"MLflow at {self.uri} does not answer ({what}): {error.message}"[:500]
             self._away_until = time.monotonic() + PAUSE_SECONDS
             raise TrackingAway(self._away_because) from error

@@ -156,7 +156,7 @@ def _position(cursor: str) -> tuple[datetime, str]:
         return datetime.fromisoformat(at), last
     except ValueError as error:
         raise InvalidCursor(
-            f"cursor {cursor!r} is none that a page ended with; leave it out for the first page"
+            f"cursor {cursor!r} is not the next_cursor of any page; leave it out for the first page"
         ) from error
 
 

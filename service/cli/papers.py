@@ -24,10 +24,12 @@ MOVED, INTERRUPTED = 1, 130
 
 def report(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="An experiment: its name, its id, or the beginning of it.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write it; else NAME.html here, `-` prints it.")] = None,
+    name: Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: NAME.html in this folder. `-` prints it.")
+    ] = None,
 ) -> None:
-    """Write everything about an experiment into one HTML file, which needs no network."""
+    """Write everything about an experiment into one HTML file that needs no network."""
     experiment = ctx.obj().experiment(name)
     text = experiment.report()
     if out == Path("-"):
@@ -38,21 +40,23 @@ def report(
         file.write_text(text)
     except OSError as error:
         raise McfError(f"{file} cannot be written: {error.strerror}. Name another with --out.") from error
-    typer.echo(f"{file}: {len(text) / 1000:.0f} kB. `mcf reproduce {file}` trains it again and says what moved.")
+    typer.echo(f"{file}: {len(text) / 1000:.0f} kB. `mcf reproduce {file}` trains it again and shows what moved.")
 
 
 def reproduce(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="REPORT", help="A file of `mcf report`.")],
+    file: Annotated[Path, typer.Argument(metavar="REPORT", help="File written by `mcf report`.")],
     against: Annotated[
-        str | None, typer.Option("--with", help="An experiment that has trained it again; nothing is submitted.")
+        str | None, typer.Option("--with", help="Experiment that has trained it again; nothing is submitted.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Relative; what moved by less has not moved.")
+        float, typer.Option(min=0.0, max=1.0, help="Relative tolerance; a number that moved by less has not moved.")
     ] = 0.0,
-    project: Annotated[str | None, typer.Option(help="Where it belongs; else the token's, else `default`.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Project of the experiment; default: that of the token, else `default`.")
+    ] = None,
 ) -> None:
-    """Train a report's experiment again and say which numbers moved. Exit code 0: none."""
+    """Train the experiment of a report again and show which numbers moved. Exit code 0: none."""
     from service.compare.paper import read_back
     from service.compare.reproduce import numbers, other_digests
 
@@ -62,7 +66,7 @@ def reproduce(
         watch(experiment, console)
     except KeyboardInterrupt:
         again = f"mcf reproduce {file} --with {experiment.id}"
-        console.print(f"\nStopped watching; {experiment.id} goes on. `{again}` to look again.", soft_wrap=True)
+        console.print(f"\nStopped watching; {experiment.id} keeps running. `{again}` shows it again.", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     now = read_back(experiment.report())
     for difference in other_digests(was.digests, now.digests):

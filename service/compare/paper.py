@@ -72,11 +72,13 @@ def read_back(text: str) -> Report:
     """Raises NoReport."""
     found = BLOCK.findall(text)
     if not found:
-        raise NoReport("it has no block with id mcf-report, so it is no report of mcf")
+        raise NoReport("it has no block with id mcf-report, so it is not a report of mcf")
     try:
         return Report.model_validate_json(found[-1])
     except ValidationError as error:
-        raise NoReport(f"its block cannot be read; it may be of another version: {first_line(str(error))}") from error
+        raise NoReport(
+            f"its block cannot be read; another version may have written it: {first_line(str(error))}"
+        ) from error
 
 
 def _inline(svg: str) -> str:

@@ -43,7 +43,9 @@ def ranking(results: Sequence[Result], asked: str | None) -> tuple[RankingMetric
     if kinds == {None}:
         if asked:
             names = ", ".join(dict.fromkeys(name for result in results for name in _by_name(result)))
-            raise NoSuchMetric(f"No finished run has {asked}; possible: {names or 'none, nothing was measured'}.")
+            raise NoSuchMetric(
+                f"No finished run has the metric {asked}; possible: {names or 'none, nothing was measured'}."
+            )
         return None, "The data has neither landmarks nor labels, so no probe was measured and arms are not ranked."
     if len(kinds) > 1:
         names = ", ".join(sorted(f"{kind[0]} {kind[3]}".strip() if kind else "none" for kind in kinds))

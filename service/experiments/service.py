@@ -93,7 +93,8 @@ def find_replay(db: Database, project: str, key: str, digest: str) -> Experiment
         found = repository.by_key(session, project, key)
     if found and found.request_digest != digest:
         raise KeyReused(
-            f"Idempotency-Key {key!r} has made {found.id} from another body. Send a new key with a new request."
+            f"Idempotency-Key {key!r} has already created {found.id} from another body. "
+            "Send a new key with a new request."
         )
     return found
 
@@ -122,7 +123,9 @@ def cancel(db: Database, experiment_id: str) -> None:
         counts = repository.tallies(session, [experiment_id])[experiment_id].counts
         state = views.state_of(experiment, counts)
         if state.is_final:
-            raise AlreadyEnded(f"Experiment {experiment_id} has {state.value}: there is nothing left to cancel.")
+            raise AlreadyEnded(
+                f"Experiment {experiment_id} has already {state.value}: there is nothing left to cancel."
+            )
         repository.cancel(session, experiment, "cancelled by request", _now())
 
 
@@ -134,7 +137,7 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
         failed = [run.id for run in repository.failed_runs(session, experiment_id)]
     if experiment.cancelled_at:
         raise NothingToRetry(
-            f"Experiment {experiment_id} was cancelled. Submit it again: what has finished is shared and costs nothing."
+            f"Experiment {experiment_id} was cancelled. Submit it again: finished runs are shared and cost nothing."
         )
     if not failed:
         there = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -144,7 +147,7 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
         for id in failed:
             open_store(settings.run_uri(id)).delete([OUTCOME, OUT_OF_MEMORY])
     except StorageError as error:
-        raise Unavailable(f"The store does not answer, and nothing was queued: {error}") from error
+        raise Unavailable(f"The store does not answer, so nothing was queued: {error}") from error
     now = _now()
     with db.write() as session:
         runs = [run for run in repository.failed_runs(session, experiment_id) if run.id in failed]
@@ -161,7 +164,7 @@ def get(session: Session, experiment_id: str, *, lock: bool = False, project: st
         query = query.where(Experiment.project == project)
     found = session.scalar(query.with_for_update() if lock else query)
     if found is None:
-        raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists those there are.")
+        raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists all.")
     return found
 
 

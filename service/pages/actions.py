@@ -56,7 +56,7 @@ async def wanted_seeds(request: Request) -> Extension:
             break
     text = parse_qs(body[:MAX_FORM_BYTES].decode("utf-8", "replace")).get("seeds", [""])[-1]
     if not text.isascii() or not text.isdigit():
-        raise UnreadableBody(f"{text!r} cannot be read as a number of seeds. Go back, and give one.")
+        raise UnreadableBody(f"{text!r} is not a number of seeds. Go back and enter one.")
     return Extension(seeds=int(text))
 
 

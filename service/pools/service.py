@@ -20,7 +20,7 @@ def views(db: Database, launcher: Launcher, pools: Mapping[str, Pool] | None) ->
     try:
         states = launcher.pools()
     except LauncherAway as error:
-        raise Unavailable(f"What the pools have free cannot be said: {error}.") from error
+        raise Unavailable(f"The free room of the pools is not known: {error}.") from error
     with db.read() as session:
         counts = repository.attempts_by_pool(session)
     return [_view(state, (pools or {})[state.name], counts) for state in states]

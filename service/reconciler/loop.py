@@ -216,7 +216,7 @@ class Reconciler:
             kind, text = type(error).__name__, str(error)
             log.warning("look failed", run_id=lease.run.id, kind=kind, error=text)
         except Exception as error:
-            kind, text = type(error).__name__, f"an error of the service ({error}); its log says more"
+            kind, text = type(error).__name__, f"an error of the service ({error}); see its log"
             log.exception("look failed", run_id=lease.run.id)
         self._telemetry.look_errors.labels(kind).inc()
         later = self._clock() + timedelta(seconds=FAULT_SECONDS)

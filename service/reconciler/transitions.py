@@ -40,7 +40,7 @@ ATTEMPT_ENDS = {
     JobState.CANCELLED: AttemptState.CANCELLED,
 }
 # Why it is over, where the scheduler has no words of its own.
-UNSAID = {JobState.SUCCEEDED: "its nodes have ended well, and the run had not ended"}
+UNSAID = {JobState.SUCCEEDED: "its nodes exited normally, but the run had not ended"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ def _stay(run: RunFacts, seen: Observed, now: datetime) -> Decision:
 
 
 def _cancel_job(run: RunFacts, seen: Observed, now: datetime) -> Decision:
-    return Decision(replace(_follow(run, seen), waiting_reason="stopping: it writes a checkpoint first"), Action.CANCEL)
+    return Decision(
+        replace(_follow(run, seen), waiting_reason="stopping: the run writes a checkpoint first"), Action.CANCEL
+    )
 
 
 def _await_end(run: RunFacts, seen: Observed, now: datetime) -> Decision:
@@ -191,7 +193,7 @@ def _close_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     blameless = seen.job.state in (JobState.CANCELLED, JobState.LOST, JobState.ABSENT) and not given_up
     advanced = run.step > attempt.first_step
     fruitless = 0 if advanced else run.fruitless + (0 if blameless else 1)
-    why = attempt.reason or seen.job.message or UNSAID.get(seen.job.state, "it is gone from the scheduler")
+    why = attempt.reason or seen.job.message or UNSAID.get(seen.job.state, "the scheduler no longer has it")
     reason = _with_last_words(why, seen)
     run = replace(run, attempt=_closed(run, seen, state, reason), fruitless=fruitless)
     if fruitless >= MAX_FRUITLESS:

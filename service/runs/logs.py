@@ -46,7 +46,7 @@ def _lines(launcher: Launcher, run: Run, attempt: Attempt, *, follow: bool) -> I
         printed = printed or bool(line)
         yield line
     if not printed and attempt.log_tail:
-        yield "(its pods are gone; what each of them printed last:)\n"
+        yield "(the pods are gone; these are the last lines of each:)\n"
         yield attempt.log_tail
 
 

@@ -21,7 +21,7 @@ def get(session: Session, run_id: str, *, project: str | None = None) -> Run:
     """`project`: one of its experiments must use the run. Raises NotFound."""
     run = session.get(Run, run_id.replace("\0", ""))
     if run is None or (project and not repository.is_used_in(session, run.id, project)):
-        raise NotFound(f"There is no run {run_id!r}. GET /v1/runs lists those there are.")
+        raise NotFound(f"There is no run {run_id!r}. GET /v1/runs lists all.")
     return run
 
 
@@ -94,7 +94,7 @@ def picture(db: Database, tracker: Tracker | None, run_id: str, step: int | None
     if not paths or tracker is None or tracking_run_id is None:
         raise NotFound(f"Run {run_id} has no picture yet; the first comes after cadence.picture_steps steps.")
     if step is not None and step not in paths:
-        raise NotFound(f"Run {run_id} has no picture of step {step}, but of {', '.join(map(str, paths))}.")
+        raise NotFound(f"Run {run_id} has no picture of step {step}; it has pictures of {', '.join(map(str, paths))}.")
     try:
         return tracker.picture(tracking_run_id, paths[max(paths) if step is None else step])
     except TrackingAway as error:

@@ -91,7 +91,7 @@ def test_things_go_by_id_by_its_beginning_and_by_name(client: Client, tiny_faces
     assert client.run(run[:9]).id == run
     with pytest.raises(NoSuchThing, match=r"no experiment 'nemed'.*mcf list"):
         client.experiment("nemed")
-    with pytest.raises(NoSuchThing, match="beginning of"):
+    with pytest.raises(NoSuchThing, match="begin with"):
         client.run("r")
 
 
@@ -263,7 +263,7 @@ def test_tokens_are_made_used_and_revoked_from_the_command_line(tmp_path: Path, 
         assert "is of project 'faces'" in refused.stderr
         refused = mcf(secret, "token", "list")
         assert refused.returncode == 1
-        assert "asks for the scope admin, and the token 'ci' has submit" in refused.stderr
+        assert "needs the scope admin, but the token 'ci' has submit" in refused.stderr
 
         tokens = mcf("s3cret", "token", "list").stdout
         assert "ci" in tokens

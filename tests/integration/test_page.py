@@ -91,9 +91,9 @@ def test_a_run_shows_its_curves_its_newest_picture_and_its_log(
     run = experiment.runs()[0].id
     page.goto(f"{service.url}/runs/{run}")
     expect(page.locator("h1 + .state")).to_have_text("running", timeout=30_000)
-    expect(page.locator("#curves")).to_contain_text("Nothing logged yet", timeout=15_000)
+    expect(page.locator("#curves")).to_contain_text("Nothing is logged yet", timeout=15_000)
     expect(page.locator("#log")).to_contain_text("attempt 1 from step 0")
-    expect(page.locator("#checkpoints")).to_contain_text("None yet")
+    expect(page.locator("#checkpoints")).to_contain_text("There is no checkpoint yet")
     expect(page.locator("#attempts .state")).to_have_text("running")
 
     # What a trainer logs comes into view by itself.
@@ -240,7 +240,7 @@ def test_the_token_is_asked_for_once_and_no_script_can_read_it(page: Page, tmp_p
         page.get_by_label("Token").fill("wrong")
         with page.expect_response(lambda answer: answer.status == 401):
             page.get_by_role("button", name="Open").click()
-        expect(page.get_by_text("no token of this service")).to_be_visible()
+        expect(page.get_by_text("not known to the service")).to_be_visible()
         page.get_by_label("Token").fill(token)
         page.get_by_role("button", name="Open").click()
         expect(page.get_by_role("heading", name="guarded")).to_be_visible()

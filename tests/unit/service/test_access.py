@@ -247,7 +247,7 @@ def test_revoked_and_expired_tokens_are_refused_and_say_so(guarded: Guarded) -> 
     revoked = [guarded.ask(FIRST, "DELETE", f"/v1/tokens/{token_id}").json() for _ in range(2)]
     assert revoked[0] == revoked[1], "doing it again changes nothing"
     guarded.clock.now += timedelta(days=2)
-    for secret, says in (brief, "expired at"), (gone, "was revoked at"), (f"{good[:-1]}!", "no token of this service"):
+    for secret, says in (brief, "expired at"), (gone, "was revoked at"), (f"{good[:-1]}!", "not known to the service"):
         answer = guarded.ask(secret, "GET", "/v1/experiments")
         assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
         assert says in answer.json()["detail"]
@@ -319,7 +319,7 @@ def test_the_page_takes_any_token_by_its_form_and_shows_what_the_token_may_see(
     guarded.submit(FIRST, spec | {"name": "unseen"})
     wrong = guarded.http.post("/login", data={"token": "mcf_nonsense"})
     assert wrong.status_code == 401
-    assert "no token of this service" in wrong.text
+    assert "not known to the service" in wrong.text
     behind_tls = {"X-Forwarded-Proto": "https"}
     into = guarded.http.post("/login", data={"token": secret}, headers=behind_tls, follow_redirects=False)
     assert into.status_code == 303

@@ -407,4 +407,4 @@ def test_what_was_printed_last_is_kept_for_when_the_pods_are_gone(
     monkeypatch.setattr(bench.cluster, "lines", lambda *_, **__: iter(()))
     [run] = bench.runs()
     told = logs.text(bench.db, bench.cluster, run.id, None, None)
-    assert told.splitlines()[1:] == ["(its pods are gone; what each of them printed last:)", "what was printed last"]
+    assert told.splitlines()[1:] == ["(the pods are gone; these are the last lines of each:)", "what was printed last"]

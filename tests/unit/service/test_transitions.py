@@ -182,7 +182,7 @@ def test_an_attempt_that_ends_well_before_its_run_is_not_said_to_be_gone() -> No
     after = decide(RUNNING, Observed(Job(JobState.SUCCEEDED)), NOW).run
     assert after.state is RunState.INTERRUPTED
     assert after.attempt
-    assert after.attempt.reason == "its nodes have ended well, and the run had not ended"
+    assert after.attempt.reason == "its nodes exited normally, but the run had not ended"
 
 
 def test_processes_that_stay_after_the_end_are_stopped_before_the_run_ends() -> None:

@@ -23,8 +23,8 @@ from service.experiments.curves import Curves
 from service.launching.local import LocalLauncher
 from service.launching.port import Launcher
 from service.pages.router import router as pages
-from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
+from service.reconciler.outside import World
 from service.settings import Settings
 from service.states import Scope
 from service.telemetry import Telemetry

@@ -47,14 +47,14 @@ class Comparison(schemas.Comparison):
         return frame
 
     def to_csv(self) -> str:
-        from service.compare import report  # loads scipy: two seconds that most commands need not spend
+        from service.compare import plaintext  # loads scipy: two seconds that most commands need not spend
 
-        return report.comma_separated(self)
+        return plaintext.comma_separated(self)
 
     def to_markdown(self) -> str:
-        from service.compare import report
+        from service.compare import plaintext
 
-        return report.markdown(self)
+        return plaintext.markdown(self)
 
     def to_latex(self) -> str:
         """A table for booktabs."""

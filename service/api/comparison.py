@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api.refusals import responses
-from service.compare import figures, paper, report
+from service.compare import figures, paper, plaintext
 from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.service import comparison_of, report_of
@@ -41,12 +41,12 @@ def get_comparison(comparison: Found) -> Comparison:
 
 @router.get("/comparison.md", response_class=Response, responses=_answers(["text/markdown"]))
 def get_markdown(comparison: Found) -> Response:
-    return Response(report.markdown(comparison), media_type="text/markdown; charset=utf-8")
+    return Response(plaintext.markdown(comparison), media_type="text/markdown; charset=utf-8")
 
 
 @router.get("/comparison.csv", response_class=Response, responses=_answers(["text/csv"]))
 def get_csv(comparison: Found) -> Response:
-    return Response(report.comma_separated(comparison), media_type="text/csv; charset=utf-8")
+    return Response(plaintext.comma_separated(comparison), media_type="text/csv; charset=utf-8")
 
 
 @router.get("/comparison.svg", response_class=Response, responses=_answers(["image/svg+xml"]))

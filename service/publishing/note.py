@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from service.compare import report
+from service.compare import plaintext
 from service.compare.columns import Columns
 from service.compare.headline import headline
 from service.schemas.comparison import Comparison
@@ -32,7 +32,7 @@ def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
         yield [f"**{head.answer}.** {head.why}"]
     shown = [*table.arms[:arms], *(row for row in table.arms[arms:] if row.is_baseline and arms)]
     if shown:
-        yield report.rows(Columns(table).choose(*COLUMNS), shown)
+        yield plaintext.rows(Columns(table).choose(*COLUMNS), shown)
     if left := len(table.arms) - len(shown):
         yield [f"And {left} more."]
     yield [

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from service.compare import figures, paper, report
+from service.compare import figures, paper, plaintext
 from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.service import report_of
@@ -40,8 +40,8 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
     drawn = {name: figures.draw(comparison, name, "svg").decode() for name in figures.drawable(comparison)}
     files = {
         "report.html": paper.html(found, drawn),
-        "comparison.md": report.markdown(comparison),
-        "comparison.csv": report.comma_separated(comparison),
+        "comparison.md": plaintext.markdown(comparison),
+        "comparison.csv": plaintext.comma_separated(comparison),
         "comparison.json": comparison.model_dump_json(indent=2),
         "comparison.tex": latex(comparison),
         "comparison.svg": svg(comparison),

@@ -19,9 +19,9 @@ from service.experiments import repository as experiments
 from service.launching.port import LauncherAway
 from service.publishing.publish import publish
 from service.reconciler import repository
-from service.reconciler.actions import World
 from service.reconciler.admission import admit
 from service.reconciler.facts import Action, RunFacts
+from service.reconciler.outside import World
 from service.reconciler.repository import ExperimentLease, RunLease
 from service.reconciler.transitions import decide
 from service.settings import Settings

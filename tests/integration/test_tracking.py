@@ -20,8 +20,8 @@ from service.experiments import service as experiments
 from service.experiments.curves import Curves
 from service.experiments.repository import TrackedTrial
 from service.publishing.publish import publish
-from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
+from service.reconciler.outside import World
 from service.settings import Settings
 from service.states import RunState
 from service.tables import Experiment

@@ -13,8 +13,8 @@ from k8s.capacity import PoolState
 from service.db import Database
 from service.experiments import service as experiments
 from service.launching.port import Job, JobState, Launch
-from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
+from service.reconciler.outside import World
 from service.settings import Settings
 from service.tables import Attempt, Run
 from service.telemetry import Telemetry

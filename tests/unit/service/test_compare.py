@@ -12,7 +12,7 @@ from rich.console import Console
 
 from service.cli import show
 from service.client import Comparison as ClientComparison
-from service.compare import paper, report
+from service.compare import paper, plaintext
 from service.compare.columns import Columns
 from service.compare.latex import latex
 from service.compare.plot import svg
@@ -52,8 +52,8 @@ def table(*arms: ArmTrials) -> Comparison:
     made = compare("e1", "t", arms, NOW)
     # Whatever the case: every form can be made, and JSON has no NaN.
     json.loads(made.model_dump_json(), parse_constant=pytest.fail)
-    assert report.markdown(made).count("\n") > 3
-    assert len(list(csv.DictReader(io.StringIO(report.comma_separated(made))))) == len(arms)
+    assert plaintext.markdown(made).count("\n") > 3
+    assert len(list(csv.DictReader(io.StringIO(plaintext.comma_separated(made))))) == len(arms)
     ElementTree.fromstring(svg(made))
     return made
 
@@ -106,7 +106,7 @@ def test_failed_runs_are_missing_and_never_averaged_away() -> None:
     assert missing == [(1, "failed", "why not"), (2, "failed", "why not")]
     assert made.words[0] == "2 of 6 runs are missing and count in no mean: 2 failed."
     assert not made.complete
-    text = report.markdown(made)
+    text = plaintext.markdown(made)
     assert "| 1 of 3 |" in text
     assert "| half | 1 | r1 | failed | why not |" in text
 
@@ -196,7 +196,7 @@ def test_a_stage_s_metric_ranks_when_it_is_asked_for_in_its_own_direction_and_sa
         assert made.metric.name.startswith("alignment/best_on_test/")
         assert "best on the test split itself, which is too good" in words(made)
         assert made.arms[0].floors is None
-        assert "best_on_test" in report.markdown(made).splitlines()[2]
+        assert "best_on_test" in plaintext.markdown(made).splitlines()[2]
     assert made.arms[0].runs[0].value == 96.0
     with pytest.raises(NoSuchMetric, match="possible: NME, alignment/best_on_test/nme_inter_ocular"):
         compare("e1", "t", arms, NOW, "alignment/nme")
@@ -221,8 +221,8 @@ def test_before_anything_has_finished_the_table_stands_with_what_is_to_come() ->
 def test_numbers_are_rounded_for_people_and_whole_for_programs() -> None:
     made = table(arm("base", 5.123456789, 5.2, 5.3, baseline=True))
     mean = made.arms[0].probe.mean  # type: ignore[union-attr]
-    assert f"| {mean:.4g} |" in report.markdown(made)
-    [row] = csv.DictReader(io.StringIO(report.comma_separated(made)))
+    assert f"| {mean:.4g} |" in plaintext.markdown(made)
+    [row] = csv.DictReader(io.StringIO(plaintext.comma_separated(made)))
     assert float(row["mean"]) == mean
 
 
@@ -239,11 +239,11 @@ def test_hours_are_of_gpus_only_where_every_run_was_trained_on_one() -> None:
     on_gpu = [trial(seed, 1.0, software={"gpu": "NVIDIA H100"}) for seed in range(2)]
     made = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, None, state=RunState.RUNNING)]))
     assert made.hours == "GPU-hours"
-    assert "| GPU-hours |" in report.markdown(made)
+    assert "| GPU-hours |" in plaintext.markdown(made)
     assert "It took 1.5 GPU-hours" in note(made, "mcf-x")
     mixed = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, 1.0)]))
     assert mixed.hours == "process-hours"
-    assert "GPU" not in report.markdown(mixed)
+    assert "GPU" not in plaintext.markdown(mixed)
 
 
 def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_holds() -> None:
@@ -269,7 +269,7 @@ def test_every_format_has_the_same_columns_under_the_same_headings() -> None:
     Console(file=terminal, width=250).print(show.comparison(ClientComparison.model_validate(made.model_dump())))
     html = paper.html(Report(spec={}, comparison=made, digests=[], software={}), {})
     of_paper = latex(made).replace("\\,", " ").replace("\\", "").replace("$", "")
-    texts = report.markdown(made), note(made, "mcf-x"), terminal.getvalue(), html, of_paper
+    texts = plaintext.markdown(made), note(made, "mcf-x"), terminal.getvalue(), html, of_paper
     good = next(row for row in made.arms if row.name == "good")
     for name in "arm", "seeds", "mean", "interval", "difference", "hours":
         for text in texts:

@@ -16,8 +16,8 @@ from service.errors import AlreadyEnded, NothingToRetry
 from service.experiments import service as experiments
 from service.launching.port import JobState
 from service.reconciler import repository
-from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
+from service.reconciler.outside import World
 from service.runs import logs
 from service.settings import Settings
 from service.states import RunState

@@ -24,7 +24,7 @@ from service.launching.local import LocalLauncher
 from service.launching.port import Launcher
 from service.pages.router import router as pages
 from service.reconciler.loop import Reconciler
-from service.reconciler.outside import World
+from service.reconciler.outside import Outside
 from service.settings import Settings
 from service.states import Scope
 from service.telemetry import Telemetry
@@ -47,8 +47,8 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.launcher = launcher or _launcher(settings, state.pools)
     state.tracker = Tracker(settings.tracking_uri, settings.tracking_timeout_seconds) if settings.tracking_uri else None
     state.curves = Curves(state.tracker)
-    world = World(settings, state.launcher, state.tracker)
-    state.reconciler = Reconciler(state.db, settings, world, state.telemetry)
+    outside = Outside(settings, state.launcher, state.tracker)
+    state.reconciler = Reconciler(state.db, settings, outside, state.telemetry)
     state.stopping = asyncio.Event()
 
     refusals.install(app)

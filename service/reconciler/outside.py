@@ -35,7 +35,7 @@ class Look:
     tracked: TrackedRun | None = None
 
 
-class World:
+class Outside:
     """Everything outside of the database, for one service."""
 
     def __init__(self, settings: Settings, launcher: Launcher, tracker: Tracker | None) -> None:

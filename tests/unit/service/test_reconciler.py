@@ -17,7 +17,7 @@ from service.experiments import service as experiments
 from service.launching.port import JobState
 from service.reconciler import repository
 from service.reconciler.loop import Reconciler
-from service.reconciler.outside import World
+from service.reconciler.outside import Outside
 from service.runs import logs
 from service.settings import Settings
 from service.states import RunState
@@ -106,8 +106,8 @@ def test_a_stale_lease_writes_nothing(bench: Bench, spec: dict[str, Any]) -> Non
 def test_two_services_share_the_work_and_start_nothing_twice(bench: Bench, spec: dict[str, Any]) -> None:
     bench.settings.max_concurrent_runs = 3
     bench.submit(spec | {"seeds": 6})
-    world = World(bench.settings, bench.cluster, None)
-    other = Reconciler(bench.db, bench.settings, world, Telemetry(), clock=bench.clock)
+    outside = Outside(bench.settings, bench.cluster, None)
+    other = Reconciler(bench.db, bench.settings, outside, Telemetry(), clock=bench.clock)
 
     def both() -> bool:
         ticks = [threading.Thread(target=service.tick) for service in (bench.reconciler, other)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service import specfile
-from service.connection import Connection, McfError, NoSuchThing, Refused, ServiceAway, given
+from service.connection import McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
 from service.schemas import comparison as schemas
 from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
 from service.schemas.pools import PoolList, PoolView
@@ -70,7 +70,7 @@ class Client:
     """A connection to one service. Without a URL: MCF_URL, else the `mcf up` of this folder. Raises ServiceAway."""
 
     def __init__(self, url: str | None = None, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
-        self._connection = Connection(url, token, timeout_seconds)
+        self._connection = ServiceConnection(url, token, timeout_seconds)
         self.url = self._connection.url
 
     def ping(self) -> None:

@@ -21,7 +21,7 @@ from trainer.contract import Problem
 
 UP_FILE = Path(".mcf/up.json")
 # A service that was killed is back within seconds, and answers for the same experiments.
-PATIENCE_SECONDS = 60.0
+SERVICE_BACK_SECONDS = 60.0
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ class Refused(McfError):
         self.status, self.error, self.problems = status, error, list(problems)
 
 
-class Connection:
+class ServiceConnection:
     def __init__(self, url: str | None, token: str | None, timeout_seconds: float) -> None:
         found, found_token = (url, None) if url else _find_service()
         self.url = found.rstrip("/")
@@ -92,7 +92,7 @@ class Connection:
 
         Only for calls that may be done twice.
         """
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + SERVICE_BACK_SECONDS
         while True:
             try:
                 return call()

@@ -26,11 +26,12 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 from service.states import RunState
 
 FINAL_STATUS = {RunState.SUCCEEDED: "FINISHED", RunState.FAILED: "FAILED", RunState.CANCELLED: "KILLED"}
-PAUSE_SECONDS = 5.0
+FAIL_AT_ONCE_SECONDS = 5.0
+"""After a failure."""
 MAX_PARAMS = 100
 NOTE, OUR_NOTE = "mlflow.note.content", "mcf.note"
 PICTURES = "pictures"
-MAX_RUNS = 100
+MAX_RUNS_AT_ONCE = 100
 """That MLflow tells the histories of in one request."""
 SAMPLED = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 
@@ -166,7 +167,7 @@ class Tracker:
             return found
 
     def sampled(self, run_ids: Sequence[str], name: str, points: int) -> dict[str, list[tuple[int, float]]]:
-        """Run -> (step, value) of a metric in order, `points` of them at most; up to MAX_RUNS runs, in one request."""
+        """Run -> (step, value) of a metric in order, `points` of them at most; of up to MAX_RUNS_AT_ONCE runs."""
         # MlflowClient has no method for it, MLflow's own pages are drawn from it.
         with self._calling(f"the metric {name!r} of {len(run_ids)} runs"):
             answer = http_request(  # type: ignore[no-untyped-call]
@@ -228,5 +229,5 @@ class Tracker:
             if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise TrackingGone(f"MLflow no longer has {what}: {error.message}") from error
             self._away_because = f"MLflow at {self.uri} does not answer ({what}): {error.message}"[:500]
-            self._away_until = time.monotonic() + PAUSE_SECONDS
+            self._away_until = time.monotonic() + FAIL_AT_ONCE_SECONDS
             raise TrackingAway(self._away_because) from error

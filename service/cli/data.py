@@ -8,7 +8,7 @@ import typer
 app = typer.Typer(help="Index, shard, verify and show data sets.", no_args_is_help=True)
 
 
-class Format(StrEnum):
+class DataFormat(StrEnum):
     FOLDER = "folder"
     LMDB = "lmdb"
     SHARDS = "shards"
@@ -16,7 +16,7 @@ class Format(StrEnum):
 
 Uri = Annotated[str, typer.Argument(help="Folder of images, LMDB, or folder of tar shards; a path or s3:// address.")]
 AskedFormat = Annotated[
-    Format | None, typer.Option("--format", help="Format of the data; default: what it looks like.")
+    DataFormat | None, typer.Option("--format", help="DataFormat of the data; default: what it looks like.")
 ]
 Keys = Annotated[str | None, typer.Option(help="LMDB only: text file with one image key a line.")]
 IndexFile = Annotated[str | None, typer.Option("--index", help="Index written earlier; default: list the data.")]

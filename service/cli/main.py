@@ -35,7 +35,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(tokens.app, name="token")
 
 
-class Format(StrEnum):
+class OutputFormat(StrEnum):
     TABLE = "table"
     MARKDOWN = "md"
     CSV = "csv"
@@ -165,7 +165,7 @@ def compare(
     ctx: typer.Context,
     name: Name,
     other: Annotated[str | None, typer.Argument(help="A second experiment to show beside it.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TABLE,
+    form: Annotated[OutputFormat, typer.Option("--format", help="Output format.")] = OutputFormat.TABLE,
     metric: Annotated[
         str | None, typer.Option(help="Metric to rank by, such as alignment/nme_diag; default: the probe.")
     ] = None,
@@ -177,12 +177,16 @@ def compare(
         papers.across(ctx.obj(), name, other, as_json=_is_json(form))
         return
     found = ctx.obj().experiment(name).table(metric)
-    if form is Format.TABLE:
+    if form is OutputFormat.TABLE:
         show.terminal().print(show.comparison(found))
-    elif form is Format.JSON:
+    elif form is OutputFormat.JSON:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        texts = {Format.MARKDOWN: found.to_markdown, Format.CSV: found.to_csv, Format.LATEX: found.to_latex}
+        texts = {
+            OutputFormat.MARKDOWN: found.to_markdown,
+            OutputFormat.CSV: found.to_csv,
+            OutputFormat.LATEX: found.to_latex,
+        }
         typer.echo(texts[form](), nl=False)
 
 
@@ -207,10 +211,10 @@ app.command("reproduce")(papers.reproduce)
 app.command("import-flags", context_settings={"ignore_unknown_options": True})(flags.import_flags)
 
 
-def _is_json(form: Format) -> bool:
-    if form not in (Format.TABLE, Format.JSON):
+def _is_json(form: OutputFormat) -> bool:
+    if form not in (OutputFormat.TABLE, OutputFormat.JSON):
         raise typer.BadParameter("two experiments are shown as table or json", param_hint="--format")
-    return form is Format.JSON
+    return form is OutputFormat.JSON
 
 
 def _watch(experiment: Experiment, console: Console) -> int:

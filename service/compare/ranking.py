@@ -18,7 +18,7 @@ class NoSuchMetric(Exception):
 
 
 @dataclass(frozen=True)
-class Measured:
+class Rankable:
     """A number of a run, and what it is of: only equal kinds can be ranked."""
 
     metric: Metric
@@ -58,7 +58,7 @@ def ranking(results: Sequence[Result], asked: str | None) -> tuple[RankingMetric
     ), ""  # fmt: skip
 
 
-def measured(result: Result, asked: str | None) -> Measured | None:
+def measured(result: Result, asked: str | None) -> Rankable | None:
     """A run's number by its name, see `ranking`; None where it has none of that name."""
     found = _by_name(result)
     if asked is None:
@@ -77,12 +77,12 @@ def beside(results: Iterable[Result]) -> list[Metric]:
     ]
 
 
-def _by_name(result: Result) -> dict[str, Measured]:
+def _by_name(result: Result) -> dict[str, Rankable]:
     """The probe first, then the stages', each with its own metric first."""
-    found = {result.probe.name: Measured(result.probe, result.probe_note)} if result.probe else {}
+    found = {result.probe.name: Rankable(result.probe, result.probe_note)} if result.probe else {}
     for stage in result.stages:
         for metric in sorted(stage.metrics, key=lambda metric: metric.name != stage.primary):
-            found[metric.name] = Measured(metric, _note(stage), stage.benchmark)
+            found[metric.name] = Rankable(metric, _note(stage), stage.benchmark)
     return found
 
 

@@ -29,7 +29,7 @@ from trainer.store.objects import StorageError, open_store
 from trainer.weights.sources import Library
 
 # One request for more is a slip of the keyboard; before anything is expanded.
-MAX_RUNS = 10_000
+MAX_RUNS_OF_EXPERIMENT = 10_000
 CONCURRENT_WRITES = 3
 
 
@@ -259,8 +259,10 @@ def _refuse_too_many(payload: Mapping[str, Any]) -> None:
     count = seeds if isinstance(seeds, int) else len(seeds) if isinstance(seeds, list) else 1
     for levels in factors.values() if isinstance(factors, Mapping) else ():
         count *= max(1, len(levels)) if isinstance(levels, list) else 1
-    if count > MAX_RUNS:
-        raise SpecError([Problem(field="seeds", asked=f"{count} runs (arms x seeds)", possible=f"at most {MAX_RUNS}")])
+    if count > MAX_RUNS_OF_EXPERIMENT:
+        raise SpecError(
+            [Problem(field="seeds", asked=f"{count} runs (arms x seeds)", possible=f"at most {MAX_RUNS_OF_EXPERIMENT}")]
+        )
 
 
 def request_digest(payload: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from trainer.contract import Placement
 SCHEDULERS: dict[str, type[ClusterScheduler]] = {"jobset": JobSetScheduler, "volcano": VolcanoScheduler}
 LIVE = (AppState.PENDING, AppState.RUNNING)
 # An attempt that finds no node for so long looks for another of the pools that its spec names.
-PATIENCE = timedelta(seconds=60)
+MOVE_AFTER = timedelta(seconds=60)
 
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
@@ -104,7 +104,7 @@ class ClusterLauncher(TorchxLauncher):
     def _other_with_room(self, name: str, placement: Placement) -> str:
         """Another wanted pool that could start the attempt now, once it has waited long enough where it is."""
         sent = self.scheduler.sent(name)
-        if sent is None or self._pools[sent.pool].queue or datetime.now(UTC) - sent.at < PATIENCE:
+        if sent is None or self._pools[sent.pool].queue or datetime.now(UTC) - sent.at < MOVE_AFTER:
             return ""
         others = [pool for pool in placement.pools if pool != sent.pool and pool in self._pools]
         return next((pool for pool in others if self._room(pool, placement) >= placement.min_nodes), "")

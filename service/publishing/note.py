@@ -8,14 +8,14 @@ from service.compare.headline import headline
 from service.schemas.comparison import Comparison
 
 COLUMNS = ("rank", "arm", "seeds", "mean", "interval", "difference", "difference's interval", "p", "verdict", "hours")
-MAX_ARMS = 10
+MAX_ROWS = 10
 # Of a tag: MLflow takes 8000 characters, older servers 5000.
 MAX_LENGTH = 5000
 
 
 def note(table: Comparison, model: str) -> str:
     """In Markdown, with as many arms as there is room for. `model`: the registered model that has the encoders."""
-    texts = ("\n\n".join("\n".join(part) for part in _parts(table, model, arms)) for arms in range(MAX_ARMS, -1, -1))
+    texts = ("\n\n".join("\n".join(part) for part in _parts(table, model, arms)) for arms in range(MAX_ROWS, -1, -1))
     return next((text for text in texts if len(text) <= MAX_LENGTH), headline(table).answer)
 
 

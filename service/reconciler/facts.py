@@ -10,7 +10,7 @@ from trainer.contract.records import Outcome
 
 
 class Action(StrEnum):
-    """What to do to the world before the new facts are written; doing it twice is harmless."""
+    """What to do outside of the database before the new facts are written; doing it twice is harmless."""
 
     SUBMIT = "submit"
     CANCEL = "cancel"

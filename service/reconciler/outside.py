@@ -13,7 +13,8 @@ from service.settings import Settings
 from service.tables import Experiment
 from service.tracking import TrackedRun, Tracker, TrackingAway
 from trainer.contract import Placement, RunSpec
-from trainer.contract.records import SPEC, Result, Session, Verdict
+from trainer.contract.records import SPEC, Result, Verdict
+from trainer.contract.records import Session as TrainingSession
 from trainer.store.objects import Store, open_store
 from trainer.store.rundir import read_outcome, read_result, read_sessions
 
@@ -42,7 +43,7 @@ class Outside:
         self._settings = settings
         self.launcher = launcher
         self.tracker = tracker
-        self._known_sessions: dict[str, dict[int, Session]] = {}
+        self._known_sessions: dict[str, dict[int, TrainingSession]] = {}
 
     def look(self, lease: RunLease, facts: RunFacts, now: datetime) -> Look:
         """Raises StorageError when the run's directory cannot be read."""
@@ -71,7 +72,7 @@ class Outside:
         return Look(seen, _progress(sessions), result, tracked)
 
     def act(self, action: Action, lease: RunLease, facts: RunFacts) -> None:
-        """Do it to the world; raises what the store or the scheduler raise, and is then done again."""
+        """Do it outside; raises what the store or the scheduler raise, and is then done again."""
         assert facts.attempt
         name = attempt_name(lease.run.id, facts.attempt.number)
         if action is Action.CANCEL:
@@ -116,7 +117,7 @@ class Outside:
         except LauncherAway as error:
             return f"({error})\n"
 
-    def _sessions(self, run_id: str, store: Store) -> list[Session]:
+    def _sessions(self, run_id: str, store: Store) -> list[TrainingSession]:
         """Only the newest still change; the others have been read before."""
         known = self._known_sessions.get(run_id, {})
         sessions = read_sessions(store, known)
@@ -155,7 +156,7 @@ def _is_ending(facts: RunFacts, seen: Observed) -> bool:
     return not attempt.log_tail and bool(facts.cancel_reason or attempt.reason or seen.outcome)
 
 
-def _progress(sessions: Sequence[Session]) -> dict[str, Any]:
+def _progress(sessions: Sequence[TrainingSession]) -> dict[str, Any]:
     if not sessions:
         return {}
     last = sessions[-1]
@@ -174,7 +175,7 @@ def _progress(sessions: Sequence[Session]) -> dict[str, Any]:
     }
 
 
-def _stretch(session: Session) -> dict[str, Any]:
+def _stretch(session: TrainingSession) -> dict[str, Any]:
     return session.model_dump(
         mode="json", include={"attempt", "world_size", "first_step", "step", "started_at", "seen_at"}
     )

@@ -20,7 +20,7 @@ from trainer.contract.records import Verdict
 
 # Attempts in a row without a new step: the cluster is not to blame three times running.
 MAX_FRUITLESS = 3
-BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
+RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 # From outcome.json to the end of the attempt's processes; longer, and they are told to stop.
 ENDING_SECONDS = 30.0
 # Containers that end and are started again in one attempt without one new step between them: the next attempt may find
@@ -199,7 +199,7 @@ def _close_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     if fruitless >= MAX_FRUITLESS:
         text = f"{fruitless} attempts in a row ended without a new step; the last one: {reason}"
         return Decision(_end(run, RunState.FAILED, text, "Infrastructure"))
-    wait = min(BACKOFF_SECONDS * 2**fruitless, MAX_BACKOFF_SECONDS)
+    wait = min(RETRY_SECONDS * 2**fruitless, MAX_RETRY_SECONDS)
     waiting = f"attempt {attempt.number} ended ({why}); the next one starts in {wait:.0f} s"
     return Decision(
         replace(run, state=RunState.INTERRUPTED, not_before=now + timedelta(seconds=wait), waiting_reason=waiting)

@@ -11,7 +11,8 @@ from service.runs import service as runs
 from service.tables import Attempt, Run
 from trainer.contract import Placement
 
-POLL_SECONDS = 0.5
+NEXT_ATTEMPT_SECONDS = 0.5
+"""Between two looks for an attempt that follows the one whose log has ended."""
 
 
 def text(db: Database, launcher: Launcher, run_id: str, attempt: int | None, tail: int | None) -> str:
@@ -34,7 +35,7 @@ def follow(db: Database, launcher: Launcher, run_id: str) -> Iterator[str]:
                 seen = item.number
         if run.state.is_final:
             return
-        time.sleep(POLL_SECONDS)
+        time.sleep(NEXT_ATTEMPT_SECONDS)
         yield ""
 
 

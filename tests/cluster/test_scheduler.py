@@ -226,7 +226,7 @@ def server_pid() -> Path:
 def test_the_first_pool_that_has_room_is_taken_and_who_waits_in_vain_moves(
     namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.launching.cluster.PATIENCE", timedelta(seconds=3))
+    monkeypatch.setattr("service.launching.cluster.MOVE_AFTER", timedelta(seconds=3))
     settings = Settings(
         scheduler="jobset", pools=tmp_path / "pools.yaml", store="s3://mcf", namespace=namespace, work_dir=tmp_path
     )

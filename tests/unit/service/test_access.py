@@ -126,7 +126,7 @@ def test_a_scope_opens_what_it_says_and_no_more(guarded: Guarded, has: Scope) ->
         assert (answer.status_code != 403) == has.includes(asks), (method, path, answer.text)
         assert answer.status_code != 401
         if answer.status_code == 403:
-            assert f"asks for the scope {asks}" in answer.text
+            assert f"needs the scope {asks}" in answer.text
             assert f"has {has}" in answer.text
             assert not path.startswith("/v1") or answer.json()["error"] == "forbidden"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service import specfile
+from service.compare import plaintext
 from service.connection import McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
 from service.schemas import comparison as schemas
 from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
@@ -47,18 +48,14 @@ class Comparison(schemas.Comparison):
         return frame
 
     def to_csv(self) -> str:
-        from service.compare import plaintext  # loads scipy: two seconds that most commands need not spend
-
         return plaintext.comma_separated(self)
 
     def to_markdown(self) -> str:
-        from service.compare import plaintext
-
         return plaintext.markdown(self)
 
     def to_latex(self) -> str:
         """A table for booktabs."""
-        from service.compare.latex import latex
+        from service.compare.latex import latex  # loads scipy: two seconds that most commands need not spend
 
         return latex(self)
 

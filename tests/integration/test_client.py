@@ -260,7 +260,7 @@ def test_tokens_are_made_used_and_revoked_from_the_command_line(tmp_path: Path, 
         assert "other" not in listed
         refused = mcf(secret, "submit", spec, "--project", "other")
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert "is of project 'faces'" in refused.stderr
+        assert "belongs to project 'faces'" in refused.stderr
         refused = mcf(secret, "token", "list")
         assert refused.returncode == 1
         assert "needs the scope admin, but the token 'ci' has submit" in refused.stderr

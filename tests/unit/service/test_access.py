@@ -177,7 +177,7 @@ def test_lists_hold_the_tokens_project_and_another_one_is_refused(guarded: Guard
     assert guarded.get(ours, f"/v1/runs?experiment={other['id']}")["runs"] == []
     refused = guarded.ask(ours, "POST", "/v1/experiments?project=theirs", json=spec)
     assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
-    assert "is of project 'ours'" in refused.json()["detail"]
+    assert "belongs to project 'ours'" in refused.json()["detail"]
     assert guarded.submit(FIRST, spec)["project"] == "default"
 
 

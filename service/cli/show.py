@@ -15,7 +15,7 @@ from service.schemas.pools import PoolView
 from service.schemas.runs import RunDetail
 from service.schemas.tokens import TokenView
 from service.states import DEFAULT_PROJECT
-from service.text import age, duration, first_line
+from service.text import age, duration, first_line, hours
 from trainer.contract.records import Checkpoint
 
 REACHED = (
@@ -32,11 +32,11 @@ def terminal() -> Console:
 
 
 def experiments(found: Iterable[ExperimentSummary]) -> RenderableType:
-    table = columns("id", "name", "project", "state", "done", "arms", "runs", "left", "hours", "submitted")
+    table = columns("id", "name", "project", "state", "done", "arms", "runs", "left", "process-hours", "submitted")
     for item in found:
         table.add_row(
             item.id, item.name, item.project, state(item.state), f"{item.progress:.0%}", str(item.num_arms),
-            counts(item), duration(item.eta_seconds), f"{item.gpu_hours:.2f}", age(item.created_at),
+            counts(item), duration(item.eta_seconds), hours(item.gpu_hours), age(item.created_at),
         )  # fmt: skip
     return table if table.row_count else Text("No experiments yet; `mcf submit FILE` makes one.")
 
@@ -66,7 +66,7 @@ def experiment(found: ExperimentDetail) -> RenderableType:
     head = Text.assemble((found.name, "bold"), f"  {found.id}  ", state(found.state), f"  {found.progress:.0%} done")
     if found.eta_seconds:
         head.append(f", about {duration(found.eta_seconds)} left")
-    facts = [f"{counts(found)}; {found.gpu_hours:.2f} process-hours so far"]
+    facts = [f"{counts(found)}; {hours(found.gpu_hours)} process-hours so far"]
     facts += [f"project {found.project}"] if found.project != DEFAULT_PROJECT else []
     facts += [found.cancel_reason] if found.cancel_reason else []
     facts += [f"MLflow: {found.tracking_url}"] if found.tracking_url else []
@@ -86,7 +86,7 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
         "images/s": speed,
         "world sizes": ", ".join(map(str, found.world_sizes)),
         "restarts": str(found.restarts),
-        "process-hours": f"{found.gpu_hours:.2f}",
+        "process-hours": hours(found.gpu_hours),
         "checkpoints": ", ".join(f"step {item.step} ({item.bytes / 1e6:.1f} MB)" for item in checkpoints),
         "directory": found.uri,
         "MLflow": found.tracking_url or "",
@@ -141,7 +141,7 @@ def plan(found: Plan) -> RenderableType:
     for item in found.runs:
         table.add_row(item.arm, str(item.seed), item.id, str(item.total_steps), item.already or "new")
     new = len(found.launch_requests)
-    cost = f"about {found.estimated_gpu_hours:.2f} process-hours ({found.estimate_basis})"
+    cost = f"about {hours(found.estimated_gpu_hours)} process-hours ({found.estimate_basis})"
     return Group(
         table, f"\n{len(found.arms)} arms, {len(found.runs)} runs, {new} to train: {cost}. Nothing was submitted."
     )

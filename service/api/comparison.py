@@ -69,7 +69,7 @@ def get_figure(comparison: Found, name: str, form: str) -> Response:
     """A figure for a paper: forest, factors, interactions or cost, as svg, png or pdf."""
     if name not in figures.FIGURES or form not in figures.FORMS:
         names, forms = ", ".join(figures.FIGURES), ", ".join(figures.FORMS)
-        raise NotFound(f"There is no figure {name}.{form}. The figures are {names}; each comes as {forms}.")
+        raise NotFound(f"{name}.{form} was asked for. The figures are {names}; each comes as {forms}.")
     try:
         return Response(figures.draw(comparison, name, form), media_type=figures.FORMS[form])
     except figures.Undrawable as error:

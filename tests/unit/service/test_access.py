@@ -190,9 +190,9 @@ def test_a_teacher_is_a_run_of_the_tokens_project(guarded: Guarded, spec: dict[s
         who: guarded.ask(secret, "POST", "/v1/experiments?dry_run=true", json=taught).json()["problems"]
         for who, secret in (("ours", ours), ("theirs", theirs))
     }
-    assert "is no run here" in problems["ours"][0]["asked"]
+    assert "is not a run of this service" in problems["ours"][0]["asked"]
     # Theirs is found, and lacks only what no trainer has written.
-    assert "is no run here" not in str(problems["theirs"])
+    assert "is not a run of this service" not in str(problems["theirs"])
 
 
 def test_equal_runs_of_two_projects_are_trained_once_and_each_sees_its_own_use(

@@ -56,7 +56,7 @@ async def wanted_seeds(request: Request) -> Extension:
             break
     text = parse_qs(body[:MAX_FORM_BYTES].decode("utf-8", "replace")).get("seeds", [""])[-1]
     if not text.isascii() or not text.isdigit():
-        raise UnreadableBody(f"{text!r} is not a number of seeds. Go back and enter one.")
+        raise UnreadableBody(f"Go back and enter the number of seeds in digits, not {text!r}.")
     return Extension(seeds=int(text))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from service.compare.columns import interval
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
-from service.compare.words import BEYOND_CHANCE
+from service.compare.words import BEYOND_CHANCE, is_without_spread
 from service.schemas.comparison import ArmRow, Comparison, RankingMetric, Tested
 from service.text import count, hours, short
 
@@ -78,6 +78,10 @@ def _for_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
     if all(row.difference.n < MIN_PAIRS for row in others if row.difference):
         return "Too early to say", (
             f"The best arm is the baseline. A verdict needs {MIN_PAIRS} seeds in common; no other arm has them yet."
+        )
+    if all(is_without_spread(row) for row in others):
+        return "No verdict", (
+            "The best arm is the baseline, but no test is possible: every difference to it is the same at every seed."
         )
     if worse == 0:
         return "Not shown", f"The best arm is the baseline, but no other arm loses to it {BEYOND_CHANCE}."

@@ -63,12 +63,20 @@ def _against_baseline(table: Comparison) -> list[str]:
                 f"{verdict.capitalize()} than the baseline ({baseline.name}) {BEYOND_CHANCE} ({TESTED}): "
                 f"{_list(names)}."
             )
+    if not told and any(row.difference and row.difference.verdict == "no difference shown" for row in others):
+        told.append(f"No arm beats or loses to the baseline ({baseline.name}) {BEYOND_CHANCE} ({TESTED}).")
     few = [row.name for row in others if row.difference and row.difference.n < MIN_PAIRS]
     if few:
         told.append(f"No verdict yet, fewer than {MIN_PAIRS} seeds in common with the baseline: {_list(few)}.")
-    if not told:
-        told.append(f"No arm beats or loses to the baseline ({baseline.name}) {BEYOND_CHANCE} ({TESTED}).")
+    if same := [row.name for row in others if is_without_spread(row)]:
+        told.append(f"No test is possible, the difference to the baseline is the same at every seed: {_list(same)}.")
     return told
+
+
+def is_without_spread(row: ArmRow) -> bool:
+    """Whether it has seeds enough and yet no verdict, because all of them differ from the baseline by the same."""
+    found = row.difference
+    return found is not None and found.n >= MIN_PAIRS and found.verdict.endswith("no verdict")
 
 
 def _power(rows: Sequence[ArmRow]) -> list[str]:

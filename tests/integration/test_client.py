@@ -159,7 +159,7 @@ def test_a_report_is_trained_again_and_it_is_said_number_by_number_what_moved(
     assert f"seed {number.seed}" in next(line for line in moved.stdout.splitlines() if line.rstrip().endswith("-0.25"))
     wrong = mcf("reproduce", str(write(tmp_path, {})))
     assert wrong.returncode == 1
-    assert "no report of mcf" in wrong.stderr
+    assert "not a report of mcf" in wrong.stderr
 
 
 def test_two_experiments_are_compared_arm_by_arm(mcf: Mcf, client: Client, tiny_faces: Path) -> None:

@@ -142,6 +142,8 @@ def test_the_same_value_at_every_seed_is_said_and_not_tested() -> None:
         "twin": "identical at every seed: no verdict",
         "shift": "the same difference at every seed: no verdict",
     }
+    assert "No test is possible, the difference to the baseline is the same at every seed: shift; twin." in made.words
+    assert "No arm beats or loses" not in words(made)
 
 
 def test_arms_not_shown_to_be_above_both_floors_are_named() -> None:

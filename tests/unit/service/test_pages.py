@@ -57,6 +57,7 @@ def arm(name: str, values: list[float | None], *, is_baseline: bool = False) -> 
         ([[12.0, 12.1, 11.8, 12.1]], "base", "Yes", "every other arm loses to it"),
         ([[12.0, 12.1, 11.8, 12.1], [10.1, 10.0, 10.1, 10.0]], "base", "In part", "1 of the 2 other arms"),
         ([[None] * 4], "base", "Too early to say", "no other arm has them"),
+        ([[11.0, 11.1, 10.9, 11.0]], "base", "No verdict", "the same at every seed"),
     ],
 )
 def test_the_headline_says_what_the_comparison_says(

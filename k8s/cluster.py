@@ -148,7 +148,7 @@ class Cluster:
                 made = self._custom.create_namespaced_custom_object(
                     kind.group, kind.version, self.namespace, kind.plural, manifest, _request_timeout=REQUEST_SECONDS
                 )
-        except Conflict:
+        except AlreadyThere:
             return
         if watch := self._watches.get("jobs"):
             watch.put(made)
@@ -168,12 +168,12 @@ class Cluster:
         """Put a Job without a past in the place of one that the attempt's JobSet has made."""
         metadata = child["metadata"]
         options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
-        with contextlib.suppress(Missing, Conflict), _asked("delete a job"):
+        with contextlib.suppress(Missing, AlreadyThere), _asked("delete a job"):
             self._batch.delete_namespaced_job(
                 metadata["name"], self.namespace, body=options, _request_timeout=REQUEST_SECONDS
             )
         # JobSet makes what it lacks, but its controller may have been on the node that is gone.
-        with contextlib.suppress(Conflict), _asked("create a job"):
+        with contextlib.suppress(AlreadyThere), _asked("create a job"):
             self._batch.create_namespaced_job(self.namespace, anew(child), _request_timeout=REQUEST_SECONDS)
 
     def log(self, pod: str, *, previous: bool = False, follow: bool = False, tail: int | None = None) -> Iterator[str]:
@@ -225,7 +225,7 @@ class Cluster:
         selector = "status.phase!=Succeeded,status.phase!=Failed"
         try:
             return self._list(partial(self._core.list_pod_for_all_namespaces, field_selector=selector))
-        except Forbidden:
+        except NotPermitted:
             return self._list(partial(self._core.list_namespaced_pod, self.namespace, field_selector=selector))
 
     def _get_job(self, name: str) -> Object | None:
@@ -242,11 +242,11 @@ class Missing(ClusterAway):
     """There is no such object."""
 
 
-class Conflict(ClusterAway):
+class AlreadyThere(ClusterAway):
     """There is one already."""
 
 
-class Forbidden(ClusterAway):
+class NotPermitted(ClusterAway):
     """Nobody has given us the right to it."""
 
 
@@ -255,7 +255,7 @@ def _asked(what: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        kinds = {HTTPStatus.NOT_FOUND: Missing, HTTPStatus.CONFLICT: Conflict, HTTPStatus.FORBIDDEN: Forbidden}
+        kinds = {HTTPStatus.NOT_FOUND: Missing, HTTPStatus.CONFLICT: AlreadyThere, HTTPStatus.FORBIDDEN: NotPermitted}
         kind = kinds.get(error.status, ClusterAway)
         raise kind(f"the API server would not {what}: {error.status} {_message(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:

@@ -2,29 +2,32 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import anyio
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from service import errors, health
-from service.auth import Require
-from service.compare.router import router as comparison
+from k8s.pools import Pool, read_pools
+from service import errors
+from service.api import health, refusals
+from service.api.auth import Require
+from service.api.comparison import router as comparison
+from service.api.experiments import router as experiments
+from service.api.pools import router as pools
+from service.api.runs import MAX_FOLLOWERS
+from service.api.runs import router as runs
+from service.api.tokens import router as tokens
 from service.db import Database
 from service.experiments.curves import Curves
-from service.experiments.router import router as experiments
-from service.launcher import Launcher, launcher_for, pools_of
+from service.launching.local import LocalLauncher
+from service.launching.port import Launcher
 from service.pages.router import router as pages
-from service.pools.router import router as pools
-from service.reconciler.actions import World
 from service.reconciler.loop import Reconciler
-from service.runs.router import MAX_FOLLOWERS
-from service.runs.router import router as runs
+from service.reconciler.outside import Outside
 from service.settings import Settings
-from service.tables import Scope
+from service.states import Scope
 from service.telemetry import Telemetry
-from service.tokens.router import router as tokens
 from service.tokens.service import Keyring
 from service.tracking import Tracker
 
@@ -40,23 +43,36 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.db = Database(settings.database)
     state.keyring = Keyring(state.db)
     state.telemetry = Telemetry()
-    state.pools = pools_of(settings)
-    state.launcher = launcher or launcher_for(settings, state.pools)
+    state.pools = _pools(settings)
+    state.launcher = launcher or _launcher(settings, state.pools)
     state.tracker = Tracker(settings.tracking_uri, settings.tracking_timeout_seconds) if settings.tracking_uri else None
     state.curves = Curves(state.tracker)
-    world = World(settings, state.launcher, state.tracker)
-    state.reconciler = Reconciler(state.db, settings, world, state.telemetry)
+    outside = Outside(settings, state.launcher, state.tracker)
+    state.reconciler = Reconciler(state.db, settings, outside, state.telemetry)
     state.stopping = asyncio.Event()
 
-    errors.install(app)
+    refusals.install(app)
     app.include_router(health.router)
     # To read is the least; what changes something demands more by itself.
     protected = [Depends(Require(Scope.READ))]
-    refusals = errors.responses(errors.Unauthorized, errors.Forbidden)
+    refused = refusals.responses(errors.Unauthorized, errors.Forbidden)
     for router in experiments, comparison, runs, pools, tokens:
-        app.include_router(router, dependencies=protected, responses=refusals)
+        app.include_router(router, dependencies=protected, responses=refused)
     app.include_router(pages)  # asks for the token by itself, in a form
     return app
+
+
+def _pools(settings: Settings) -> Mapping[str, Pool] | None:
+    """The node pools of the cluster; None where attempts are processes of this machine. Raises PoolsError."""
+    return read_pools(settings.pools) if settings.scheduler != "local" and settings.pools else None
+
+
+def _launcher(settings: Settings, pools: Mapping[str, Pool] | None) -> Launcher:
+    if pools is None:
+        return LocalLauncher(settings)
+    from service.launching.cluster import ClusterLauncher  # its client takes a second to import
+
+    return ClusterLauncher(settings, pools)
 
 
 @contextlib.asynccontextmanager

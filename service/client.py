@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service import specfile
-from service.compare import schemas
-from service.connection import Connection, McfError, NoSuchThing, Refused, ServiceAway, given
-from service.experiments.schemas import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
-from service.pools.schemas import PoolList, PoolView
-from service.runs.schemas import Checkpoints, Histories, RunDetail, RunList, RunSummary
-from service.tables import Scope
-from service.tokens.schemas import TokenCreated, TokenList, TokenView, Whoami
+from service.compare import plaintext
+from service.connection import McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
+from service.schemas import comparison as schemas
+from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
+from service.schemas.pools import PoolList, PoolView
+from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
+from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
+from service.states import Scope
 
 if TYPE_CHECKING:
     import pandas
@@ -47,18 +48,14 @@ class Comparison(schemas.Comparison):
         return frame
 
     def to_csv(self) -> str:
-        from service.compare import report  # loads scipy: two seconds that most commands need not spend
-
-        return report.comma_separated(self)
+        return plaintext.comma_separated(self)
 
     def to_markdown(self) -> str:
-        from service.compare import report
-
-        return report.markdown(self)
+        return plaintext.markdown(self)
 
     def to_latex(self) -> str:
         """A table for booktabs."""
-        from service.compare.latex import latex
+        from service.compare.latex import latex  # loads scipy: two seconds that most commands need not spend
 
         return latex(self)
 
@@ -70,7 +67,7 @@ class Client:
     """A connection to one service. Without a URL: MCF_URL, else the `mcf up` of this folder. Raises ServiceAway."""
 
     def __init__(self, url: str | None = None, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
-        self._connection = Connection(url, token, timeout_seconds)
+        self._connection = ServiceConnection(url, token, timeout_seconds)
         self.url = self._connection.url
 
     def ping(self) -> None:
@@ -171,7 +168,7 @@ class Client:
             if event == "end":
                 return
             yield data
-        raise ServiceAway(f"The service at {self.url} stopped sending the log of {run_id}; follow it again.")
+        raise ServiceAway(f"The service at {self.url} stopped sending the log of {run_id}; follow the log again.")
 
 
 class Experiment:
@@ -205,7 +202,9 @@ class Experiment:
             if self.detail.state.is_final:
                 return self
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.id} is at {self.detail.progress:.0%} after {timeout_seconds} s; it goes on")
+                raise TimeoutError(
+                    f"{self.id} is at {self.detail.progress:.0%} after {timeout_seconds} s; it keeps running"
+                )
             time.sleep(poll_seconds)
 
     def comparison(self, metric: str | None = None) -> "pandas.DataFrame | Comparison":
@@ -263,8 +262,8 @@ def _only(name: str, ids: Sequence[str], kind: str, lister: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise NoSuchThing(f"{name!r} is the beginning of {len(found)} {kind}s: {', '.join(found[:4])} ...")
-    raise NoSuchThing(f"There is no {kind} {name!r}. `{lister}` shows those there are.")
+        raise NoSuchThing(f"{len(found)} {kind}s begin with {name!r}: {', '.join(found[:4])} ...")
+    raise NoSuchThing(f"There is no {kind} {name!r}. `{lister}` lists all {kind}s.")
 
 
 def _submission(spec: Mapping[str, Any] | str | Path, **params: Any) -> dict[str, Any]:

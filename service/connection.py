@@ -21,7 +21,7 @@ from trainer.contract import Problem
 
 UP_FILE = Path(".mcf/up.json")
 # A service that was killed is back within seconds, and answers for the same experiments.
-PATIENCE_SECONDS = 60.0
+SERVICE_BACK_SECONDS = 60.0
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ class Refused(McfError):
         self.status, self.error, self.problems = status, error, list(problems)
 
 
-class Connection:
+class ServiceConnection:
     def __init__(self, url: str | None, token: str | None, timeout_seconds: float) -> None:
         found, found_token = (url, None) if url else _find_service()
         self.url = found.rstrip("/")
@@ -92,7 +92,7 @@ class Connection:
 
         Only for calls that may be done twice.
         """
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + SERVICE_BACK_SECONDS
         while True:
             try:
                 return call()
@@ -108,7 +108,7 @@ class Connection:
         except httpx2.TransportError as error:
             raise ServiceAway(
                 f"No service answers at {self.url} ({error or type(error).__name__}).\n"
-                "Start one with `mcf up`, or name another with --url or MCF_URL."
+                "Start one with `mcf up`, or give another address with --url or MCF_URL."
             ) from error
 
 
@@ -120,8 +120,8 @@ def _find_service() -> tuple[str, str | None]:
         up = json.loads(UP_FILE.read_text())
         return up["url"], up["token"]
     raise ServiceAway(
-        f"No service is named: there is no {UP_FILE} here and MCF_URL is not set.\n"
-        "Start one with `mcf up`, or name one with --url or MCF_URL."
+        f"No service is known: there is no {UP_FILE} here and MCF_URL is not set.\n"
+        "Start one with `mcf up`, or give its address with --url or MCF_URL."
     )
 
 

@@ -8,51 +8,7 @@ from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, Index, String,
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-
-class RunState(StrEnum):
-    QUEUED = "queued"
-    STARTING = "starting"
-    RUNNING = "running"
-    INTERRUPTED = "interrupted"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def is_final(self) -> bool:
-        return self in FINAL
-
-
-FINAL = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
-
-
-class AttemptState(StrEnum):
-    SUBMITTED = "submitted"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    LOST = "lost"
-    CANCELLED = "cancelled"
-
-    @property
-    def is_live(self) -> bool:
-        return self in (AttemptState.SUBMITTED, AttemptState.RUNNING)
-
-
-class Scope(StrEnum):
-    """What a token is good for; each includes the ones before."""
-
-    READ = "read"
-    SUBMIT = "submit"
-    ADMIN = "admin"
-
-    def includes(self, other: "Scope") -> bool:
-        order = list(Scope)
-        return order.index(other) <= order.index(self)
-
-
-DEFAULT_PROJECT = "default"
-"""Of experiments that nobody has given a project."""
+from service.states import DEFAULT_PROJECT, AttemptState, RunState, Scope
 
 
 class UtcDateTime(TypeDecorator[datetime]):

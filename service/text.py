@@ -24,8 +24,23 @@ def short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def run_in_mlflow(tracking_uri: str, experiment_id: str | None, run_id: str) -> str:
-    """Address of a run's page there, in the view for training: else MLflow opens with that for language models."""
+def hours(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def metric_name(name: str) -> str:
+    """`nme diag` for probe/nme_diag. A stage's metric keeps its path: alignment/last/nme is not alignment/best/nme."""
+    own = name.removeprefix("probe/").removeprefix("sanity/")
+    return own if "/" in own else own.replace("_", " ")
+
+
+def run_in_mlflow(tracking_uri: str | None, experiment_id: str | None, run_id: str | None) -> str | None:
+    """Address of a run's page there, in the view for training: else MLflow opens with that for language models.
+
+    None without MLflow, or while the run has no place there.
+    """
+    if not (tracking_uri and run_id):
+        return None
     return f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -24,14 +23,15 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-from service.tables import RunState
+from service.states import RunState
 
 FINAL_STATUS = {RunState.SUCCEEDED: "FINISHED", RunState.FAILED: "FAILED", RunState.CANCELLED: "KILLED"}
-PAUSE_SECONDS = 5.0
+FAIL_AT_ONCE_SECONDS = 5.0
+"""After a failure."""
 MAX_PARAMS = 100
 NOTE, OUR_NOTE = "mlflow.note.content", "mcf.note"
 PICTURES = "pictures"
-MAX_RUNS = 100
+MAX_RUNS_AT_ONCE = 100
 """That MLflow tells the histories of in one request."""
 SAMPLED = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 
@@ -167,7 +167,7 @@ class Tracker:
             return found
 
     def sampled(self, run_ids: Sequence[str], name: str, points: int) -> dict[str, list[tuple[int, float]]]:
-        """Run -> (step, value) of a metric in order, `points` of them at most; up to MAX_RUNS runs, in one request."""
+        """Run -> (step, value) of a metric in order, `points` of them at most; of up to MAX_RUNS_AT_ONCE runs."""
         # MlflowClient has no method for it, MLflow's own pages are drawn from it.
         with self._calling(f"the metric {name!r} of {len(run_ids)} runs"):
             answer = http_request(  # type: ignore[no-untyped-call]
@@ -227,22 +227,7 @@ class Tracker:
             yield
         except MlflowException as error:
             if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                raise TrackingGone(f"MLflow has no longer {what}: {error.message}") from error
+                raise TrackingGone(f"MLflow no longer has {what}: {error.message}") from error
             self._away_because = f"MLflow at {self.uri} does not answer ({what}): {error.message}"[:500]
-            self._away_until = time.monotonic() + PAUSE_SECONDS
+            self._away_until = time.monotonic() + FAIL_AT_ONCE_SECONDS
             raise TrackingAway(self._away_because) from error
-
-
-def flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted field -> value of a run's spec, for MLflow's columns.
-
-    Left out are how often things are written down, and the fields of what there is none of, such as a teacher: MLflow's
-    compare page would show them as differences.
-    """
-    found: dict[str, str] = {}
-    for key, value in spec.items():
-        if isinstance(value, Mapping):
-            found |= flat({"source": "none"} if value.get("source") == "none" else value, f"{prefix}{key}.")
-        elif value is not None:
-            found[prefix + key] = str(value)
-    return {key: value for key, value in found.items() if not key.startswith("cadence.")}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from service.cli.guard import GRACE_SECONDS, die_with_parent
 
-MAX_BACKOFF_SECONDS = 30.0
+MAX_RESTART_PAUSE_SECONDS = 30.0
 # A program that lived this long was healthy: its next death is a new story, told from the first short wait.
 HEALTHY_SECONDS = 60.0
 
@@ -62,7 +62,7 @@ class Child:
             self._reap()
             if now - self._started_at > HEALTHY_SECONDS:
                 self._starts_in_a_row = 1
-            wait_seconds = min(2.0 ** (self._starts_in_a_row - 1), MAX_BACKOFF_SECONDS)
+            wait_seconds = min(2.0 ** (self._starts_in_a_row - 1), MAX_RESTART_PAUSE_SECONDS)
             self._start_again_at = now + wait_seconds
             return f"ended and is started again in {wait_seconds:.0f} s; its log: {self.log}"
         if not self.ready and _answers(self.probe):

@@ -5,22 +5,24 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Data sets: index, shard, verify, show.", no_args_is_help=True)
+app = typer.Typer(help="Index, shard, verify and show data sets.", no_args_is_help=True)
 
 
-class Format(StrEnum):
+class DataFormat(StrEnum):
     FOLDER = "folder"
     LMDB = "lmdb"
     SHARDS = "shards"
 
 
 Uri = Annotated[str, typer.Argument(help="Folder of images, LMDB, or folder of tar shards; a path or s3:// address.")]
-AskedFormat = Annotated[Format | None, typer.Option("--format", help="What it is; else what it looks like.")]
+AskedFormat = Annotated[
+    DataFormat | None, typer.Option("--format", help="DataFormat of the data; default: what it looks like.")
+]
 Keys = Annotated[str | None, typer.Option(help="LMDB only: text file with one image key a line.")]
-IndexFile = Annotated[str | None, typer.Option("--index", help="An index made before; else the data is listed.")]
-SubsetSize = Annotated[int | None, typer.Option(min=1, help="Only so many images, chosen as a run chooses them.")]
-SubsetSeed = Annotated[int, typer.Option(min=0, help="Which subset.")]
-HeldOut = Annotated[int | None, typer.Option(min=0, help="Images held out from it, as `evaluation.held_out` says.")]
+IndexFile = Annotated[str | None, typer.Option("--index", help="Index written earlier; default: list the data.")]
+SubsetSize = Annotated[int | None, typer.Option(min=1, help="Number of images, chosen as a run chooses them.")]
+SubsetSeed = Annotated[int, typer.Option(min=0, help="Seed of the subset.")]
+HeldOut = Annotated[int | None, typer.Option(min=0, help="Number of images held out, as `evaluation.held_out` says.")]
 
 
 @app.command()
@@ -28,9 +30,11 @@ def index(
     uri: Uri,
     format: AskedFormat = None,
     keys: Keys = None,
-    output: Annotated[str | None, typer.Option(help="Where to; else URI.index, or index.mcf beside shards.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="File to write; default: URI.index, or index.mcf beside shards.")
+    ] = None,
 ) -> None:
-    """Read every image once, and write down what there is in one file."""
+    """Read every image once and list all of them in one file."""
     from service.cli import datasets
 
     datasets.index(datasets.described(uri, format, keys), output)
@@ -48,7 +52,7 @@ def shard(
     subset_seed: SubsetSeed = 0,
     held_out: HeldOut = None,
 ) -> None:
-    """Write images as tar shards in a shuffled order, with an index. Run it again after an interruption."""
+    """Write images as tar shards in a shuffled order, with an index. After an interruption, run it again."""
     from service.cli import datasets
 
     data = datasets.described(uri, format, keys, index)
@@ -76,7 +80,7 @@ def show(
     subset_seed: SubsetSeed = 0,
     held_out: HeldOut = None,
 ) -> None:
-    """Counts, sizes and digests. Reads no image of a data set that was indexed before."""
+    """Show counts, sizes and digests. Reads no image of a data set that has an index."""
     from service.cli import datasets
 
     data = datasets.described(uri, format, keys, index)

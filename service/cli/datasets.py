@@ -104,11 +104,11 @@ def verify(data: Data) -> int:
                 done = said["done"]
             total = said.get("total", total)
     if process.returncode:
-        raise McfError(f"The images were not read to the end; trainer.data.verify ended with {process.returncode}")
+        raise McfError(f"Not all images were read; trainer.data.verify exited with {process.returncode}")
     fine = "all as indexed, and all can be decoded" if index else "all can be decoded"
     print(f"{total} images: " + (f"{bad} problems" if bad else fine))
     if not index:
-        print("compared with nothing, for no index says how they were: `mcf data index` writes one")
+        print("not compared with an index, because there is none: `mcf data index` writes one")
     return bad
 
 

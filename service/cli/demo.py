@@ -77,7 +77,7 @@ def _spec(folder: Path, data: Path | None) -> dict[str, Any]:
     """examples/ablation.yaml with paths to the data: scikit-image's faces, or any folder of images."""
     if not SPEC.exists():
         raise McfError(
-            f"The demo is {SPEC.name} of the source tree, and there is none here; `mcf submit FILE` takes any spec."
+            f"The demo needs {SPEC.name} of the source tree, which is not here; `mcf submit FILE` takes any spec."
         )
     spec: dict[str, Any] = yaml.safe_load(SPEC.read_text())
     base = spec["base"]
@@ -158,4 +158,4 @@ def _when_ready(home: Home, process: "subprocess.Popen[bytes] | None") -> Up:
                 client.ping()
                 return up
         time.sleep(0.2)
-    raise McfError(f"`mcf up` in {home.folder} did not get ready; its logs are in {home.folder / 'logs'}")
+    raise McfError(f"`mcf up` in {home.folder} did not become ready; its logs are in {home.folder / 'logs'}")

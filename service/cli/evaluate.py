@@ -32,31 +32,40 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run's id or directory, a checkpoint or weights file (MCF, FaRL, any plain ViT; path or s3://), or "
+            help="Id or directory of a run, checkpoint or weights file (MCF, FaRL, any plain ViT; path or s3://), or "
             "models:/NAME@ALIAS, runs:/ID/PATH of MLflow."
         ),
     ],
-    benchmark: Annotated[Benchmark, typer.Option(help="What it is measured on.")],
-    data: Annotated[str, typer.Option(help="The benchmark's folder; of faces68 the images. A path or s3:// address.")],
+    benchmark: Annotated[Benchmark, typer.Option(help="Benchmark to measure it on.")],
+    data: Annotated[str, typer.Option(help="Folder of the benchmark (faces68: its images); a path or s3:// address.")],
     landmarks: Annotated[str | None, typer.Option(help="faces68 only: the landmark file.")] = None,
     held_out: Annotated[
-        int | None, typer.Option(min=2, help="faces68 only: so many images are the test split.")
+        int | None, typer.Option(min=2, help="faces68 only: number of images in the test split.")
     ] = None,
-    frozen: Annotated[bool, typer.Option("--frozen", help="Leave the encoder as it is; train the head alone.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Else as published.")] = None,
-    selection: Annotated[Selection, typer.Option(help="Which epoch's numbers count.")] = Selection.LAST,
-    seed: Annotated[int, typer.Option(min=0, help="Draw of the head, order and noise.")] = 0,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Freeze the encoder; train only the head.")] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to train; default: as published.")] = None,
+    selection: Annotated[Selection, typer.Option(help="Epoch whose numbers count.")] = Selection.LAST,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the head, the order and the noise.")] = 0,
     more: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other field of a stage: --set fraction=0.1 (docs/spec.md).")
+        list[str] | None,
+        typer.Option("--set", help="Set any other field of a stage: --set fraction=0.1 (docs/spec.md)."),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="That share the work, one a GPU. They take the same steps as one, to rounding.")
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that share the work, one per GPU; the steps equal those of one process, up to rounding.",
+        ),
     ] = 1,
-    heads: Annotated[int | None, typer.Option(min=1, help="Of the encoder, where its file does not say.")] = None,
-    out: Annotated[str | None, typer.Option(help="Where state and result are kept; the same again goes on.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads of the encoder, if its file does not say.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Where state and result are kept; the same command resumes from there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure an encoder on a face benchmark, without pretraining. Asked again after an interruption, it goes on."""
+    """Measure an encoder on a face benchmark without pretraining. After an interruption, the same command resumes."""
     from service.cli import datasets
 
     asked: dict[str, Any] = {"benchmark": benchmark.value, "frozen": frozen, "selection": selection.value}
@@ -119,11 +128,11 @@ def _measured(request: Request, place: str, processes: int, console: Console) ->
         process.wait()
     code = process.wait()
     if code == INTERRUPTED or "interrupted" in told:
-        raise McfError("Interrupted; what was done is kept, and the same command goes on from there.")
+        raise McfError("Interrupted; finished work is kept, and the same command resumes from there.")
     if "error" in told:
         raise McfError(told["error"])
     if code:
-        raise McfError(f"It was not measured to the end; trainer.evaluation.measure ended with {code}")
+        raise McfError(f"The measurement did not finish; trainer.evaluation.measure exited with {code}")
     return StageResult.model_validate(told)
 
 
@@ -147,7 +156,7 @@ def _fields(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
-            raise McfError(f"--set {text}: a field and its value, such as fraction=0.1, were expected")
+            raise McfError(f"--set {text}: give a field and its value, such as fraction=0.1")
         try:
             found[name] = json.loads(value)
         except ValueError:

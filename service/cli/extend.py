@@ -13,14 +13,14 @@ from service.cli import show
 
 def extend(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="An experiment: its name, its id, or the beginning of it.")],
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repeats that every arm is to have.")] = None,
+    name: Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds that every arm will have.")] = None,
     add: Annotated[
-        list[str] | None, typer.Option(metavar="FACTOR=LEVEL", help="A level to add to a factor; may be repeated.")
+        list[str] | None, typer.Option(metavar="FACTOR=LEVEL", help="Level to add to a factor; may be repeated.")
     ] = None,
-    gpu_hours: Annotated[float | None, typer.Option(help="A new cap over all runs.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="New cap on the GPU-hours of all runs.")] = None,
 ) -> None:
-    """Add seeds, or levels of factors, to an experiment. What it has trained is not trained again."""
+    """Add seeds, or levels of factors, to an experiment. Finished runs are not trained again."""
     if seeds is None and not add and gpu_hours is None:
         raise typer.BadParameter("nothing to add: give --seeds, --add FACTOR=LEVEL or --gpu-hours")
     experiment = ctx.obj().experiment(name)

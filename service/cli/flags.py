@@ -107,7 +107,7 @@ NUMBER = re.compile(r"-\d*\.?\d+")
 
 
 def import_flags(
-    command: Annotated[list[str], typer.Argument(help="It, from torchrun or python on; best in quotes.")],
+    command: Annotated[list[str], typer.Argument(help="The command line, from torchrun or python on; best in quotes.")],
     name: Annotated[str, typer.Option(help="Name of the experiment.")] = "imported",
 ) -> None:
     """Turn a command line of the released MCF script into a spec, written to standard output."""

@@ -42,7 +42,9 @@ class Home:
         if self._lock is None:
             other = self.read()
             where = f" at {other.url} (process {other.pid})" if other else ""
-            raise AlreadyUp(f"mcf up is already running in {self.folder}{where}\nUse that one, or give --dir.")
+            raise AlreadyUp(
+                f"mcf up is already running in {self.folder}{where}\nUse that one, or choose another folder with --dir."
+            )
 
     def is_taken(self) -> bool:
         lock = self._locked()

@@ -35,7 +35,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(tokens.app, name="token")
 
 
-class Format(StrEnum):
+class OutputFormat(StrEnum):
     TABLE = "table"
     MARKDOWN = "md"
     CSV = "csv"
@@ -43,15 +43,19 @@ class Format(StrEnum):
     LATEX = "tex"
 
 
-Name = Annotated[str, typer.Argument(help="An experiment: its name, its id, or the beginning of it.")]
-RunName = Annotated[str, typer.Argument(help="A run: its id, or the beginning of it.")]
+Name = Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")]
+RunName = Annotated[str, typer.Argument(help="Id of a run; its beginning is enough.")]
 
 
 @app.callback()
 def main(
     ctx: typer.Context,
-    url: Annotated[str | None, typer.Option(help="The service; else MCF_URL, else this folder's `mcf up`.")] = None,
-    token: Annotated[str | None, typer.Option(help="Its token, where it wants one; better in MCF_TOKEN.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address of the service; default: MCF_URL, else the `mcf up` of this folder.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Token of the service, if it asks for one; MCF_TOKEN is safer.")
+    ] = None,
 ) -> None:
     """Face-representation pretraining: from one request to a comparison."""
     ctx.obj = lambda: Client(url, token)
@@ -59,8 +63,8 @@ def main(
 
 @app.command()
 def up(
-    folder: Annotated[Path, typer.Option("--dir", help="Where everything is kept.")] = home.DEFAULT,
-    s3: Annotated[str | None, typer.Option(help="Keep runs below this s3:// address, not in the folder.")] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="Folder for everything that is kept.")] = home.DEFAULT,
+    s3: Annotated[str | None, typer.Option(help="Store runs below this s3:// address instead of the folder.")] = None,
 ) -> None:
     """Run service, MLflow and object store on this machine until Ctrl-C."""
     from service.cli.up import up as run_up
@@ -70,9 +74,11 @@ def up(
 
 @app.command()
 def demo(
-    data: Annotated[Path | None, typer.Option(help="Any folder of images; else 100 faces of scikit-image.")] = None,
-    keep: Annotated[bool, typer.Option(help="Stay up after the table, until Ctrl-C.")] = True,
-    folder: Annotated[Path, typer.Option("--dir", help="Where everything is kept.")] = home.DEFAULT,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of images to train on; default: 100 faces of scikit-image.")
+    ] = None,
+    keep: Annotated[bool, typer.Option(help="Keep running after the table, until Ctrl-C.")] = True,
+    folder: Annotated[Path, typer.Option("--dir", help="Folder for everything that is kept.")] = home.DEFAULT,
 ) -> None:
     """Train a small ablation on real faces and show the comparison."""
     from service.cli.demo import demo as run_demo
@@ -83,10 +89,12 @@ def demo(
 @app.command()
 def submit(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A spec in YAML; relative paths in it start at its folder.")],
+    file: Annotated[Path, typer.Argument(help="Spec in YAML; relative paths start at its folder.")],
     watch: Annotated[bool, typer.Option("--watch", help="Show progress, then the comparison.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    project: Annotated[str | None, typer.Option(help="Where it belongs; else the token's, else `default`.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; submit nothing.")] = False,
+    project: Annotated[
+        str | None, typer.Option(help="Project of the experiment; default: that of the token, else `default`.")
+    ] = None,
 ) -> None:
     """Submit an experiment."""
     client, console = ctx.obj(), show.terminal()
@@ -103,15 +111,17 @@ def submit(
 
 @app.command("list")
 def list_experiments(
-    ctx: typer.Context, project: Annotated[str | None, typer.Option(help="Only those of this project.")] = None
+    ctx: typer.Context, project: Annotated[str | None, typer.Option(help="Show only this project.")] = None
 ) -> None:
-    """Experiments, newest first."""
+    """List experiments, newest first."""
     show.terminal().print(show.experiments(ctx.obj().experiments(project)))
 
 
 @app.command("show")
-def show_one(ctx: typer.Context, name: Annotated[str, typer.Argument(help="An experiment or a run.")]) -> None:
-    """An experiment with its runs, or a run with its attempts and checkpoints."""
+def show_one(
+    ctx: typer.Context, name: Annotated[str, typer.Argument(help="Name or id of an experiment, or id of a run.")]
+) -> None:
+    """Show an experiment with its runs, or a run with its attempts and checkpoints."""
     client, console = ctx.obj(), show.terminal()
     try:
         console.print(show.experiment(client.experiment(name).detail))
@@ -124,13 +134,13 @@ def show_one(ctx: typer.Context, name: Annotated[str, typer.Argument(help="An ex
 
 @app.command()
 def pools(ctx: typer.Context) -> None:
-    """The cluster's node pools, with what is free now."""
+    """Show the node pools of the cluster and what is free now."""
     show.terminal().print(show.pools(ctx.obj().pools()))
 
 
 @app.command()
 def watch(ctx: typer.Context, name: Name) -> None:
-    """Show an experiment's progress until it has ended, then the comparison."""
+    """Show the progress of an experiment until it ends, then the comparison."""
     raise typer.Exit(_watch(ctx.obj().experiment(name), show.terminal()))
 
 
@@ -138,9 +148,9 @@ def watch(ctx: typer.Context, name: Name) -> None:
 def logs(
     ctx: typer.Context,
     run: RunName,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run has ended.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing until the run ends.")] = False,
 ) -> None:
-    """What a run's nodes have printed."""
+    """Print the logs of a run's nodes."""
     client = ctx.obj()
     run_id = client.run(run).id
     if not follow:
@@ -154,25 +164,29 @@ def logs(
 def compare(
     ctx: typer.Context,
     name: Name,
-    other: Annotated[str | None, typer.Argument(help="Another experiment, to see both side by side.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
+    other: Annotated[str | None, typer.Argument(help="A second experiment to show beside it.")] = None,
+    form: Annotated[OutputFormat, typer.Option("--format", help="Output format.")] = OutputFormat.TABLE,
     metric: Annotated[
-        str | None, typer.Option(help="Rank by this, such as alignment/nme_diag; else the probe.")
+        str | None, typer.Option(help="Metric to rank by, such as alignment/nme_diag; default: the probe.")
     ] = None,
 ) -> None:
-    """The comparison of an experiment's arms, finished or not; or of two experiments, arm by arm."""
+    """Compare the arms of an experiment, finished or not; or two experiments, arm by arm."""
     if other is not None and metric is not None:
         raise typer.BadParameter("two experiments are compared by the probe", param_hint="--metric")
     if other is not None:
         papers.across(ctx.obj(), name, other, as_json=_is_json(form))
         return
     found = ctx.obj().experiment(name).table(metric)
-    if form is Format.TABLE:
+    if form is OutputFormat.TABLE:
         show.terminal().print(show.comparison(found))
-    elif form is Format.JSON:
+    elif form is OutputFormat.JSON:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        texts = {Format.MARKDOWN: found.to_markdown, Format.CSV: found.to_csv, Format.LATEX: found.to_latex}
+        texts = {
+            OutputFormat.MARKDOWN: found.to_markdown,
+            OutputFormat.CSV: found.to_csv,
+            OutputFormat.LATEX: found.to_latex,
+        }
         typer.echo(texts[form](), nl=False)
 
 
@@ -185,9 +199,9 @@ def cancel(ctx: typer.Context, name: Name) -> None:
 
 @app.command()
 def retry(ctx: typer.Context, name: Name) -> None:
-    """Queue an experiment's failed runs again, from their last checkpoints."""
+    """Queue the failed runs of an experiment again; they resume from their last checkpoints."""
     detail = ctx.obj().experiment(name).retry().detail
-    typer.echo(f"{detail.name} ({detail.id}) goes on: {show.counts(detail)}")
+    typer.echo(f"{detail.name} ({detail.id}) resumes: {show.counts(detail)}")
 
 
 app.command()(extend)
@@ -197,10 +211,10 @@ app.command("reproduce")(papers.reproduce)
 app.command("import-flags", context_settings={"ignore_unknown_options": True})(flags.import_flags)
 
 
-def _is_json(form: Format) -> bool:
-    if form not in (Format.TABLE, Format.JSON):
+def _is_json(form: OutputFormat) -> bool:
+    if form not in (OutputFormat.TABLE, OutputFormat.JSON):
         raise typer.BadParameter("two experiments are shown as table or json", param_hint="--format")
-    return form is Format.JSON
+    return form is OutputFormat.JSON
 
 
 def _watch(experiment: Experiment, console: Console) -> int:
@@ -209,8 +223,8 @@ def _watch(experiment: Experiment, console: Console) -> int:
         watch_experiment(experiment, console)
     except KeyboardInterrupt:
         console.print(
-            f"\nStopped watching; {experiment.id} goes on. `mcf watch {experiment.id}` to look again, "
-            f"`mcf cancel {experiment.id}` to stop it.",
+            f"\nStopped watching; {experiment.id} keeps running. `mcf watch {experiment.id}` shows it "
+            f"again, `mcf cancel {experiment.id}` stops it.",
             soft_wrap=True,
         )
         return INTERRUPTED

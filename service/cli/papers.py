@@ -11,21 +11,25 @@ from rich.text import Text
 from service.cli import show
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError
+from service.compare.columns import mean, signed, signed_interval
+from service.text import metric_name
 
 if TYPE_CHECKING:
     from service.compare.across import Across
     from service.compare.reproduce import Number
-    from service.compare.schemas import Estimate, Report
+    from service.schemas.comparison import Report
 
 MOVED, INTERRUPTED = 1, 130
 
 
 def report(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="An experiment: its name, its id, or the beginning of it.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write it; else NAME.html here, `-` prints it.")] = None,
+    name: Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: NAME.html in this folder. `-` prints it.")
+    ] = None,
 ) -> None:
-    """Write everything about an experiment into one HTML file, which needs no network."""
+    """Write everything about an experiment into one HTML file that needs no network."""
     experiment = ctx.obj().experiment(name)
     text = experiment.report()
     if out == Path("-"):
@@ -36,21 +40,23 @@ def report(
         file.write_text(text)
     except OSError as error:
         raise McfError(f"{file} cannot be written: {error.strerror}. Name another with --out.") from error
-    typer.echo(f"{file}: {len(text) / 1000:.0f} kB. `mcf reproduce {file}` trains it again and says what moved.")
+    typer.echo(f"{file}: {len(text) / 1000:.0f} kB. `mcf reproduce {file}` trains it again and shows what moved.")
 
 
 def reproduce(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="REPORT", help="A file of `mcf report`.")],
+    file: Annotated[Path, typer.Argument(metavar="REPORT", help="File written by `mcf report`.")],
     against: Annotated[
-        str | None, typer.Option("--with", help="An experiment that has trained it again; nothing is submitted.")
+        str | None, typer.Option("--with", help="Experiment that has trained it again; nothing is submitted.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Relative; what moved by less has not moved.")
+        float, typer.Option(min=0.0, max=1.0, help="Relative tolerance; a number that moved by less has not moved.")
     ] = 0.0,
-    project: Annotated[str | None, typer.Option(help="Where it belongs; else the token's, else `default`.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Project of the experiment; default: that of the token, else `default`.")
+    ] = None,
 ) -> None:
-    """Train a report's experiment again and say which numbers moved. Exit code 0: none."""
+    """Train the experiment of a report again and show which numbers moved. Exit code 0: none."""
     from service.compare.paper import read_back
     from service.compare.reproduce import numbers, other_digests
 
@@ -60,7 +66,7 @@ def reproduce(
         watch(experiment, console)
     except KeyboardInterrupt:
         again = f"mcf reproduce {file} --with {experiment.id}"
-        console.print(f"\nStopped watching; {experiment.id} goes on. `{again}` to look again.", soft_wrap=True)
+        console.print(f"\nStopped watching; {experiment.id} keeps running. `{again}` shows it again.", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     now = read_back(experiment.report())
     for difference in other_digests(was.digests, now.digests):
@@ -137,7 +143,7 @@ def _numbers(found: "list[Number]") -> RenderableType:
 
 
 def _across(found: "Across") -> RenderableType:
-    unit = f"{found.metric.name.removeprefix('probe/')} ({found.metric.unit})" if found.metric else "probe"
+    unit = f"{metric_name(found.metric.name)} ({found.metric.unit})" if found.metric else "probe"
     one, other = (f"{item.name} ({item.experiment_id})" for item in (found.one, found.other))
     table = show.columns(
         "arm", one, other, "difference", "95 % interval", "over common seeds", "n", "95 % interval", "runs"
@@ -145,8 +151,8 @@ def _across(found: "Across") -> RenderableType:
     for pair in found.pairs:
         same = f"{pair.same_runs} shared" if pair.same_runs else ""
         table.add_row(
-            pair.one, _mean(pair.probe), _mean(pair.other_probe), *_difference(pair.unpaired),
-            _mean(pair.paired, "+.3g"), str(pair.paired.n) if pair.paired else "", _interval(pair.paired), same,
+            pair.one, mean(pair.probe), mean(pair.other_probe), signed(pair.unpaired), signed_interval(pair.unpaired),
+            signed(pair.paired), str(pair.paired.n) if pair.paired else "", signed_interval(pair.paired), same,
         )  # fmt: skip
     words = [f"{unit}: second minus first."] if found.metric else [
         "The two were not measured by the same probe, or one has no finished run: no numbers stand side by side."
@@ -162,18 +168,6 @@ def _across(found: "Across") -> RenderableType:
 
 def _filled(table: Table) -> RenderableType:
     return table if table.row_count else Text("No arm of one has the spec or the levels of an arm of the other.")
-
-
-def _difference(found: "Estimate | None") -> list[str]:
-    return [_mean(found, "+.3g"), _interval(found)]
-
-
-def _mean(found: "Estimate | None", form: str = ".4g") -> str:
-    return format(found.mean, form) if found and found.mean is not None else ""
-
-
-def _interval(found: "Estimate | None") -> str:
-    return f"{found.low:+.3g} to {found.high:+.3g}" if found and found.low is not None else ""
 
 
 def _value(value: float | None) -> str:

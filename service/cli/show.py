@@ -1,6 +1,6 @@
 """Experiments, runs and comparisons as tables for a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console, Group, RenderableType
@@ -8,15 +8,20 @@ from rich.table import Table
 from rich.text import Text
 
 from service.client import Comparison
-from service.compare.schemas import ArmRow, Estimate
-from service.experiments.schemas import ExperimentDetail, ExperimentSummary, Plan
-from service.pools.schemas import PoolView
-from service.runs.schemas import RunDetail
-from service.tables import DEFAULT_PROJECT
-from service.text import age, duration, first_line
-from service.tokens.schemas import TokenView
+from service.compare.columns import Column, Columns, interval, mean, p_value, signed, signed_interval
+from service.schemas.comparison import ArmRow
+from service.schemas.experiments import ExperimentDetail, ExperimentSummary, Plan
+from service.schemas.pools import PoolView
+from service.schemas.runs import RunDetail
+from service.schemas.tokens import TokenView
+from service.states import DEFAULT_PROJECT
+from service.text import age, duration, first_line, hours
 from trainer.contract.records import Checkpoint
 
+REACHED = (
+    "rank", "arm", "seeds", "mean and sd", "interval", "difference", "difference's interval", "p", "verdict",
+)  # fmt: skip
+FLOORS, COST = ("arm", "pixels", "untrained", "above"), ("images", "hours", "restarts", "processes")
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}
 
 
@@ -27,11 +32,11 @@ def terminal() -> Console:
 
 
 def experiments(found: Iterable[ExperimentSummary]) -> RenderableType:
-    table = columns("id", "name", "project", "state", "done", "arms", "runs", "left", "hours", "submitted")
+    table = columns("id", "name", "project", "state", "done", "arms", "runs", "left", "process-hours", "submitted")
     for item in found:
         table.add_row(
             item.id, item.name, item.project, state(item.state), f"{item.progress:.0%}", str(item.num_arms),
-            counts(item), duration(item.eta_seconds), f"{item.gpu_hours:.2f}", age(item.created_at),
+            counts(item), duration(item.eta_seconds), hours(item.gpu_hours), age(item.created_at),
         )  # fmt: skip
     return table if table.row_count else Text("No experiments yet; `mcf submit FILE` makes one.")
 
@@ -61,7 +66,7 @@ def experiment(found: ExperimentDetail) -> RenderableType:
     head = Text.assemble((found.name, "bold"), f"  {found.id}  ", state(found.state), f"  {found.progress:.0%} done")
     if found.eta_seconds:
         head.append(f", about {duration(found.eta_seconds)} left")
-    facts = [f"{counts(found)}; {found.gpu_hours:.2f} process-hours so far"]
+    facts = [f"{counts(found)}; {hours(found.gpu_hours)} process-hours so far"]
     facts += [f"project {found.project}"] if found.project != DEFAULT_PROJECT else []
     facts += [found.cancel_reason] if found.cancel_reason else []
     facts += [f"MLflow: {found.tracking_url}"] if found.tracking_url else []
@@ -81,7 +86,7 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
         "images/s": speed,
         "world sizes": ", ".join(map(str, found.world_sizes)),
         "restarts": str(found.restarts),
-        "process-hours": f"{found.gpu_hours:.2f}",
+        "process-hours": hours(found.gpu_hours),
         "checkpoints": ", ".join(f"step {item.step} ({item.bytes / 1e6:.1f} MB)" for item in checkpoints),
         "directory": found.uri,
         "MLflow": found.tracking_url or "",
@@ -110,16 +115,9 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
 
 def comparison(found: Comparison) -> RenderableType:
     """Two tables, so that each fits a terminal: what the arms reached, and what lies beneath it. Then the words."""
-    metric = f"{found.metric.name.removeprefix('probe/')} ({found.metric.unit})" if found.metric else "probe"
-    reached = columns("", "arm", "n", metric, "95 % interval", "to baseline", "95 % interval", "p (Holm)", "verdict")
-    sanity = _sanity(found)
-    told = [name.removeprefix("sanity/") for name in sanity]
-    beneath = columns(
-        "arm", "floors: pixels", "random encoder", "above both", *told, "images", "hours", "restarts", "processes"
-    )
-    for row in found.arms:
-        reached.add_row(*_reached(row))
-        beneath.add_row(*_beneath(row, sanity))
+    known = Columns(found)
+    reached = _of_arms(known.choose(*REACHED), found.arms)
+    beneath = _of_arms(known.choose(*FLOORS, *known.sanity, *COST), found.arms)
     words = [Text(f"* {word}") for word in found.words]
     missing = [
         Text(f"  missing: {row.name}, seed {run.seed}: {run.state} {first_line(run.reason)}".rstrip(), style="yellow")
@@ -143,7 +141,7 @@ def plan(found: Plan) -> RenderableType:
     for item in found.runs:
         table.add_row(item.arm, str(item.seed), item.id, str(item.total_steps), item.already or "new")
     new = len(found.launch_requests)
-    cost = f"about {found.estimated_gpu_hours:.2f} process-hours ({found.estimate_basis})"
+    cost = f"about {hours(found.estimated_gpu_hours)} process-hours ({found.estimate_basis})"
     return Group(
         table, f"\n{len(found.arms)} arms, {len(found.runs)} runs, {new} to train: {cost}. Nothing was submitted."
     )
@@ -181,35 +179,11 @@ def _good_until(found: TokenView) -> str:
     return f"{found.expires_at:%Y-%m-%d}{' (expired)' if found.expires_at <= datetime.now(UTC) else ''}"
 
 
-def _reached(row: ArmRow) -> list[str]:
-    probe, difference = row.probe, row.difference
-    return [
-        str(row.rank or ""),
-        row.name,
-        f"{row.seeds - len(row.missing)} of {row.seeds}" if row.missing else str(row.seeds),
-        _mean(probe) + (f" \N{PLUS-MINUS SIGN} {probe.sd:.2g}" if probe and probe.sd is not None else ""),
-        _interval(probe),
-        "baseline" if row.is_baseline else _mean(difference, "+.3g"),
-        _interval(difference, "+.3g"),
-        f"{difference.p_holm:.2g}" if difference and difference.p_holm is not None else "",
-        difference.verdict if difference else "",
-    ]
-
-
-def _beneath(row: ArmRow, sanity: list[str]) -> list[str]:
-    floors = row.floors
-    above = {True: "yes", False: "not shown", None: "no verdict"}
-    return [
-        row.name,
-        f"{floors.pixels:.4g}" if floors else "",
-        f"{floors.random_encoder:.4g}" if floors else "",
-        above[floors.above] if floors else "",
-        *(f"{row.sanity[name]:.4g}" if name in row.sanity else "" for name in sanity),
-        f"{row.images_seen:,.0f}" if row.images_seen is not None else "",
-        f"{row.gpu_hours:.2f}",
-        str(row.restarts),
-        ", ".join(map(str, row.world_sizes)),
-    ]
+def _of_arms(chosen: Sequence[Column], arms: Iterable[ArmRow]) -> Table:
+    table = columns(*(column.heading for column in chosen))
+    for row in arms:
+        table.add_row(*(column.cell(row) for column in chosen))
+    return table
 
 
 def _factors(found: Comparison) -> list[RenderableType]:
@@ -223,27 +197,10 @@ def _factors(found: Comparison) -> list[RenderableType]:
         for level in factor.levels:
             effect = level.effect
             table.add_row(
-                factor.name, level.level, _mean(level.estimate), _interval(level.estimate),
-                _mean(effect, "+.3g") if effect else "baseline", _interval(effect, "+.3g"),
-                f"{effect.p_holm:.2g}" if effect and effect.p_holm is not None else "",
+                factor.name, level.level, mean(level.estimate), interval(level.estimate),
+                signed(effect) if effect else "baseline", signed_interval(effect), p_value(effect),
             )  # fmt: skip
     return [table, ""]
-
-
-def _sanity(found: Comparison) -> list[str]:
-    return list(dict.fromkeys(name for row in found.arms for name in row.sanity))
-
-
-def _mean(found: Estimate | None, form: str = ".4g") -> str:
-    return format(found.mean, form) if found and found.mean is not None else ""
-
-
-def _interval(found: Estimate | None, form: str = ".4g") -> str:
-    return (
-        f"{found.low:{form}} to {found.high:{form}}"
-        if found and found.low is not None and found.high is not None
-        else ""
-    )
 
 
 def columns(*names: str) -> Table:

@@ -5,20 +5,26 @@ from typing import Annotated
 import typer
 
 from service.cli import show
-from service.tables import Scope
+from service.states import Scope
 
-app = typer.Typer(help="Tokens of a service: create, list, revoke. Needs one of scope admin.", no_args_is_help=True)
+app = typer.Typer(
+    help="Create, list and revoke tokens of a service. Needs a token of scope admin.", no_args_is_help=True
+)
 
 
 @app.command()
 def create(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
-    scope: Annotated[Scope, typer.Option(help="Each includes the ones before: read, submit, admin.")] = Scope.READ,
-    project: Annotated[str | None, typer.Option(help="The one project it is good for; else every project.")] = None,
-    expires: Annotated[int | None, typer.Option(min=1, help="Days from now; else never.")] = None,
+    name: Annotated[str, typer.Argument(help="Who or what uses it.")],
+    scope: Annotated[
+        Scope, typer.Option(help="What it allows: read, submit or admin; each includes the ones before.")
+    ] = Scope.READ,
+    project: Annotated[
+        str | None, typer.Option(help="The only project it is valid for; default: every project.")
+    ] = None,
+    expires: Annotated[int | None, typer.Option(min=1, help="Days until it expires; default: never.")] = None,
 ) -> None:
-    """Make a token. The secret is printed here, alone on standard output, and never again."""
+    """Create a token. Its secret is printed once, alone on standard output."""
     made = ctx.obj().create_token(name, scope, project=project, expires_in_days=expires)
     typer.echo(made.secret)
     until = f"until {made.expires_at:%Y-%m-%d}" if made.expires_at else "until it is revoked"
@@ -29,16 +35,16 @@ def create(
 
 @app.command("list")
 def list_tokens(
-    ctx: typer.Context, project: Annotated[str | None, typer.Option(help="Only those of this project.")] = None
+    ctx: typer.Context, project: Annotated[str | None, typer.Option(help="Show only this project.")] = None
 ) -> None:
-    """All tokens, newest first, with when they were last used."""
+    """List all tokens, newest first, and when they were last used."""
     show.terminal().print(show.tokens(ctx.obj().tokens(project)))
 
 
 @app.command()
 def revoke(
-    ctx: typer.Context, token: Annotated[str, typer.Argument(help="Its id, as `mcf token list` shows.")]
+    ctx: typer.Context, token: Annotated[str, typer.Argument(help="Id of the token, as `mcf token list` shows it.")]
 ) -> None:
-    """Refuse a token from now on."""
+    """Revoke a token: it is refused from now on."""
     gone = ctx.obj().revoke_token(token)
     typer.echo(f"{gone.id} ({gone.name}) is revoked.")

@@ -7,17 +7,17 @@ from rich.table import Table
 
 from service.cli.show import counts
 from service.client import Experiment
-from service.experiments.schemas import ArmView, ExperimentDetail
+from service.schemas.experiments import ArmView, ExperimentDetail
 from service.text import duration
 
-POLL_SECONDS = 1.0
+WATCH_SECONDS = 1.0
 
 
 def watch(experiment: Experiment, console: Console) -> None:
     """Returns when every run has ended. A KeyboardInterrupt passes through, and the experiment goes on."""
     if console.is_terminal:
         with Live(_bars(experiment.detail), console=console, refresh_per_second=4) as live:
-            experiment.wait(poll_seconds=POLL_SECONDS, on_progress=lambda detail: live.update(_bars(detail)))
+            experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=lambda detail: live.update(_bars(detail)))
         return
     told = ""
 
@@ -28,7 +28,7 @@ def watch(experiment: Experiment, console: Console) -> None:
             left = f", about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
             console.print(f"{detail.progress:4.0%}  {news}{left}", soft_wrap=True)
 
-    experiment.wait(poll_seconds=POLL_SECONDS, on_progress=tell)
+    experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=tell)
 
 
 def _bars(detail: ExperimentDetail) -> Table:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.compare.schemas import ArmRow, Comparison, Estimate, Part, RankingMetric
 from service.compare.stats import Paired, paired, unpaired
+from service.schemas.comparison import ArmRow, Comparison, Estimate, Part, RankingMetric
 
 Specs = Mapping[str, Mapping[str, Any]]
 """Arm -> dotted field -> value, of any of its runs, without the seed."""

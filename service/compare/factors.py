@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from service.compare.schemas import Contrast, Effect, Estimate, Factor, FactorCell, FactorLevel, Interaction
 from service.compare.stats import Paired, against_zero, holm, summarise, verdict
+from service.schemas.comparison import Contrast, Effect, Estimate, Factor, FactorCell, FactorLevel, Interaction
 
 Levels = Mapping[str, str]
 Place = tuple[str, ...]

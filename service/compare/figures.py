@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from service.compare.schemas import Comparison, Estimate, Interaction, RankingMetric
+from service.schemas.comparison import Comparison, Estimate, Interaction, RankingMetric
 from service.text import first_line
 
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ FIGURES: dict[str, Callable[[Comparison, "Figure"], None]] = {
 }
 CAPTIONS = {
     "forest": "Each arm's difference to the baseline, paired over seeds, with its 95 % interval.",
-    "factors": "Each level of a factor in the mean over the other factors, with its 95 % interval over seeds.",
-    "interactions": "Two factors at a time: lines that are not parallel mean that one's effect depends on the other.",
-    "cost": "What each arm reached against what a run of it cost.",
+    "factors": "Each level of a factor, averaged over the other factors, with its 95 % interval over seeds.",
+    "interactions": "Two factors at a time: where lines are not parallel, the effect of one depends on the other.",
+    "cost": "The result of each arm against the cost of one of its runs.",
 }
 
 

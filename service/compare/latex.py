@@ -2,8 +2,9 @@ r"""The comparison as a LaTeX table: \input it into a paper that loads booktabs.
 
 from collections.abc import Sequence
 
-from service.compare.schemas import ArmRow, Comparison, Estimate
+from service.compare.columns import Column, Columns
 from service.compare.words import count_states
+from service.schemas.comparison import ArmRow, Comparison
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -12,14 +13,16 @@ SPECIAL = {
 }  # fmt: skip
 MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 """Holm-adjusted p below -> mark."""
+RANKED = "mean and sd"
+COLUMNS = ("arm", "seeds", RANKED, "interval", "difference", "p", "hours")
 
 
 def latex(table: Comparison) -> str:
     """A `table` environment: the best mean bold, the second underlined, the marks explained beneath."""
-    metric = f"{table.metric.name} ({table.metric.unit})" if table.metric else "probe"
+    columns = Columns(table)
+    chosen = columns.choose(*COLUMNS)
     arrow = {True: r" $\uparrow$", False: r" $\downarrow$"}[table.metric.higher_is_better] if table.metric else ""
-    header = ["arm", "$n$", f"{escape(metric)}{arrow}", r"95\,\% interval", r"$\Delta$ to baseline", "$p$ (Holm)"]
-    header += [table.hours]
+    header = [_heading(column) + (arrow if column is columns[RANKED] else "") for column in chosen]
     lines = [
         f"% {table.experiment_id}, {table.made_at:%Y-%m-%d}: \\usepackage{{booktabs}}",
         r"\begin{table}",
@@ -30,7 +33,7 @@ def latex(table: Comparison) -> str:
         r"\toprule",
         _line(header),
         r"\midrule",
-        *(_line(_cells(row)) for row in table.arms),
+        *(_line([_set(name, columns[name].cell(row), row) for name in COLUMNS]) for row in table.arms),
         r"\bottomrule",
         r"\end{tabular}",
         "",
@@ -45,54 +48,50 @@ def escape(text: str) -> str:
     return "".join(SPECIAL.get(letter, letter) for letter in text)
 
 
-def _cells(row: ArmRow) -> list[str]:
-    difference = row.difference
-    p = difference.p_holm if difference else None
-    return [
-        escape(row.name),
-        f"{row.seeds - len(row.missing)}/{row.seeds}" if row.missing else str(row.seeds),
-        _mean(row),
-        f"{_number(row.probe.low)} to {_number(row.probe.high)}" if row.probe and row.probe.low is not None else "",
-        "baseline" if row.is_baseline else _difference(difference, p),
-        "" if p is None else r"$<$0.001" if p < 0.001 else f"{p:.3f}",
-        f"{row.gpu_hours:.2f}",
-    ]
+def _heading(column: Column) -> str:
+    return escape(column.heading).replace(r"95 \%", r"95\,\%").replace("p (Holm)", "$p$ (Holm)")
 
 
-def _mean(row: ArmRow) -> str:
-    if not row.probe or row.probe.mean is None:
-        return ""
-    # Only the mean: the spread is not what is best.
-    mean = _number(row.probe.mean)
-    mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(row.rank or 0, mean)
-    return mean if row.probe.sd is None else rf"{mean} $\pm$ {row.probe.sd:.2g}"
+def _set(name: str, text: str, row: ArmRow) -> str:
+    """A cell in LaTeX's type, with what a paper's table marks: the two best means, and what the test has shown."""
+    if name == RANKED:
+        mean, _, sd = text.partition(" \N{PLUS-MINUS SIGN} ")
+        # Only the mean: the spread is not what is best.
+        mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(row.rank or 0, mean)
+        return rf"{mean} $\pm$ {sd}" if sd else mean
+    if name == "difference" and text and not row.is_baseline:
+        mark = _mark(row)
+        return f"${text}{f'^{{{mark}}}' if mark else ''}$"
+    if name == "p" and row.difference and row.difference.p_holm is not None and row.difference.p_holm < MARKS[0][0]:
+        return f"$<${MARKS[0][0]}"
+    return escape(text)
 
 
-def _difference(found: Estimate | None, p: float | None) -> str:
-    if found is None or found.mean is None:
-        return ""
-    mark = next((mark for bound, mark in MARKS if p is not None and p < bound), "")
-    return f"${found.mean:+.3g}{f'^{{{mark}}}' if mark else ''}$"
+def _mark(row: ArmRow) -> str:
+    p = row.difference.p_holm if row.difference else None
+    return next((mark for bound, mark in MARKS if p is not None and p < bound), "")
 
 
 def _notes(table: Comparison) -> list[str]:
     unit = "Mean $\\pm$ standard deviation over seeds; intervals are Student's $t$."
     notes = [unit] if table.metric else []
     if any(row.difference for row in table.arms):
-        notes.append(rf"$\Delta$: paired over seeds with the baseline ({escape(table.baseline)}).")
+        notes.append(f"To baseline: the difference to {escape(table.baseline)}, paired over seeds.")
         marks = ", ".join(f"${{}}^{{{mark}}}\\,p<{bound}$" for bound, mark in reversed(MARKS))
-        notes.append(f"{marks} in a paired $t$ test, Holm-adjusted over the arms; below three seeds nothing is tested.")
+        notes.append(
+            f"{marks} in a paired $t$ test, Holm-adjusted over the arms; fewer than three seeds are not tested."
+        )
     if table.metric:
         notes.append("Best mean in bold, second underlined.")
     for row in table.arms:
         if row.missing:
-            notes.append(f"{escape(row.name)}: {count_states(row.missing)}, in no mean.")
+            notes.append(f"{escape(row.name)}: {count_states(row.missing)}, not in the mean.")
     if floors := [row.floors for row in table.arms if row.floors]:
         pixels, random = _range([floor.pixels for floor in floors]), _range([floor.random_encoder for floor in floors])
         notes.append(f"Floors: {pixels} on raw pixels, {random} with the untrained encoder.")
     below = [escape(row.name) for row in table.arms if row.floors and not row.floors.above]
     if below:
-        notes.append(f"Not shown to be above both floors: {'; '.join(below)}.")
+        notes.append(f"Not shown to be better than both floors: {'; '.join(below)}.")
     return notes or ["No run has finished."]
 
 

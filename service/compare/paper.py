@@ -13,8 +13,9 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from service.compare import figures
+from service.compare.columns import Columns, interval, mean_and_sd, p_value, signed, signed_interval
 from service.compare.headline import headline
-from service.compare.schemas import Report
+from service.schemas.comparison import Report
 from service.text import first_line, short
 
 SECURITY = {
@@ -30,7 +31,15 @@ _jinja = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
-_jinja.filters |= {"short": short, "first_line": first_line}
+_jinja.filters |= {
+    "short": short, "first_line": first_line, "interval": interval, "mean_and_sd": mean_and_sd, "p_value": p_value,
+    "signed": signed, "signed_interval": signed_interval,
+}  # fmt: skip
+
+REACHED = (
+    "rank", "arm", "seeds", "mean and sd", "interval", "difference", "difference's interval", "p", "verdict",
+)  # fmt: skip
+FLOORS, COST = ("pixels", "untrained", "floors"), ("images", "hours", "restarts", "processes")
 
 
 class NoReport(Exception):
@@ -42,9 +51,15 @@ def html(report: Report, drawn: Mapping[str, str] | None = None) -> str:
     table = report.comparison
     if drawn is None:
         drawn = {name: figures.draw(table, name, "svg").decode() for name in figures.drawable(table)}
+    columns = Columns(table)
     return _jinja.get_template("report.html").render(
         report=report,
         comparison=table,
+        columns=columns,
+        tables=[
+            ("What the arms reached", REACHED),
+            ("Floors, sanity and cost", ["arm", *FLOORS, *columns.sanity, *COST]),
+        ],
         head=headline(table),
         figures=[(figures.CAPTIONS[name], Markup(_inline(svg))) for name, svg in drawn.items()],
         spec=yaml.safe_dump(report.spec, sort_keys=False, allow_unicode=True),
@@ -57,11 +72,13 @@ def read_back(text: str) -> Report:
     """Raises NoReport."""
     found = BLOCK.findall(text)
     if not found:
-        raise NoReport("it has no block with id mcf-report, so it is no report of mcf")
+        raise NoReport("it has no block with id mcf-report, so it is not a report of mcf")
     try:
         return Report.model_validate_json(found[-1])
     except ValidationError as error:
-        raise NoReport(f"its block cannot be read; it may be of another version: {first_line(str(error))}") from error
+        raise NoReport(
+            f"its block cannot be read; another version may have written it: {first_line(str(error))}"
+        ) from error
 
 
 def _inline(svg: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from html import escape
 
-from service.compare.schemas import ArmRow, Comparison
+from service.schemas.comparison import ArmRow, Comparison
 
 WIDTH, LEFT, RIGHT, TOP, LINE = 860, 300, 30, 44, 34
 COLOURS = {"text": "#1f2933", "faint": "#9aa5b1", "arm": "#1f6feb", "baseline": "#b35900", "dot": "#7b8794"}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from service.compare.schemas import RankingMetric
+from service.schemas.comparison import RankingMetric
 from trainer.contract.records import Metric, Result, StageResult
 
 CHOSEN = {
@@ -18,7 +18,7 @@ class NoSuchMetric(Exception):
 
 
 @dataclass(frozen=True)
-class Measured:
+class Rankable:
     """A number of a run, and what it is of: only equal kinds can be ranked."""
 
     metric: Metric
@@ -43,7 +43,9 @@ def ranking(results: Sequence[Result], asked: str | None) -> tuple[RankingMetric
     if kinds == {None}:
         if asked:
             names = ", ".join(dict.fromkeys(name for result in results for name in _by_name(result)))
-            raise NoSuchMetric(f"No finished run has {asked}; possible: {names or 'none, nothing was measured'}.")
+            raise NoSuchMetric(
+                f"No finished run has the metric {asked}; possible: {names or 'none, nothing was measured'}."
+            )
         return None, "The data has neither landmarks nor labels, so no probe was measured and arms are not ranked."
     if len(kinds) > 1:
         names = ", ".join(sorted(f"{kind[0]} {kind[3]}".strip() if kind else "none" for kind in kinds))
@@ -56,7 +58,7 @@ def ranking(results: Sequence[Result], asked: str | None) -> tuple[RankingMetric
     ), ""  # fmt: skip
 
 
-def measured(result: Result, asked: str | None) -> Measured | None:
+def measured(result: Result, asked: str | None) -> Rankable | None:
     """A run's number by its name, see `ranking`; None where it has none of that name."""
     found = _by_name(result)
     if asked is None:
@@ -75,12 +77,12 @@ def beside(results: Iterable[Result]) -> list[Metric]:
     ]
 
 
-def _by_name(result: Result) -> dict[str, Measured]:
+def _by_name(result: Result) -> dict[str, Rankable]:
     """The probe first, then the stages', each with its own metric first."""
-    found = {result.probe.name: Measured(result.probe, result.probe_note)} if result.probe else {}
+    found = {result.probe.name: Rankable(result.probe, result.probe_note)} if result.probe else {}
     for stage in result.stages:
         for metric in sorted(stage.metrics, key=lambda metric: metric.name != stage.primary):
-            found[metric.name] = Measured(metric, _note(stage), stage.benchmark)
+            found[metric.name] = Rankable(metric, _note(stage), stage.benchmark)
     return found
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.compare.schemas import Digest
 from service.compare.table import ArmTrials, TrialRow
+from service.schemas.comparison import Digest
 from service.tables import Arm, Experiment, Run, Trial
 from service.text import run_in_mlflow
 from trainer.contract.records import Result
@@ -40,9 +40,7 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
     )  # fmt: skip
     trials: dict[int, list[TrialRow]] = {arm.id: [] for arm in arms}
     for arm_id, seed, run_id, state, reason, result, seconds, restarts, tracking_id, tracking_run_id, sizes in rows:
-        url = None
-        if tracking_uri and tracking_run_id:
-            url = run_in_mlflow(tracking_uri, tracking_id, tracking_run_id)
+        url = run_in_mlflow(tracking_uri, tracking_id, tracking_run_id)
         parsed = Result.model_validate(result) if result else None
         trials[arm_id].append(TrialRow(seed, run_id, state, reason, parsed, seconds, restarts, url, sizes))
     return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id]) for arm in arms]

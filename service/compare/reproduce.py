@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from service.compare.schemas import Comparison, Digest, Report
-from service.experiments.schemas import Plan
+from service.schemas.comparison import Comparison, Digest, Report
+from service.schemas.experiments import Plan
 
 
 @dataclass(frozen=True)

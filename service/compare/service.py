@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from service.compare import repository
 from service.compare.ranking import NoSuchMetric
-from service.compare.schemas import Comparison, Report
 from service.compare.table import ArmTrials, compare
 from service.errors import NotFound
+from service.schemas.comparison import Comparison, Report
 from service.tables import Experiment
 
 SOFTWARE = ("mcf", "scipy", "matplotlib")
@@ -43,7 +43,7 @@ def report_of(session: Session, experiment_id: str, tracking_uri: str | None) ->
 def _load(session: Session, experiment_id: str, tracking_uri: str | None) -> tuple[Experiment, list[ArmTrials]]:
     found = repository.load(session, experiment_id, tracking_uri)
     if found is None:
-        raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists those there are.")
+        raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists all.")
     return found
 
 

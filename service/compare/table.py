@@ -8,7 +8,9 @@ from statistics import fmean
 
 from service.compare.factors import Cell, interactions, main_effects
 from service.compare.ranking import beside, measured, ranking
-from service.compare.schemas import (
+from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
+from service.compare.words import describe
+from service.schemas.comparison import (
     ArmRow,
     Comparison,
     Difference,
@@ -17,9 +19,7 @@ from service.compare.schemas import (
     RankingMetric,
     SeedValue,
 )
-from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
-from service.compare.words import describe
-from service.tables import RunState
+from service.states import RunState
 from trainer.contract.records import Metric, Result
 
 
@@ -157,8 +157,8 @@ def _floors(arm: ArmTrials, metric: RankingMetric | None) -> FloorCheck | None:
         over_random = gain.low > 0
         over_pixels = sign * (fmean(values.values()) - pixels) > 0
         above = over_random and over_pixels
-        below = [name for name, over in (("random encoder", over_random), ("pixels", over_pixels)) if not over]
-        words = "above both" if above else f"not shown to be above: {', '.join(below)}"
+        below = [name for name, over in (("untrained encoder", over_random), ("raw pixels", over_pixels)) if not over]
+        words = "better than both" if above else f"not shown to be better than: {', '.join(below)}"
     return FloorCheck(pixels=pixels, random_encoder=random_encoder, above=above, words=words)
 
 

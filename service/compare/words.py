@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from service.compare.schemas import ArmRow, Comparison, Factor, FactorLevel, Interaction, SeedValue
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
+from service.schemas.comparison import ArmRow, Comparison, Factor, FactorLevel, Interaction, SeedValue
 
+BEYOND_CHANCE = "by more than chance would explain"
+TESTED = "paired t test over seeds, Holm-adjusted, 5 % level"
 SANITY = "The sanity metrics show that training works; they do not rank arms."
 MOST_NAMES = 6
 
@@ -17,7 +19,7 @@ def describe(table: Comparison, doubt: str) -> list[str]:
         words.append(doubt)
     if table.metric:
         direction = "higher" if table.metric.higher_is_better else "lower"
-        words.append(f"Arms are ranked by {table.metric.name} ({table.metric.unit}; {direction} is better).")
+        words.append(f"Arms are ranked by mean {table.metric.name} ({table.metric.unit}; {direction} is better).")
         if table.metric.note:
             words.append(table.metric.note[0].upper() + table.metric.note[1:].rstrip(".") + ".")
         words += _against_baseline(table)
@@ -30,7 +32,7 @@ def describe(table: Comparison, doubt: str) -> list[str]:
         words.append(SANITY)
     # Beside the sanity metrics stand their floors; a stage's name has no slash (ranking.beside).
     if stages := [name for name in beside if "/" not in name]:
-        words.append(f"Stages of evaluation stand beside what ranks, and can be ranked by: {_list(stages)}.")
+        words.append(f"The table also shows these stages of evaluation, and can rank by them: {_list(stages)}.")
     return words
 
 
@@ -44,26 +46,37 @@ def _missing(table: Comparison) -> list[str]:
     if not missing:
         return []
     total = sum(row.seeds for row in table.arms)
-    return [f"{len(missing)} of {total} runs are missing and in no mean: {count_states(missing)}."]
+    return [f"{len(missing)} of {total} runs are missing and count in no mean: {count_states(missing)}."]
 
 
 def _against_baseline(table: Comparison) -> list[str]:
     others = [row for row in table.arms if row.difference]
     if not others:
-        return ["There is one arm: nothing to compare it with."]
+        return ["The experiment has one arm: there is nothing to compare it with."]
     baseline = next(row for row in table.arms if row.is_baseline)
     if not baseline.probe or baseline.probe.n == 0:
-        return [f"The baseline ({baseline.name}) has no finished run, so there is no difference to it yet."]
+        return [f"The baseline ({baseline.name}) has no finished run yet, so no arm can be compared with it."]
     told = []
     for verdict in "better", "worse":
         if names := [row.name for row in others if row.difference and row.difference.verdict == verdict]:
-            told.append(f"{verdict.capitalize()} than the baseline ({baseline.name}): {_list(names)}.")
+            told.append(
+                f"{verdict.capitalize()} than the baseline ({baseline.name}) {BEYOND_CHANCE} ({TESTED}): "
+                f"{_list(names)}."
+            )
+    if not told and any(row.difference and row.difference.verdict == "no difference shown" for row in others):
+        told.append(f"No arm beats or loses to the baseline ({baseline.name}) {BEYOND_CHANCE} ({TESTED}).")
     few = [row.name for row in others if row.difference and row.difference.n < MIN_PAIRS]
     if few:
-        told.append(f"Fewer than {MIN_PAIRS} seeds in common with the baseline, so no verdict: {_list(few)}.")
-    if not told:
-        told.append(f"No arm is shown to differ from the baseline ({baseline.name}) after Holm's correction.")
+        told.append(f"No verdict yet, fewer than {MIN_PAIRS} seeds in common with the baseline: {_list(few)}.")
+    if same := [row.name for row in others if is_without_spread(row)]:
+        told.append(f"No test is possible, the difference to the baseline is the same at every seed: {_list(same)}.")
     return told
+
+
+def is_without_spread(row: ArmRow) -> bool:
+    """Whether it has seeds enough and yet no verdict, because all of them differ from the baseline by the same."""
+    found = row.difference
+    return found is not None and found.n >= MIN_PAIRS and found.verdict.endswith("no verdict")
 
 
 def _power(rows: Sequence[ArmRow]) -> list[str]:
@@ -76,8 +89,8 @@ def _power(rows: Sequence[ArmRow]) -> list[str]:
     if not needed:
         return []
     return [
-        "Seeds to add until a difference as large as the one seen would be shown (80 % power, spread as seen, at 0.05 "
-        f"over the number of arms compared): {_first(needed)}."
+        "Seeds to add to show a difference as large as the one seen (80 % power, spread as seen, 5 % level divided by "
+        f"the number of arms compared): {_first(needed)}."
     ]
 
 
@@ -89,14 +102,16 @@ def _effects(table: Comparison) -> list[str]:
     for verdict in "better", "worse":
         names = [_versus(factor, level) for factor, level in _levels(table) if _verdict(level) == verdict]
         if names:
-            told.append(f"{verdict.capitalize()} in the mean over the other factors: {_list(names)}.")
+            told.append(f"{verdict.capitalize()} {BEYOND_CHANCE}, averaged over the other factors: {_list(names)}.")
     if not told:
-        told.append("No factor is shown to matter in the mean over the others, after Holm's correction over all.")
+        told.append(
+            f"Averaged over the others, no factor changes the result {BEYOND_CHANCE} (Holm-adjusted over all levels)."
+        )
     if missing := sum(level.effect.missing_pairs for _, level in _levels(table) if level.effect):
         total = missing + sum(level.effect.pairs for _, level in _levels(table) if level.effect)
         told.append(
-            f"Effects of factors are of the pairs of runs that there are: {missing} of {total} pairs (same seed, same "
-            "levels of the other factors) have not both finished."
+            "The effect of a factor is measured on pairs of runs that differ in this factor alone and have the same "
+            f"seed; {missing} of {total} pairs are left out because a run of theirs has not finished."
         )
     return told
 
@@ -110,7 +125,7 @@ def _interactions(found: Sequence[Interaction]) -> list[str]:
     ]
     if not shown:
         return []
-    return [f"The effect of one factor depends on the other, so read the cells and not the means: {_list(shown)}."]
+    return [f"The effect of one factor depends on the other, so compare single arms and not averages: {_list(shown)}."]
 
 
 def _levels(table: Comparison) -> list[tuple[Factor, FactorLevel]]:
@@ -133,15 +148,16 @@ def _floors(rows: Sequence[ArmRow]) -> list[str]:
     below = [row.name for row in checked if row.floors and row.floors.above is False]
     told = []
     if above:
-        told.append(f"Above both floors (raw pixels, the untrained encoder): {_first(above)}.")
+        told.append(f"Better than both floors (raw pixels, the untrained encoder): {_first(above)}.")
     if below:
         which = _first(below) if len(below) < len(rows) or len(rows) == 1 else f"all {len(rows)} arms"
         told.append(
-            f"Not shown to be above both floors: {which}. Where the probe cannot tell a trained encoder from "
-            "an untrained one, differences between such arms say nothing about pretraining."
+            f"Not shown to be better than both floors (raw pixels, the untrained encoder): {which}. If the probe "
+            "cannot tell a trained encoder from an untrained one, differences between such arms say nothing about "
+            "pretraining."
         )
     if unknown:
-        told.append(f"Too few seeds to say whether they are above the floors: {_first(unknown)}.")
+        told.append(f"Too few seeds to compare with the floors: {_first(unknown)}.")
     return told
 
 

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 from service.experiments import repository
 from service.experiments import service as experiments
 from service.experiments.repository import TrackedTrial
-from service.experiments.schemas import ArmCurve
-from service.tables import RunState
-from service.tracking import MAX_RUNS, Tracker
+from service.schemas.experiments import ArmCurve
+from service.states import RunState
+from service.tracking import MAX_RUNS_AT_ONCE, Tracker
 
 MAX_POINTS = 120
 """Of one curve."""
@@ -67,11 +67,11 @@ class Curves:
             found = {id: self._kept[id, metric] for id in by_id if (id, metric) in self._kept}
         missing = [id for id in by_id if id not in found]
         deadline = time.monotonic() + BUDGET_SECONDS
-        for start in range(0, len(missing) if self._tracker else 0, MAX_RUNS):
+        for start in range(0, len(missing) if self._tracker else 0, MAX_RUNS_AT_ONCE):
             if time.monotonic() > deadline:
                 break
             assert self._tracker
-            asked = missing[start : start + MAX_RUNS]
+            asked = missing[start : start + MAX_RUNS_AT_ONCE]
             told = self._tracker.sampled(asked, metric, MAX_POINTS)
             found |= told
             self._keep({(id, metric): told.get(id, []) for id in asked if _is_complete(by_id[id])})

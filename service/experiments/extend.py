@@ -50,7 +50,9 @@ def extend(
             # Another request has written one of the runs since we looked.
             if attempt == service.CONCURRENT_WRITES - 1:
                 raise
-    raise NotExtendable(f"Experiment {experiment_id} is being extended by others. Look what it has, and ask again.")
+    raise NotExtendable(
+        f"Experiment {experiment_id} is being extended by another request. Look at what it has now, and ask again."
+    )
 
 
 def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
@@ -66,7 +68,8 @@ def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
         if name not in factors
     ]
     if problems:
-        detail = f"{'; '.join(map(str, problems))}. A new factor is a new experiment: it shares the runs that are equal"
+        told = "; ".join(map(str, problems))
+        detail = f"{told}. For a new factor submit a new experiment: it shares the runs that are equal"
         raise InvalidSpec(detail, problems=problems)
     for name, levels in more.factors.items():
         factors[name] += [level for level in levels if level not in factors[name]]
@@ -98,9 +101,9 @@ def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved
         if changed := [key for key, id in runs.items() if now_ids.get(key) != id]:
             arm, seed = changed[0]
             raise NotExtendable(
-                f"{len(changed)} of {len(runs)} runs would be other ones today ({arm}, seed {seed}): the data, the "
-                f"teacher or the landmarks of {experiment_id} are not what they were, and what is trained now could "
-                "not be compared with it. Put them back, or submit a new experiment."
+                f"{len(changed)} of {len(runs)} runs would be different today (such as {arm}, seed {seed}): the data, "
+                f"the teacher or the landmarks of {experiment_id} have changed, so new runs could not be compared with "
+                "the old ones. Restore the files, or submit a new experiment."
             )
         for position, arm_now in enumerate(resolved.arms):
             if arm_now.name not in arms:
@@ -128,8 +131,8 @@ def _refuse_cancelled(experiment: Experiment) -> None:
     """Before anything is read, and again once nobody else can cancel it."""
     if experiment.cancelled_at:
         raise NotExtendable(
-            f"Experiment {experiment.id} was cancelled. Submit it again with what it shall have: what has finished is "
-            "shared and costs nothing."
+            f"Experiment {experiment.id} was cancelled. Submit it again with the arms and seeds you want: finished "
+            "runs are shared and cost nothing."
         )
 
 

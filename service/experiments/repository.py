@@ -7,7 +7,8 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session, defer
 
-from service.tables import FINAL, Arm, Experiment, Run, RunState, Trial
+from service.states import FINAL, RunState
+from service.tables import Arm, Experiment, Run, Trial
 
 
 @dataclass
@@ -144,3 +145,23 @@ def failed_runs(session: Session, experiment_id: str) -> Sequence[Run]:
 def experiments_with(session: Session, run_ids: Iterable[str]) -> Sequence[Experiment]:
     ids = select(Trial.experiment_id).where(Trial.run_id.in_(list(run_ids)))
     return session.scalars(select(Experiment).where(Experiment.id.in_(ids))).all()
+
+
+def cancel(session: Session, experiment: Experiment, reason: str, now: datetime) -> None:
+    """Runs that no other live experiment wants are asked to stop; the others find a new home."""
+    experiment.cancelled_at, experiment.cancel_reason = now, reason
+    experiment.next_check_at = now
+    other = (
+        select(Trial.run_id, func.min(Experiment.id))
+        .join(Experiment, Experiment.id == Trial.experiment_id)
+        .where(Experiment.cancelled_at.is_(None), Experiment.id != experiment.id)
+        .group_by(Trial.run_id)
+    )
+    own = select(Trial.run_id).where(Trial.experiment_id == experiment.id)
+    wanted = dict(session.execute(other.where(Trial.run_id.in_(own))).all())
+    for run in session.scalars(select(Run).where(Run.id.in_(own), Run.state.not_in(FINAL)).order_by(Run.id)):
+        if run.id in wanted:
+            run.home_id = wanted[run.id] if run.home_id == experiment.id else run.home_id
+        else:
+            run.cancel_reason = run.cancel_reason or reason
+            run.next_check_at = now

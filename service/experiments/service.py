@@ -14,13 +14,14 @@ from sqlalchemy.orm import Session
 from k8s.pools import Pool
 from service.db import Database
 from service.errors import AlreadyEnded, InvalidSpec, KeyReused, NotFound, NothingToRetry, Unavailable
-from service.estimate import estimate
 from service.experiments import repository, views
-from service.experiments.schemas import ExperimentDetail, Plan, PlannedArm, PlannedRun
-from service.launcher import Launch, Launcher
-from service.reconciler.repository import cancel_experiment, requeue
+from service.experiments.estimate import estimate
+from service.launching.port import Launch, Launcher
+from service.runs import repository as run_rows
+from service.schemas.experiments import ExperimentDetail, Plan, PlannedArm, PlannedRun
 from service.settings import Settings
-from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState, Trial
+from service.states import DEFAULT_PROJECT, RunState
+from service.tables import Arm, Experiment, Run, Trial
 from trainer.contract import Placement, Problem, RunSpec, SpecError
 from trainer.contract.records import OUT_OF_MEMORY, OUTCOME
 from trainer.resolve import Resolved, check_and_resolve
@@ -28,7 +29,7 @@ from trainer.store.objects import StorageError, open_store
 from trainer.weights.sources import Library
 
 # One request for more is a slip of the keyboard; before anything is expanded.
-MAX_RUNS = 10_000
+MAX_RUNS_OF_EXPERIMENT = 10_000
 CONCURRENT_WRITES = 3
 
 
@@ -92,7 +93,8 @@ def find_replay(db: Database, project: str, key: str, digest: str) -> Experiment
         found = repository.by_key(session, project, key)
     if found and found.request_digest != digest:
         raise KeyReused(
-            f"Idempotency-Key {key!r} has made {found.id} from another body. Send a new key with a new request."
+            f"Idempotency-Key {key!r} has already created {found.id} from another body. "
+            "Send a new key with a new request."
         )
     return found
 
@@ -121,8 +123,10 @@ def cancel(db: Database, experiment_id: str) -> None:
         counts = repository.tallies(session, [experiment_id])[experiment_id].counts
         state = views.state_of(experiment, counts)
         if state.is_final:
-            raise AlreadyEnded(f"Experiment {experiment_id} has {state.value}: there is nothing left to cancel.")
-        cancel_experiment(session, experiment, "cancelled by request", _now())
+            raise AlreadyEnded(
+                f"Experiment {experiment_id} has already {state.value}: there is nothing left to cancel."
+            )
+        repository.cancel(session, experiment, "cancelled by request", _now())
 
 
 def retry(db: Database, settings: Settings, experiment_id: str) -> None:
@@ -133,7 +137,7 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
         failed = [run.id for run in repository.failed_runs(session, experiment_id)]
     if experiment.cancelled_at:
         raise NothingToRetry(
-            f"Experiment {experiment_id} was cancelled. Submit it again: what has finished is shared and costs nothing."
+            f"Experiment {experiment_id} was cancelled. Submit it again: finished runs are shared and cost nothing."
         )
     if not failed:
         there = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -143,12 +147,12 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
         for id in failed:
             open_store(settings.run_uri(id)).delete([OUTCOME, OUT_OF_MEMORY])
     except StorageError as error:
-        raise Unavailable(f"The store does not answer, and nothing was queued: {error}") from error
+        raise Unavailable(f"The store does not answer, so nothing was queued: {error}") from error
     now = _now()
     with db.write() as session:
         runs = [run for run in repository.failed_runs(session, experiment_id) if run.id in failed]
         for run in runs:
-            requeue(session, run, experiment_id, now)
+            run_rows.requeue(session, run, experiment_id, now)
         for user in repository.experiments_with(session, failed):
             user.published, user.next_check_at = False, now
 
@@ -160,7 +164,7 @@ def get(session: Session, experiment_id: str, *, lock: bool = False, project: st
         query = query.where(Experiment.project == project)
     found = session.scalar(query.with_for_update() if lock else query)
     if found is None:
-        raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists those there are.")
+        raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists all.")
     return found
 
 
@@ -229,7 +233,7 @@ def add_trials(
 def _join(session: Session, run: Run, experiment: Experiment, placement: dict[str, Any], now: datetime) -> None:
     """An equal run exists: share it, and bring it back where it was given up for no fault of its own."""
     if _is_new(run):
-        requeue(session, run, experiment.id, now)
+        run_rows.requeue(session, run, experiment.id, now)
         run.placement = placement
     elif run.cancel_reason and not run.state.is_final:
         # Being stopped for another experiment: what it is told next is to go on.
@@ -255,8 +259,10 @@ def _refuse_too_many(payload: Mapping[str, Any]) -> None:
     count = seeds if isinstance(seeds, int) else len(seeds) if isinstance(seeds, list) else 1
     for levels in factors.values() if isinstance(factors, Mapping) else ():
         count *= max(1, len(levels)) if isinstance(levels, list) else 1
-    if count > MAX_RUNS:
-        raise SpecError([Problem(field="seeds", asked=f"{count} runs (arms x seeds)", possible=f"at most {MAX_RUNS}")])
+    if count > MAX_RUNS_OF_EXPERIMENT:
+        raise SpecError(
+            [Problem(field="seeds", asked=f"{count} runs (arms x seeds)", possible=f"at most {MAX_RUNS_OF_EXPERIMENT}")]
+        )
 
 
 def request_digest(payload: Mapping[str, Any]) -> str:

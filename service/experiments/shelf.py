@@ -3,7 +3,7 @@
 from service.db import Database
 from service.runs import repository
 from service.settings import Settings
-from service.tables import RunState
+from service.states import RunState
 from trainer.contract.records import EXPORT
 from trainer.weights.mlflow_files import MlflowFiles
 from trainer.weights.sources import RUN, UnknownWeights
@@ -25,9 +25,11 @@ class Shelf(MlflowFiles):
         found = {item.id: item.state for item in runs}
         if len(found) > 1:
             some = ", ".join(list(found)[: SHOWN - 1])
-            raise UnknownWeights(f"{RUN}{run}, the beginning of several runs", f"more of the id: {some}, ...")
+            raise UnknownWeights(f"{RUN}{run}, the beginning of several runs' ids", f"more of the id: {some}, ...")
         if not found:
-            raise UnknownWeights(f"{RUN}{run}, which is no run here", "the id of a run that has succeeded")
+            raise UnknownWeights(
+                f"{RUN}{run}, which is not a run of this service", "the id of a run that has succeeded"
+            )
         [(id, state)] = found.items()
         if state is not RunState.SUCCEEDED:
             raise UnknownWeights(f"{RUN}{run}, which is {state.value}", "a run that has succeeded")

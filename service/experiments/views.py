@@ -6,9 +6,10 @@ from sqlalchemy.orm import Session
 
 from service.experiments import repository
 from service.experiments.repository import Tally
-from service.experiments.schemas import ArmView, ExperimentDetail, ExperimentState, ExperimentSummary, TrialView
+from service.schemas.experiments import ArmView, ExperimentDetail, ExperimentState, ExperimentSummary, TrialView
 from service.settings import Settings
-from service.tables import Experiment, Run, RunState, Trial
+from service.states import RunState
+from service.tables import Experiment, Run, Trial
 from service.text import run_in_mlflow
 
 IN_FLIGHT = (RunState.STARTING, RunState.RUNNING, RunState.INTERRUPTED)
@@ -28,12 +29,6 @@ def detail(session: Session, experiment: Experiment, settings: Settings) -> Expe
     [summary] = summaries(session, [experiment], settings)
     views = [ArmView(name=a.name, levels=a.levels, is_baseline=a.is_baseline, trials=trials[a.id]) for a in arms]
     return ExperimentDetail(**summary.model_dump(), spec=experiment.spec, arms=views)
-
-
-def tracking_url(settings: Settings, tracking_id: str | None, run_id: str | None) -> str | None:
-    if not (settings.tracking_uri and run_id):
-        return None
-    return run_in_mlflow(settings.tracking_uri, tracking_id, run_id)
 
 
 def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentState:
@@ -66,7 +61,7 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         gpu_hours_left=_hours_left(tally),
         gpu_hours_cap=experiment.gpu_hours,
         cancel_reason=experiment.cancel_reason,
-        tracking_url=tracking_url(settings, experiment.tracking_id, experiment.tracking_run_id),
+        tracking_url=run_in_mlflow(settings.tracking_uri, experiment.tracking_id, experiment.tracking_run_id),
     )
 
 
@@ -95,5 +90,5 @@ def _trial(trial: Trial, run: Run, settings: Settings) -> TrialView:
         restarts=run.restarts,
         waiting_reason=run.waiting_reason,
         reason=run.reason,
-        tracking_url=tracking_url(settings, run.tracking_id, run.tracking_run_id),
+        tracking_url=run_in_mlflow(settings.tracking_uri, run.tracking_id, run.tracking_run_id),
     )

@@ -6,14 +6,14 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.auth import Require, Submitter
+from service.api.auth import Require, Submitter
 from service.errors import UnreadableBody
 from service.experiments import extend as extending
 from service.experiments import service as experiments
 from service.experiments.extend import Extension
 from service.experiments.shelf import Shelf
 from service.pages.render import PageRoute, page
-from service.tables import Scope
+from service.states import Scope
 
 router = APIRouter(
     route_class=PageRoute, prefix="/experiments/{experiment_id}", include_in_schema=False,
@@ -56,7 +56,7 @@ async def wanted_seeds(request: Request) -> Extension:
             break
     text = parse_qs(body[:MAX_FORM_BYTES].decode("utf-8", "replace")).get("seeds", [""])[-1]
     if not text.isascii() or not text.isdigit():
-        raise UnreadableBody(f"{text!r} cannot be read as a number of seeds. Go back, and give one.")
+        raise UnreadableBody(f"Go back and enter the number of seeds in digits, not {text!r}.")
     return Extension(seeds=int(text))
 
 

@@ -7,27 +7,29 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.auth import Reader
+from service.api.auth import Reader
+from service.compare.columns import Columns
 from service.compare.headline import headline
-from service.compare.schemas import Comparison
 from service.compare.service import comparison_of
 from service.experiments import service as experiments
 from service.experiments.curves import tracked_trials
 from service.experiments.repository import TrackedTrial
-from service.experiments.schemas import ArmView, ExperimentDetail, TrialView
 from service.pages.forest import forest
 from service.pages.overlay import overlay
 from service.pages.render import PageRoute, page
 from service.pages.run import CURVES
-from service.tables import RunState, Scope
+from service.schemas.comparison import Comparison
+from service.schemas.experiments import ArmView, ExperimentDetail, TrialView
+from service.states import RunState, Scope
 from service.tracking import Tracker, TrackingAway
-from trainer.contract import Placement
 
 router = APIRouter(route_class=PageRoute, prefix="/experiments/{experiment_id}", include_in_schema=False)
 
 NUM_ARMS = 6
 """Arms whose curves and pictures are shown unless others are asked for: more colours cannot be told apart."""
 NUM_REASONS = 5
+REACHED = ("rank", "arm", "seeds", "mean and sd", "verdict", "difference", "p", "hours")
+FLOORS, SPENT = ("pixels", "untrained", "above"), ("images", "restarts", "processes")
 
 Arms = Annotated[list[int], Query(alias="arm", default_factory=list)]
 """Positions of arms in the request."""
@@ -57,13 +59,13 @@ def experiment(
     detail = experiments.show(state.db, state.settings, experiment_id)
     with state.db.read() as session:
         comparison = comparison_of(session, experiment_id, state.settings.tracking_uri)
-    on_gpus = state.launcher.has_gpus(Placement.model_validate(detail.spec["placement"]))
+    columns = Columns(comparison)
     return page(
         "experiment.html", experiment=detail, comparison=comparison, head=headline(comparison), said=said,
         forest=forest(comparison), seeds=_seeds(detail), grid=_grid(detail, comparison), reasons=_reasons(detail),
         failed=[(row.name, run) for row in comparison.arms for run in row.missing if run.state is RunState.FAILED],
         shown=arms or _first_arms(detail, comparison), metric=metric, step=step,
-        most=NUM_ARMS, hours="GPU-hours" if on_gpus else "process-hours",
+        most=NUM_ARMS, columns=columns, reached=REACHED, beneath=["arm", *FLOORS, *columns.sanity, *SPENT],
         may_submit=principal.scope.includes(Scope.SUBMIT),
     )  # fmt: skip
 

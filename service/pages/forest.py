@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.compare.schemas import ArmRow, Comparison
+from service.schemas.comparison import ArmRow, Comparison
 from service.text import short
 
 WIDTH = 200

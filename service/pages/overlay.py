@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service.experiments.schemas import ArmCurve
 from service.pages.curves import Tick, round_values
+from service.schemas.experiments import ArmCurve
 from service.text import short
 
 WIDTH, HEIGHT = 720, 300
@@ -12,7 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 12, 10, 38
 
 
 @dataclass(frozen=True)
-class Line:
+class ArmLine:
     style: int
     """Which colour and which dashes."""
     name: str
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Overlay:
-    lines: list[Line]
+    lines: list[ArmLine]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     width: int = WIDTH
@@ -59,7 +59,7 @@ def overlay(curves: Sequence[ArmCurve], styles: Mapping[str, int]) -> Overlay | 
         return [f"{x(step)},{y(value)}" for step, value in zip(steps, values, strict=True)]
 
     lines = [
-        Line(
+        ArmLine(
             style=styles[curve.arm], name=curve.arm, is_baseline=curve.is_baseline,
             points=" ".join(path(curve.steps, curve.mean)),
             band=" ".join([*path(curve.steps, curve.high), *reversed(path(curve.steps, curve.low))]),

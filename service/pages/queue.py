@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.auth import Reader
+from service.api.auth import Reader
 from service.errors import Unavailable
 from service.pages.render import PageRoute, page
 from service.pools import service as pools
-from service.pools.schemas import PoolView
+from service.schemas.pools import PoolView
 
 router = APIRouter(route_class=PageRoute, prefix="/queue", include_in_schema=False)
 

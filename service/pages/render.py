@@ -9,10 +9,10 @@ from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
-from service.auth import COOKIE
+from service.api.auth import COOKIE
 from service.errors import ApiError, Unauthorized
 from service.runs import service as runs
-from service.text import age, duration, first_line, short
+from service.text import age, duration, first_line, hours, metric_name, short
 
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -25,10 +25,14 @@ _jinja = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
-_jinja.filters |= {"age": age, "duration": duration, "short": short, "first_line": first_line}
-# sanity/retrieval_top1 -> retrieval top1
-_jinja.filters["metric"] = lambda name: name.rpartition("/")[2].replace("_", " ")
-_jinja.filters["hours"] = lambda hours: f"{hours:.0f}" if hours >= 100 else f"{hours:.3g}"
+_jinja.filters |= {
+    "age": age,
+    "duration": duration,
+    "short": short,
+    "first_line": first_line,
+    "metric": metric_name,
+    "hours": hours,
+}
 
 
 class PageRoute(APIRoute):

@@ -12,17 +12,17 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
-from service.auth import COOKIE, Reader, Require, principal_of
+from service.api.auth import COOKIE, Reader, Require, principal_of
 from service.errors import NotFound, Unauthorized
 from service.experiments import repository, views
-from service.experiments.schemas import ProjectName
 from service.pages import actions, experiment, queue, run
+from service.pages.actions import MAX_FORM_BYTES
 from service.pages.render import PageRoute, page
-from service.tables import Scope
+from service.schemas.base import ProjectName
+from service.states import Scope
 
 STATIC = {path.name: path for path in (Path(__file__).parent / "static").iterdir()}
 NUM_EXPERIMENTS = 50
-MAX_FORM_BYTES = 4096
 
 pages = APIRouter(route_class=PageRoute, include_in_schema=False)
 open_to_all = APIRouter(include_in_schema=False)

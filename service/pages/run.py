@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.auth import Reader
+from service.api.auth import Reader
 from service.errors import NotFound, Unavailable
 from service.pages.curves import curve
 from service.pages.panels import with_errors

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from service.pages.curves import Tick
-from service.runs.schemas import AttemptView, RunDetail, SessionView
+from service.schemas.runs import AttemptView, RunDetail, SessionView
 from service.text import duration
 
 WIDTH, HEIGHT = 720, 132

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, defer
 
-from service.tables import FINAL, Arm, Attempt, AttemptState, Experiment, Run, Trial
+from service.states import FINAL, AttemptState
+from service.tables import Arm, Attempt, Experiment, Run, Trial
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from k8s.capacity import PoolState
 from k8s.pools import Pool
 from service.db import Database
 from service.errors import Unavailable
-from service.launcher import Launcher, LauncherAway
+from service.launching.port import Launcher, LauncherAway
 from service.pools import repository
-from service.pools.schemas import PoolView, Queue, QueuedRun
+from service.schemas.pools import PoolView, Queue, QueuedRun
 from service.settings import Settings
-from service.tables import AttemptState
+from service.states import AttemptState
 
 MOST_WAITING = 200
 
@@ -20,7 +20,7 @@ def views(db: Database, launcher: Launcher, pools: Mapping[str, Pool] | None) ->
     try:
         states = launcher.pools()
     except LauncherAway as error:
-        raise Unavailable(f"What the pools have free cannot be said: {error}.") from error
+        raise Unavailable(f"The free room of the pools is not known: {error}.") from error
     with db.read() as session:
         counts = repository.attempts_by_pool(session)
     return [_view(state, (pools or {})[state.name], counts) for state in states]

@@ -4,47 +4,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from service.tables import AttemptState, RunState
+from service.launching.port import Job
+from service.states import AttemptState, RunState
 from trainer.contract.records import Outcome
 
 
-class JobState(StrEnum):
-    """What the scheduler says of an attempt."""
-
-    ABSENT = "absent"
-    PENDING = "pending"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    LOST = "lost"
-    """Ended from outside, as with its node."""
-    CANCELLED = "cancelled"
-
-    @property
-    def is_live(self) -> bool:
-        return self in (JobState.PENDING, JobState.RUNNING)
-
-
 class Action(StrEnum):
-    """What to do to the world before the new facts are written; doing it twice is harmless."""
+    """What to do outside of the database before the new facts are written; doing it twice is harmless."""
 
     SUBMIT = "submit"
     CANCEL = "cancel"
-
-
-@dataclass(frozen=True)
-class Job:
-    """An attempt as its scheduler sees it."""
-
-    state: JobState = JobState.ABSENT
-    message: str = ""
-    """Why it waits, or how it ended."""
-    crashes: int = 0
-    """Times that a container of it ended by itself."""
-    out_of_memory: int = 0
-    """Times of these that it had used up its memory."""
-    room_in: str = ""
-    """Another pool that the run would go to, where it need not wait; empty while it may wait here."""
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,19 @@ from typing import Any
 import structlog
 from sqlalchemy import update
 
-from service.compare.publish import publish
 from service.db import Database
-from service.launcher import LauncherAway
+from service.experiments import repository as experiments
+from service.launching.port import LauncherAway
+from service.publishing.publish import publish
 from service.reconciler import repository
-from service.reconciler.actions import World
 from service.reconciler.admission import admit
 from service.reconciler.facts import Action, RunFacts
+from service.reconciler.outside import Outside
 from service.reconciler.repository import ExperimentLease, RunLease
 from service.reconciler.transitions import decide
 from service.settings import Settings
-from service.tables import Experiment, Run, RunState
+from service.states import RunState
+from service.tables import Experiment, Run
 from service.telemetry import Telemetry
 from service.tracking import TrackingAway
 from trainer.store.objects import StorageError
@@ -49,12 +51,12 @@ class Reconciler:
         self,
         db: Database,
         settings: Settings,
-        world: World,
+        outside: Outside,
         telemetry: Telemetry,
         *,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._db, self._settings, self._world, self._telemetry, self._clock = db, settings, world, telemetry, clock
+        self._db, self._settings, self._outside, self._telemetry, self._clock = db, settings, outside, telemetry, clock
         self._pool = ThreadPoolExecutor(settings.reconcile_threads, thread_name_prefix="look")
         self._busy: set[Future[None]] = set()
         self._stopping, self._woken = threading.Event(), threading.Event()
@@ -63,7 +65,7 @@ class Reconciler:
         self._swept_at = datetime.min.replace(tzinfo=UTC)
 
     def start(self) -> None:
-        self._world.launcher.start(self.hear)
+        self._outside.launcher.start(self.hear)
         self._thread.start()
 
     def stop(self) -> None:
@@ -73,7 +75,7 @@ class Reconciler:
         if self._thread.is_alive():
             self._thread.join()
         self._pool.shutdown()
-        self._world.launcher.close()
+        self._outside.launcher.close()
 
     def hear(self, attempt: str) -> None:
         """The scheduler has news of it: its run is looked at in the next tick."""
@@ -146,7 +148,7 @@ class Reconciler:
     def _look_at_run(self, lease: RunLease) -> None:
         with self._faults_shown(lease), self._telemetry.look_seconds.time():
             if lease.run.state.is_final:
-                self._world.settle(lease)
+                self._outside.settle(lease)
                 self._write(lease, {"settled": True})
                 return
             facts: RunFacts | None = repository.facts(lease)
@@ -157,11 +159,11 @@ class Reconciler:
     def _look_once(self, lease: RunLease, before: RunFacts, *, last: bool) -> RunFacts | None:
         """Look, decide, act, write. The new facts when the next look should follow at once, with the same lease."""
         now = self._clock()
-        look = self._world.look(lease, before, now)
+        look = self._outside.look(lease, before, now)
         decision = decide(before, look.seen, now)
         after = decision.run
         if decision.action:
-            self._world.act(decision.action, lease, after)
+            self._outside.act(decision.action, lease, after)
         values = _changes(before, after) | look.progress | {"step": after.step}
         if look.tracked:
             values |= {"tracking_id": look.tracked.experiment_id, "tracking_run_id": look.tracked.run_id}
@@ -214,7 +216,7 @@ class Reconciler:
             kind, text = type(error).__name__, str(error)
             log.warning("look failed", run_id=lease.run.id, kind=kind, error=text)
         except Exception as error:
-            kind, text = type(error).__name__, f"an error of the service ({error}); its log says more"
+            kind, text = type(error).__name__, f"an error of the service ({error}); see its log"
             log.exception("look failed", run_id=lease.run.id)
         self._telemetry.look_errors.labels(kind).inc()
         later = self._clock() + timedelta(seconds=FAULT_SECONDS)
@@ -226,7 +228,7 @@ class Reconciler:
         experiment, values = lease.experiment, dict[str, Any]()
         pause = self._settings.observe_seconds
         try:
-            parent = self._world.parent_of(experiment)
+            parent = self._outside.parent_of(experiment)
             if parent:
                 values = {"tracking_id": parent.experiment_id, "tracking_run_id": parent.run_id}
             with self._db.read() as session:
@@ -235,8 +237,8 @@ class Reconciler:
             if cap is not None and going and seconds >= cap * 3600 and experiment.cancelled_at is None:
                 self._cancel(lease, f"the cap of {cap:g} GPU-hours is reached ({seconds / 3600:.3g} used)")
             if unsettled == 0:
-                if self._world.tracker and parent:
-                    publish(self._db, self._world.tracker, experiment.id, parent)
+                if self._outside.tracker and parent:
+                    publish(self._db, self._outside.tracker, experiment.id, parent)
                 values["published"] = True
         except TrackingAway as error:
             log.warning("experiment waits for MLflow", experiment_id=experiment.id, error=str(error))
@@ -251,12 +253,12 @@ class Reconciler:
     def _cancel(self, lease: ExperimentLease, reason: str) -> None:
         with self._db.write() as session:
             experiment = session.get_one(Experiment, lease.experiment.id)
-            repository.cancel_experiment(session, experiment, reason, self._clock())
+            experiments.cancel(session, experiment, reason, self._clock())
 
     def _sweep(self) -> None:
         """Stop attempts that live although their end is written down: submitted by a service that woke up too late."""
         try:
-            live = self._world.launcher.live()
+            live = self._outside.launcher.live()
         except LauncherAway as error:
             log.warning("cannot look for attempts that should have ended", error=str(error))
             return
@@ -266,7 +268,7 @@ class Reconciler:
             orphans = repository.ended_attempts(session, live)
         for name in orphans:
             log.warning("stopping an attempt that should have ended", attempt=name)
-            self._world.launcher.cancel(name)
+            self._outside.launcher.cancel(name)
 
 
 def _number(facts: RunFacts) -> int:

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from service.reconciler.admission import Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
-from service.tables import FINAL, Arm, Attempt, AttemptState, Experiment, Run, RunState, Trial
+from service.states import FINAL, AttemptState
+from service.tables import Arm, Attempt, Experiment, Run, Trial
 
 
 @dataclass(frozen=True)
@@ -150,26 +151,6 @@ def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
     return row[0] or 0.0, row[1], row[2]
 
 
-def cancel_experiment(session: Session, experiment: Experiment, reason: str, now: datetime) -> None:
-    """Runs that no other live experiment wants are asked to stop; the others find a new home."""
-    experiment.cancelled_at, experiment.cancel_reason = now, reason
-    experiment.next_check_at = now
-    other = (
-        select(Trial.run_id, func.min(Experiment.id))
-        .join(Experiment, Experiment.id == Trial.experiment_id)
-        .where(Experiment.cancelled_at.is_(None), Experiment.id != experiment.id)
-        .group_by(Trial.run_id)
-    )
-    own = select(Trial.run_id).where(Trial.experiment_id == experiment.id)
-    wanted = dict(session.execute(other.where(Trial.run_id.in_(own))).all())
-    for run in session.scalars(select(Run).where(Run.id.in_(own), Run.state.not_in(FINAL)).order_by(Run.id)):
-        if run.id in wanted:
-            run.home_id = wanted[run.id] if run.home_id == experiment.id else run.home_id
-        else:
-            run.cancel_reason = run.cancel_reason or reason
-            run.next_check_at = now
-
-
 def look_soon(session: Session, names: Collection[str], now: datetime) -> None:
     """Runs of these attempts have news: they are due."""
     runs = {name.rpartition("-")[0] for name in names}
@@ -183,17 +164,6 @@ def ended_attempts(session: Session, names: Sequence[str]) -> list[str]:
     keys = [(run_id, int(number)) for run_id, _, number in (name.rpartition("-") for name in names) if number.isdigit()]
     rows = session.scalars(select(Attempt).where(Attempt.run_id.in_({run_id for run_id, _ in keys})))
     return [row.name for row in rows if (row.run_id, row.number) in keys and not AttemptState(row.state).is_live]
-
-
-def requeue(session: Session, run: Run, home: str, now: datetime) -> None:
-    """Let an ended run go on: what was checkpointed counts, and the next attempt has the next number."""
-    run.state, run.settled, run.admitted = RunState.QUEUED, False, False
-    run.cancel_reason = run.reason = run.kind = run.waiting_reason = ""
-    run.not_before, run.ended_at, run.fruitless = None, None, 0
-    run.home_id = home
-    run.next_check_at = now
-    # Whoever is still settling its end has lost the right to.
-    run.lease_token = run.lease_expires_at = None
 
 
 def _free(table: type[Run] | type[Experiment], now: datetime) -> Any:

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from service.reconciler.facts import Action, AttemptFacts, JobState, Observed, RunFacts
-from service.tables import AttemptState, RunState
+from service.launching.port import JobState
+from service.reconciler.facts import Action, AttemptFacts, Observed, RunFacts
+from service.states import AttemptState, RunState
 from trainer.contract.records import Verdict
 
 # Attempts in a row without a new step: the cluster is not to blame three times running.
 MAX_FRUITLESS = 3
-BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
+RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 # From outcome.json to the end of the attempt's processes; longer, and they are told to stop.
 ENDING_SECONDS = 30.0
 # Containers that end and are started again in one attempt without one new step between them: the next attempt may find
@@ -39,7 +40,7 @@ ATTEMPT_ENDS = {
     JobState.CANCELLED: AttemptState.CANCELLED,
 }
 # Why it is over, where the scheduler has no words of its own.
-UNSAID = {JobState.SUCCEEDED: "its nodes have ended well, and the run had not ended"}
+UNSAID = {JobState.SUCCEEDED: "its nodes exited normally, but the run had not ended"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def _stay(run: RunFacts, seen: Observed, now: datetime) -> Decision:
 
 
 def _cancel_job(run: RunFacts, seen: Observed, now: datetime) -> Decision:
-    return Decision(replace(_follow(run, seen), waiting_reason="stopping: it writes a checkpoint first"), Action.CANCEL)
+    return Decision(
+        replace(_follow(run, seen), waiting_reason="stopping: the run writes a checkpoint first"), Action.CANCEL
+    )
 
 
 def _await_end(run: RunFacts, seen: Observed, now: datetime) -> Decision:
@@ -190,13 +193,13 @@ def _close_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     blameless = seen.job.state in (JobState.CANCELLED, JobState.LOST, JobState.ABSENT) and not given_up
     advanced = run.step > attempt.first_step
     fruitless = 0 if advanced else run.fruitless + (0 if blameless else 1)
-    why = attempt.reason or seen.job.message or UNSAID.get(seen.job.state, "it is gone from the scheduler")
+    why = attempt.reason or seen.job.message or UNSAID.get(seen.job.state, "the scheduler no longer has it")
     reason = _with_last_words(why, seen)
     run = replace(run, attempt=_closed(run, seen, state, reason), fruitless=fruitless)
     if fruitless >= MAX_FRUITLESS:
         text = f"{fruitless} attempts in a row ended without a new step; the last one: {reason}"
         return Decision(_end(run, RunState.FAILED, text, "Infrastructure"))
-    wait = min(BACKOFF_SECONDS * 2**fruitless, MAX_BACKOFF_SECONDS)
+    wait = min(RETRY_SECONDS * 2**fruitless, MAX_RETRY_SECONDS)
     waiting = f"attempt {attempt.number} ended ({why}); the next one starts in {wait:.0f} s"
     return Decision(
         replace(run, state=RunState.INTERRUPTED, not_before=now + timedelta(seconds=wait), waiting_reason=waiting)

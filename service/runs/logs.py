@@ -5,13 +5,14 @@ from collections import deque
 from collections.abc import Iterator
 
 from service.db import Database
-from service.launcher import Launcher
+from service.launching.port import Launcher
 from service.runs import repository
 from service.runs import service as runs
 from service.tables import Attempt, Run
 from trainer.contract import Placement
 
-POLL_SECONDS = 0.5
+NEXT_ATTEMPT_SECONDS = 0.5
+"""Between two looks for an attempt that follows the one whose log has ended."""
 
 
 def text(db: Database, launcher: Launcher, run_id: str, attempt: int | None, tail: int | None) -> str:
@@ -34,7 +35,7 @@ def follow(db: Database, launcher: Launcher, run_id: str) -> Iterator[str]:
                 seen = item.number
         if run.state.is_final:
             return
-        time.sleep(POLL_SECONDS)
+        time.sleep(NEXT_ATTEMPT_SECONDS)
         yield ""
 
 
@@ -46,7 +47,7 @@ def _lines(launcher: Launcher, run: Run, attempt: Attempt, *, follow: bool) -> I
         printed = printed or bool(line)
         yield line
     if not printed and attempt.log_tail:
-        yield "(its pods are gone; what each of them printed last:)\n"
+        yield "(the pods are gone; these are the last lines of each:)\n"
         yield attempt.log_tail
 
 

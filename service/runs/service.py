@@ -6,11 +6,11 @@ from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.errors import NotFound, Unavailable
-from service.experiments.views import tracking_url
 from service.runs import repository
-from service.runs.schemas import AttemptView, Checkpoints, Histories, RunDetail, RunSummary, SessionView, UsedBy
+from service.schemas.runs import AttemptView, Checkpoints, Histories, RunDetail, RunSummary, SessionView, UsedBy
 from service.settings import Settings
 from service.tables import Run
+from service.text import run_in_mlflow
 from service.tracking import Tracker, TrackingAway
 from trainer.contract.records import Result
 from trainer.store.objects import StorageError, open_store
@@ -21,7 +21,7 @@ def get(session: Session, run_id: str, *, project: str | None = None) -> Run:
     """`project`: one of its experiments must use the run. Raises NotFound."""
     run = session.get(Run, run_id.replace("\0", ""))
     if run is None or (project and not repository.is_used_in(session, run.id, project)):
-        raise NotFound(f"There is no run {run_id!r}. GET /v1/runs lists those there are.")
+        raise NotFound(f"There is no run {run_id!r}. GET /v1/runs lists all.")
     return run
 
 
@@ -51,7 +51,7 @@ def summary(run: Run, settings: Settings) -> RunSummary:
         losses=run.losses, restarts=run.restarts, world_sizes=run.world_sizes, gpu_hours=run.process_seconds / 3600,
         waiting_reason=run.waiting_reason, reason=run.reason, kind=run.kind, created_at=run.created_at,
         started_at=run.started_at, ended_at=run.ended_at,
-        tracking_url=tracking_url(settings, run.tracking_id, run.tracking_run_id),
+        tracking_url=run_in_mlflow(settings.tracking_uri, run.tracking_id, run.tracking_run_id),
     )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def picture(db: Database, tracker: Tracker | None, run_id: str, step: int | None
     if not paths or tracker is None or tracking_run_id is None:
         raise NotFound(f"Run {run_id} has no picture yet; the first comes after cadence.picture_steps steps.")
     if step is not None and step not in paths:
-        raise NotFound(f"Run {run_id} has no picture of step {step}, but of {', '.join(map(str, paths))}.")
+        raise NotFound(f"Run {run_id} has no picture of step {step}; it has pictures of {', '.join(map(str, paths))}.")
     try:
         return tracker.picture(tracking_run_id, paths[max(paths) if step is None else step])
     except TrackingAway as error:

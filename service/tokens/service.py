@@ -16,7 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database
 from service.errors import NotFound
-from service.tables import Scope, Token
+from service.states import Scope
+from service.tables import Token
 from service.tokens import repository
 
 log = structlog.get_logger()
@@ -54,7 +55,7 @@ def revoke(db: Database, token_id: str, project: str | None) -> Token:
     with db.write() as session:
         token = repository.by_id(session, token_id)
         if token is None or (project and token.project != project):
-            raise NotFound(f"There is no token {token_id!r}. GET /v1/tokens lists those there are.")
+            raise NotFound(f"There is no token {token_id!r}. GET /v1/tokens lists all.")
         token.revoked_at = token.revoked_at or utc_now()
     return token
 

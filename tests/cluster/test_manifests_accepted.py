@@ -10,9 +10,8 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from k8s.pools import Pool
-from service.cluster_launcher import ClusterLauncher
-from service.launcher import Launch
-from service.reconciler.facts import JobState
+from service.launching.cluster import ClusterLauncher
+from service.launching.port import JobState, Launch
 from service.settings import Settings
 from tests.cluster.conftest import soon
 from tests.unit.k8s.test_manifests import CPU, GOLDEN

@@ -20,9 +20,8 @@ from k8s.cluster import Cluster
 from k8s.jobset_scheduler import JobSetScheduler
 from k8s.observed import Seen
 from k8s.pools import Pool
-from service.cluster_launcher import ClusterLauncher
-from service.launcher import Launch
-from service.reconciler.facts import Job, JobState
+from service.launching.cluster import ClusterLauncher
+from service.launching.port import Job, JobState, Launch
 from service.settings import Settings
 from tests.cluster.conftest import TRAINER, kubectl, soon
 from trainer.contract import Placement
@@ -227,7 +226,7 @@ def server_pid() -> Path:
 def test_the_first_pool_that_has_room_is_taken_and_who_waits_in_vain_moves(
     namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.cluster_launcher.PATIENCE", timedelta(seconds=3))
+    monkeypatch.setattr("service.launching.cluster.MOVE_AFTER", timedelta(seconds=3))
     settings = Settings(
         scheduler="jobset", pools=tmp_path / "pools.yaml", store="s3://mcf", namespace=namespace, work_dir=tmp_path
     )

@@ -17,6 +17,12 @@ def test_the_service_loads_no_torch() -> None:
     assert run.stdout.strip() == "[]", run.stderr
 
 
+def test_the_client_loads_neither_database_nor_web_framework() -> None:
+    code = "import service.client, sys; print([m for m in ('sqlalchemy', 'fastapi', 'torch') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stderr
+
+
 def test_the_field_reference_is_what_the_models_say(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "scripts/spec-reference", tmp_path / "spec.md"], check=True)
     assert (tmp_path / "spec.md").read_text() == (ROOT / "docs/spec.md").read_text(), "run scripts/spec-reference"

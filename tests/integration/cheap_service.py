@@ -7,7 +7,7 @@ import uvicorn
 
 from service.__main__ import _log_as_json
 from service.app import create_app
-from service.launcher import LocalLauncher
+from service.launching.local import LocalLauncher
 from service.settings import Settings
 
 CHEAP_TRAINER = (sys.executable, "-S", "-E", str(Path(__file__).with_name("cheap_trainer.py")))

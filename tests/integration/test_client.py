@@ -89,7 +89,7 @@ def test_things_go_by_id_by_its_beginning_and_by_name(client: Client, tiny_faces
     assert client.run(run[:9]).id == run
     with pytest.raises(NoSuchThing, match=r"no experiment 'nemed'.*mcf list"):
         client.experiment("nemed")
-    with pytest.raises(NoSuchThing, match="beginning of"):
+    with pytest.raises(NoSuchThing, match="begin with"):
         client.run("r")
 
 
@@ -157,7 +157,7 @@ def test_a_report_is_trained_again_and_it_is_said_number_by_number_what_moved(
     assert f"seed {number.seed}" in next(line for line in moved.stdout.splitlines() if line.rstrip().endswith("-0.25"))
     wrong = mcf("reproduce", str(write(tmp_path, {})))
     assert wrong.returncode == 1
-    assert "no report of mcf" in wrong.stderr
+    assert "not a report of mcf" in wrong.stderr
 
 
 def test_two_experiments_are_compared_arm_by_arm(mcf: Mcf, client: Client, tiny_faces: Path) -> None:
@@ -255,10 +255,10 @@ def test_tokens_are_made_used_and_revoked_from_the_command_line(tmp_path: Path, 
         assert "other" not in listed
         refused = mcf(secret, "submit", spec, "--project", "other")
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert "is of project 'faces'" in refused.stderr
+        assert "belongs to project 'faces'" in refused.stderr
         refused = mcf(secret, "token", "list")
         assert refused.returncode == 1
-        assert "asks for the scope admin, and the token 'ci' has submit" in refused.stderr
+        assert "needs the scope admin, but the token 'ci' has submit" in refused.stderr
 
         tokens = mcf("s3cret", "token", "list").stdout
         assert "ci" in tokens

@@ -87,7 +87,7 @@ def test_verify_names_what_is_missing_changed_extra_and_undecodable(mcf: Mcf) ->
 def test_without_an_index_verify_says_that_it_compared_with_nothing(mcf: Mcf) -> None:
     said = mcf("verify", "faces")
     assert "48 images: all can be decoded" in said
-    assert "no index says how they were: `mcf data index` writes one" in said
+    assert "not compared with an index, because there is none: `mcf data index` writes one" in said
 
 
 def test_verify_reads_databases_and_shards(mcf: Mcf) -> None:

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from service.__main__ import main
 from service.app import create_app
-from service.launcher import LocalLauncher
+from service.launching.local import LocalLauncher
 from service.settings import Settings
 from tests.conftest import free_port, wait_until_up
 from tests.integration.cheap_service import CHEAP_TRAINER

@@ -14,16 +14,17 @@ from mlflow.entities import Metric, Run
 
 from service.compare.headline import headline
 from service.compare.paper import read_back
-from service.compare.publish import publish
 from service.compare.service import comparison_of
 from service.db import Database
 from service.experiments import service as experiments
 from service.experiments.curves import Curves
 from service.experiments.repository import TrackedTrial
-from service.reconciler.actions import World
+from service.publishing.publish import publish
 from service.reconciler.loop import Reconciler
+from service.reconciler.outside import Outside
 from service.settings import Settings
-from service.tables import Experiment, RunState
+from service.states import RunState
+from service.tables import Experiment
 from service.telemetry import Telemetry
 from service.tracking import NOTE, TrackedRun, Tracker, TrackingAway, TrackingGone
 from tests.unit.service.bench import Bench, Killed
@@ -196,8 +197,8 @@ def test_killed_between_mlflow_and_the_database_it_makes_no_second_run(
     bench.tracker.killed_after = point  # type: ignore[union-attr]
     with pytest.raises(Killed):
         bench.go(5)
-    world = World(bench.settings, bench.cluster, Tracker(mlflow_server, timeout_seconds=20))
-    bench.reconciler = Reconciler(bench.db, bench.settings, world, Telemetry(), clock=bench.clock)
+    outside = Outside(bench.settings, bench.cluster, Tracker(mlflow_server, timeout_seconds=20))
+    bench.reconciler = Reconciler(bench.db, bench.settings, outside, Telemetry(), clock=bench.clock)
     bench.go(seconds=bench.settings.lease_seconds + 1)
     finish(bench)
     parents, children = tracked(mlflow_server, spec["name"])

@@ -12,10 +12,9 @@ from sqlalchemy import Engine, event, select
 from k8s.capacity import PoolState
 from service.db import Database
 from service.experiments import service as experiments
-from service.launcher import Launch
-from service.reconciler.actions import World
-from service.reconciler.facts import Job, JobState
+from service.launching.port import Job, JobState, Launch
 from service.reconciler.loop import Reconciler
+from service.reconciler.outside import Outside
 from service.settings import Settings
 from service.tables import Attempt, Run
 from service.telemetry import Telemetry
@@ -178,8 +177,8 @@ class Bench:
 
     def start(self) -> Reconciler:
         """A service is started, on what it finds."""
-        world = World(self.settings, self.cluster, self.tracker)
-        self.reconciler = Reconciler(self.db, self.settings, world, Telemetry(), clock=self.clock)
+        outside = Outside(self.settings, self.cluster, self.tracker)
+        self.reconciler = Reconciler(self.db, self.settings, outside, Telemetry(), clock=self.clock)
         return self.reconciler
 
     def submit(self, spec: dict[str, Any], key: str | None = None) -> str:

@@ -10,10 +10,11 @@ from fastapi.routing import iter_route_contexts
 from pydantic import SecretStr
 from sqlalchemy import text, update
 
-from service.auth import COOKIE
+from service.api.auth import COOKIE
 from service.db import Database
 from service.settings import Settings
-from service.tables import Scope, Token
+from service.states import Scope
+from service.tables import Token
 from service.tokens.service import Keyring
 from tests.unit.service.bench import Clock
 from tests.unit.service.test_api import Scene, counting_statements
@@ -125,7 +126,7 @@ def test_a_scope_opens_what_it_says_and_no_more(guarded: Guarded, has: Scope) ->
         assert (answer.status_code != 403) == has.includes(asks), (method, path, answer.text)
         assert answer.status_code != 401
         if answer.status_code == 403:
-            assert f"asks for the scope {asks}" in answer.text
+            assert f"needs the scope {asks}" in answer.text
             assert f"has {has}" in answer.text
             assert not path.startswith("/v1") or answer.json()["error"] == "forbidden"
 
@@ -142,7 +143,7 @@ def test_what_is_another_projects_is_not_there_by_any_address(guarded: Guarded, 
     for method, path in guarded.routes:
         if not (names := set(re.findall(r"{(\w+)}", path)) - {"name", "form", "token_id"}):
             continue
-        # An id by another name would not be seen to (service.auth).
+        # An id by another name would not be seen to (service.api.auth).
         assert names <= {"experiment_id", "run_id"}, path
         hidden = guarded.ask(ours, method, filled(path, experiment_id=other["id"], run_id=run_of(other)))
         absent = guarded.ask(ours, method, filled(path, experiment_id="e0", run_id="r0"))
@@ -151,7 +152,7 @@ def test_what_is_another_projects_is_not_there_by_any_address(guarded: Guarded, 
         assert told == absent.text, "nobody can tell what is another's from what does not exist"
         asked += 1
         own = guarded.ask(ours, method, filled(path, experiment_id=mine["id"], run_id=run_of(mine)))
-        assert "is no" not in own.text, (method, path)
+        assert not re.search("There is no (experiment|run) ", own.text), (method, path)
     assert asked >= 15
     assert guarded.get(theirs, f"/v1/experiments/{other['id']}")["counts"] == {"queued": 4}, "nobody has cancelled it"
 
@@ -176,7 +177,7 @@ def test_lists_hold_the_tokens_project_and_another_one_is_refused(guarded: Guard
     assert guarded.get(ours, f"/v1/runs?experiment={other['id']}")["runs"] == []
     refused = guarded.ask(ours, "POST", "/v1/experiments?project=theirs", json=spec)
     assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
-    assert "is of project 'ours'" in refused.json()["detail"]
+    assert "belongs to project 'ours'" in refused.json()["detail"]
     assert guarded.submit(FIRST, spec)["project"] == "default"
 
 
@@ -189,9 +190,9 @@ def test_a_teacher_is_a_run_of_the_tokens_project(guarded: Guarded, spec: dict[s
         who: guarded.ask(secret, "POST", "/v1/experiments?dry_run=true", json=taught).json()["problems"]
         for who, secret in (("ours", ours), ("theirs", theirs))
     }
-    assert "is no run here" in problems["ours"][0]["asked"]
+    assert "is not a run of this service" in problems["ours"][0]["asked"]
     # Theirs is found, and lacks only what no trainer has written.
-    assert "is no run here" not in str(problems["theirs"])
+    assert "is not a run of this service" not in str(problems["theirs"])
 
 
 def test_equal_runs_of_two_projects_are_trained_once_and_each_sees_its_own_use(
@@ -246,7 +247,7 @@ def test_revoked_and_expired_tokens_are_refused_and_say_so(guarded: Guarded) -> 
     revoked = [guarded.ask(FIRST, "DELETE", f"/v1/tokens/{token_id}").json() for _ in range(2)]
     assert revoked[0] == revoked[1], "doing it again changes nothing"
     guarded.clock.now += timedelta(days=2)
-    for secret, says in (brief, "expired at"), (gone, "was revoked at"), (f"{good[:-1]}!", "no token of this service"):
+    for secret, says in (brief, "expired at"), (gone, "was revoked at"), (f"{good[:-1]}!", "not known to the service"):
         answer = guarded.ask(secret, "GET", "/v1/experiments")
         assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
         assert says in answer.json()["detail"]
@@ -318,7 +319,7 @@ def test_the_page_takes_any_token_by_its_form_and_shows_what_the_token_may_see(
     guarded.submit(FIRST, spec | {"name": "unseen"})
     wrong = guarded.http.post("/login", data={"token": "mcf_nonsense"})
     assert wrong.status_code == 401
-    assert "no token of this service" in wrong.text
+    assert "not known to the service" in wrong.text
     behind_tls = {"X-Forwarded-Proto": "https"}
     into = guarded.http.post("/login", data={"token": secret}, headers=behind_tls, follow_redirects=False)
     assert into.status_code == 303

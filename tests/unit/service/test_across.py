@@ -7,9 +7,9 @@ from scipy import stats as reference
 
 from service.compare.across import Across, across, dotted
 from service.compare.reproduce import numbers, other_digests
-from service.compare.schemas import Comparison, Digest
 from service.compare.stats import unpaired
 from service.compare.table import ArmTrials, compare
+from service.schemas.comparison import Comparison, Digest
 from tests.unit.service.test_compare import NOW, arm, trial
 
 

@@ -17,13 +17,14 @@ from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import select, update
 
+from service.api.auth import COOKIE
 from service.app import create_app
-from service.auth import COOKIE
 from service.compare.paper import read_back
-from service.compare.schemas import Comparison
 from service.experiments import service as experiments
+from service.schemas.comparison import Comparison
 from service.settings import Settings
-from service.tables import Run, RunState
+from service.states import RunState
+from service.tables import Run
 from tests.unit.service.bench import Clock, Cluster, counting_statements, result
 from trainer.contract import RunSpec
 from trainer.resolve import check_and_resolve
@@ -256,7 +257,7 @@ def test_figures_come_as_files_or_say_why_not(scene: Scene, spec: dict[str, Any]
     for wrong in "forest.gif", "volcano.svg":
         answer = scene.http.get(f"{address}/{wrong}")
         assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
-        assert "forest, factors, interactions, cost; each as svg, png, pdf" in answer.json()["detail"]
+        assert "forest, factors, interactions, cost; each comes as svg, png, pdf" in answer.json()["detail"]
 
 
 def test_the_report_holds_spec_numbers_and_digests_and_forbids_itself_to_load_anything(

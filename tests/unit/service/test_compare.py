@@ -8,15 +8,21 @@ from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
-from service.compare import report
-from service.compare.note import MAX_LENGTH, note
+from service.cli import show
+from service.client import Comparison as ClientComparison
+from service.compare import paper, plaintext
+from service.compare.columns import Columns
+from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.ranking import NoSuchMetric
-from service.compare.schemas import Comparison
 from service.compare.stats import holm, paired, summarise
 from service.compare.table import ArmTrials, TrialRow, compare
-from service.tables import RunState
+from service.compare.words import BEYOND_CHANCE, TESTED
+from service.publishing.note import MAX_LENGTH, note
+from service.schemas.comparison import Comparison, Report
+from service.states import RunState
 from tests.unit.service.bench import result
 from trainer.contract.records import Floors, Metric, Result, StageResult
 
@@ -46,8 +52,8 @@ def table(*arms: ArmTrials) -> Comparison:
     made = compare("e1", "t", arms, NOW)
     # Whatever the case: every form can be made, and JSON has no NaN.
     json.loads(made.model_dump_json(), parse_constant=pytest.fail)
-    assert report.markdown(made).count("\n") > 3
-    assert len(list(csv.DictReader(io.StringIO(report.comma_separated(made))))) == len(arms)
+    assert plaintext.markdown(made).count("\n") > 3
+    assert len(list(csv.DictReader(io.StringIO(plaintext.comma_separated(made))))) == len(arms)
     ElementTree.fromstring(svg(made))
     return made
 
@@ -87,7 +93,7 @@ def test_lower_is_better_ranks_and_judges_by_the_metrics_direction() -> None:
     made = table(arm("base", 5.0, 5.1, 5.2, baseline=True), arm("good", 4.0, 4.11, 4.2), arm("bad", 6.0, 6.1, 6.21))
     assert [(row.name, row.rank) for row in made.arms] == [("good", 1), ("base", 2), ("bad", 3)]
     assert [row.difference and row.difference.verdict for row in made.arms] == ["better", None, "worse"]
-    assert "Better than the baseline (base): good." in made.words
+    assert f"Better than the baseline (base) {BEYOND_CHANCE} ({TESTED}): good." in made.words
     assert made.complete
 
 
@@ -98,10 +104,10 @@ def test_failed_runs_are_missing_and_never_averaged_away() -> None:
     assert (half.probe.n, half.probe.mean, half.probe.sd) == (1, 1.0, None)
     missing = [(run.seed, run.state.value, run.reason) for run in half.missing]
     assert missing == [(1, "failed", "why not"), (2, "failed", "why not")]
-    assert made.words[0] == "2 of 6 runs are missing and in no mean: 2 failed."
+    assert made.words[0] == "2 of 6 runs are missing and count in no mean: 2 failed."
     assert not made.complete
-    text = report.markdown(made)
-    assert "1 of 3 (2 failed)" in text
+    text = plaintext.markdown(made)
+    assert "| 1 of 3 |" in text
     assert "| half | 1 | r1 | failed | why not |" in text
 
 
@@ -112,17 +118,17 @@ def test_below_three_pairs_there_is_no_verdict() -> None:
     assert (other.difference.verdict, other.difference.p, other.difference.n) == ("n = 2: no verdict", None, 2)
     assert other.floors
     assert (other.floors.above, other.floors.words) == (None, "n = 2: no verdict")
-    assert "Fewer than 3 seeds" in words(made)
+    assert "fewer than 3 seeds" in words(made)
 
 
 def test_one_arm_has_nothing_to_be_compared_with() -> None:
     made = table(arm("only", 5.0, 5.1, 5.2, baseline=True))
-    assert "There is one arm: nothing to compare it with." in made.words
+    assert "The experiment has one arm: there is nothing to compare it with." in made.words
 
 
 def test_a_baseline_without_runs_gives_no_differences_and_says_so() -> None:
     made = table(arm("base", None, None, None, baseline=True), arm("other", 4.0, 4.1, 4.3))
-    assert "The baseline (base) has no finished run, so there is no difference to it yet." in made.words
+    assert "The baseline (base) has no finished run yet, so no arm can be compared with it." in made.words
     other = made.arms[0]
     assert (other.name, other.rank) == ("other", 1)
     assert other.difference
@@ -136,6 +142,8 @@ def test_the_same_value_at_every_seed_is_said_and_not_tested() -> None:
         "twin": "identical at every seed: no verdict",
         "shift": "the same difference at every seed: no verdict",
     }
+    assert "No test is possible, the difference to the baseline is the same at every seed: shift; twin." in made.words
+    assert "No arm beats or loses" not in words(made)
 
 
 def test_arms_not_shown_to_be_above_both_floors_are_named() -> None:
@@ -144,9 +152,9 @@ def test_arms_not_shown_to_be_above_both_floors_are_named() -> None:
     assert checks["base"]
     assert checks["floor"]
     assert (checks["base"].above, checks["floor"].above) == (True, False)
-    assert checks["floor"].words == "not shown to be above: random encoder"
-    assert "Above both floors (raw pixels, the untrained encoder): base." in made.words
-    assert "Not shown to be above both floors: floor." in words(made)
+    assert checks["floor"].words == "not shown to be better than: untrained encoder"
+    assert "Better than both floors (raw pixels, the untrained encoder): base." in made.words
+    assert "Not shown to be better than both floors (raw pixels, the untrained encoder): floor." in words(made)
 
 
 def test_without_a_probe_nothing_is_ranked() -> None:
@@ -190,7 +198,7 @@ def test_a_stage_s_metric_ranks_when_it_is_asked_for_in_its_own_direction_and_sa
         assert made.metric.name.startswith("alignment/best_on_test/")
         assert "best on the test split itself, which is too good" in words(made)
         assert made.arms[0].floors is None
-        assert "best_on_test" in report.markdown(made).splitlines()[2]
+        assert "best_on_test" in plaintext.markdown(made).splitlines()[2]
     assert made.arms[0].runs[0].value == 96.0
     with pytest.raises(NoSuchMetric, match="possible: NME, alignment/best_on_test/nme_inter_ocular"):
         compare("e1", "t", arms, NOW, "alignment/nme")
@@ -208,15 +216,15 @@ def test_different_probes_are_not_ranked_together() -> None:
 
 def test_before_anything_has_finished_the_table_stands_with_what_is_to_come() -> None:
     made = table(arm("base", None, None, baseline=True, state=RunState.QUEUED))
-    assert made.words[:2] == ["2 of 2 runs are missing and in no mean: 2 queued.", "No run has finished yet."]
+    assert made.words[:2] == ["2 of 2 runs are missing and count in no mean: 2 queued.", "No run has finished yet."]
     assert made.arms[0].gpu_hours == pytest.approx(1.0)  # what was spent counts, however it ended
 
 
 def test_numbers_are_rounded_for_people_and_whole_for_programs() -> None:
     made = table(arm("base", 5.123456789, 5.2, 5.3, baseline=True))
     mean = made.arms[0].probe.mean  # type: ignore[union-attr]
-    assert f"| {mean:.4g} |" in report.markdown(made)
-    [row] = csv.DictReader(io.StringIO(report.comma_separated(made)))
+    assert f"| {mean:.4g} |" in plaintext.markdown(made)
+    [row] = csv.DictReader(io.StringIO(plaintext.comma_separated(made)))
     assert float(row["mean"]) == mean
 
 
@@ -226,25 +234,25 @@ def test_floors_beside_the_sanity_metrics_are_not_called_stages_of_evaluation() 
         for name in ("sanity/neighbour_nme", "floor/neighbour_pixels")
     ]
     arms = [ArmTrials("a", {"arm": "a"}, True, [trial(0, 1.0, sanity=beside)]), arm("b", 2.0)]
-    assert "Stages of evaluation" not in words(table(*arms))
+    assert "stages of evaluation" not in words(table(*arms))
 
 
 def test_hours_are_of_gpus_only_where_every_run_was_trained_on_one() -> None:
     on_gpu = [trial(seed, 1.0, software={"gpu": "NVIDIA H100"}) for seed in range(2)]
     made = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, None, state=RunState.RUNNING)]))
     assert made.hours == "GPU-hours"
-    assert "| GPU-hours |" in report.markdown(made)
-    assert "**Cost:** 1.5 GPU-hours" in note(made, "mcf-x")
+    assert "| GPU-hours |" in plaintext.markdown(made)
+    assert "It took 1.5 GPU-hours" in note(made, "mcf-x")
     mixed = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, 1.0)]))
     assert mixed.hours == "process-hours"
-    assert "GPU" not in report.markdown(mixed)
+    assert "GPU" not in plaintext.markdown(mixed)
 
 
 def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_holds() -> None:
     few = note(table(arm("a", 9.0, 9.1, 9.2, baseline=True), arm("b", 1.0, 1.1, 1.21)), "mcf-x")
-    assert "**Best arm: b** with NME 1.103 %" in few
+    assert "**Best arm: b.** It reached NME 1.103 %" in few
     assert "Is the difference real? Yes." in few
-    assert "| 2 | a | 3 of 3 | 9.1 |" in few
+    assert "| 2 | a | 3 | 9.1 |" in few
     assert "`models:/mcf-x@best`" in few
     rest = [arm(f"{n:02d}{'x' * 400}", n + 1.0, n + 1.1, n + 1.2) for n in range(30)]
     many = note(table(arm("the-baseline", 99.0, 99.1, 99.2, baseline=True), *rest), "mcf-x")
@@ -254,6 +262,21 @@ def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_ho
     assert "the-baseline" in rows[-1]
     assert f"And {31 - len(rows)} more." in many
     assert many.endswith("an alias for each arm.")
+
+
+def test_every_format_has_the_same_columns_under_the_same_headings() -> None:
+    made = table(arm("base", 5.0, 5.1, 5.2, baseline=True), arm("good", 4.0, 4.11, 4.2))
+    columns = Columns(made)
+    terminal = io.StringIO()
+    Console(file=terminal, width=250).print(show.comparison(ClientComparison.model_validate(made.model_dump())))
+    html = paper.html(Report(spec={}, comparison=made, digests=[], software={}), {})
+    of_paper = latex(made).replace("\\,", " ").replace("\\", "").replace("$", "")
+    texts = plaintext.markdown(made), note(made, "mcf-x"), terminal.getvalue(), html, of_paper
+    good = next(row for row in made.arms if row.name == "good")
+    for name in "arm", "seeds", "mean", "interval", "difference", "hours":
+        for text in texts:
+            assert columns[name].heading in text
+            assert columns[name].cell(good) in text
 
 
 def test_words_stay_readable_with_many_arms() -> None:

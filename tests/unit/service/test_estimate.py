@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from service.estimate import macs_per_image
+from service.experiments.estimate import macs_per_image
 from trainer import teachers
 from trainer.contract import RunSpec
 from trainer.contract.presets import TINY

@@ -82,6 +82,6 @@ def test_arms_that_saw_other_data_are_not_put_beside_the_old_ones(
     spec["base"]["data"]["uri"] = str(faces)
     experiment = bench.submit(spec)
     Image.new("RGB", (40, 40), "red").save(faces / "one-more.png")
-    with pytest.raises(NotExtendable, match="4 of 4 runs would be other ones today"):
+    with pytest.raises(NotExtendable, match="4 of 4 runs would be different today"):
         add(bench, experiment, seeds=3)
     assert experiments.show(bench.db, bench.settings, experiment).num_runs == 4

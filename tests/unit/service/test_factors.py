@@ -10,11 +10,11 @@ import pytest
 from scipy import stats as reference
 from scipy.integrate import quad
 
-from service.compare import report
-from service.compare.schemas import Comparison, Contrast, Effect
+from service.compare import plaintext
 from service.compare.stats import MOST_SEEDS, against_zero, more_seeds, paired, power
 from service.compare.table import ArmTrials, compare
-from service.tables import RunState
+from service.schemas.comparison import Comparison, Contrast, Effect
+from service.states import RunState
 from tests.unit.service.test_compare import NOW, trial
 
 Value = Callable[[str, str, int], float | None]
@@ -118,7 +118,7 @@ def test_what_only_adds_up_is_no_interaction_and_what_does_not_is() -> None:
     assert z.p_holm == pytest.approx(2 * told.pvalue, abs=1e-9)
     assert (z.verdict, found["y", "2"].verdict) == ("interaction shown", "no interaction shown")
     assert any("depends on the other" in word and "a=z with b=2" in word for word in grid(both).words)
-    assert "a with b:" in report.markdown(grid(both))
+    assert "a with b:" in plaintext.markdown(grid(both))
 
 
 def test_with_one_factor_the_arms_say_it_all() -> None:

@@ -10,13 +10,14 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-from service.auth import COOKIE
+from service.api.auth import COOKIE
 from service.compare.headline import headline
 from service.compare.table import ArmTrials, TrialRow, compare
 from service.experiments.curves import _over_seeds
 from service.experiments.repository import TrackedTrial
 from service.settings import Settings
-from service.tables import Experiment, Run, RunState, Scope
+from service.states import RunState, Scope
+from service.tables import Experiment, Run
 from tests.unit.service.bench import counting_statements, result
 from tests.unit.service.test_api import Scene
 from trainer.contract.records import Metric
@@ -45,12 +46,18 @@ def arm(name: str, values: list[float | None], *, is_baseline: bool = False) -> 
 @pytest.mark.parametrize(
     ("others", "best", "answer", "why"),
     [
-        ([[8.0, 8.1, 7.8, 8.0]], "arm0", "Yes", "by 2.03 %, p = 4.1e-06"),
-        ([[9.8, 10.2, 9.7, 10.2]], "arm0", "Not shown", "more seeds would settle"),
-        ([[8.0, None, None, None]], "arm0", "Too early to say", "has 1 seed in common"),
-        ([[12.0, 12.1, 11.8, 12.1]], "base", "Yes", "every other arm is shown to be worse"),
+        (
+            [[8.0, 8.1, 7.8, 8.0]],
+            "arm0",
+            "Yes",
+            "by 2.03 %, more than chance would explain (paired t test over 4 seeds, Holm-adjusted p = 4.1e-06)",
+        ),
+        ([[9.8, 10.2, 9.7, 10.2]], "arm0", "Not shown", "more seeds should settle"),
+        ([[8.0, None, None, None]], "arm0", "Too early to say", "this arm has 1"),
+        ([[12.0, 12.1, 11.8, 12.1]], "base", "Yes", "every other arm loses to it"),
         ([[12.0, 12.1, 11.8, 12.1], [10.1, 10.0, 10.1, 10.0]], "base", "In part", "1 of the 2 other arms"),
-        ([[None] * 4], "base", "Too early to say", "no arm has 3 seeds"),
+        ([[None] * 4], "base", "Too early to say", "no other arm has them"),
+        ([[11.0, 11.1, 10.9, 11.0]], "base", "No verdict", "the same at every seed"),
     ],
 )
 def test_the_headline_says_what_the_comparison_says(

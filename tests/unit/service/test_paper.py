@@ -13,9 +13,9 @@ import pytest
 
 from service.compare import figures, paper
 from service.compare.latex import SPECIAL, escape, latex
-from service.compare.schemas import Digest, Report
 from service.compare.table import ArmTrials, compare
-from service.tables import RunState
+from service.schemas.comparison import Digest, Report
+from service.states import RunState
 from tests.unit.service.test_compare import NOW, arm, table, trial
 from tests.unit.service.test_factors import grid, messy
 
@@ -49,7 +49,7 @@ def test_every_row_has_as_many_cells_as_the_table_has_columns_whatever_arms_are_
     assert unescaped.count("{") == unescaped.count("}")
     assert unescaped.count("$") % 2 == 0
     assert unescaped.count("%") == 1  # the comment at the head
-    assert "x: 2 failed, in no mean." in text
+    assert "x: 2 failed, not in the mean." in text
 
 
 def test_no_special_letter_comes_through_unescaped() -> None:

@@ -14,13 +14,14 @@ from sqlalchemy import update
 from service.db import Database
 from service.errors import AlreadyEnded, NothingToRetry
 from service.experiments import service as experiments
+from service.launching.port import JobState
 from service.reconciler import repository
-from service.reconciler.actions import World
-from service.reconciler.facts import JobState
 from service.reconciler.loop import Reconciler
+from service.reconciler.outside import Outside
 from service.runs import logs
 from service.settings import Settings
-from service.tables import Experiment, RunState
+from service.states import RunState
+from service.tables import Experiment
 from service.telemetry import Telemetry
 from service.tracking import Tracker
 from tests.unit.service.bench import Bench, Killed, counting_statements
@@ -105,8 +106,8 @@ def test_a_stale_lease_writes_nothing(bench: Bench, spec: dict[str, Any]) -> Non
 def test_two_services_share_the_work_and_start_nothing_twice(bench: Bench, spec: dict[str, Any]) -> None:
     bench.settings.max_concurrent_runs = 3
     bench.submit(spec | {"seeds": 6})
-    world = World(bench.settings, bench.cluster, None)
-    other = Reconciler(bench.db, bench.settings, world, Telemetry(), clock=bench.clock)
+    outside = Outside(bench.settings, bench.cluster, None)
+    other = Reconciler(bench.db, bench.settings, outside, Telemetry(), clock=bench.clock)
 
     def both() -> bool:
         ticks = [threading.Thread(target=service.tick) for service in (bench.reconciler, other)]
@@ -406,4 +407,4 @@ def test_what_was_printed_last_is_kept_for_when_the_pods_are_gone(
     monkeypatch.setattr(bench.cluster, "lines", lambda *_, **__: iter(()))
     [run] = bench.runs()
     told = logs.text(bench.db, bench.cluster, run.id, None, None)
-    assert told.splitlines()[1:] == ["(its pods are gone; what each of them printed last:)", "what was printed last"]
+    assert told.splitlines()[1:] == ["(the pods are gone; these are the last lines of each:)", "what was printed last"]

@@ -8,9 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.reconciler.facts import Action, AttemptFacts, Job, JobState, Observed, RunFacts
+from service.launching.port import Job, JobState
+from service.reconciler.facts import Action, AttemptFacts, Observed, RunFacts
 from service.reconciler.transitions import MAX_CRASHES, MAX_FRUITLESS, MAX_OUT_OF_MEMORY, decide
-from service.tables import AttemptState, RunState
+from service.states import AttemptState, RunState
 from trainer.contract.records import Outcome, Verdict
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -181,7 +182,7 @@ def test_an_attempt_that_ends_well_before_its_run_is_not_said_to_be_gone() -> No
     after = decide(RUNNING, Observed(Job(JobState.SUCCEEDED)), NOW).run
     assert after.state is RunState.INTERRUPTED
     assert after.attempt
-    assert after.attempt.reason == "its nodes have ended well, and the run had not ended"
+    assert after.attempt.reason == "its nodes exited normally, but the run had not ended"
 
 
 def test_processes_that_stay_after_the_end_are_stopped_before_the_run_ends() -> None:

@@ -19,7 +19,8 @@ from torch.nn.functional import conv2d, pad, relu
 from service.db import Database
 from service.experiments.shelf import Shelf
 from service.settings import Settings
-from service.tables import Experiment, Run, RunState
+from service.states import RunState
+from service.tables import Experiment, Run
 from tests.unit.service.bench import result
 from trainer.contract import IMAGENET_MEAN, IMAGENET_STD
 from trainer.method import mcf

@@ -8,12 +8,13 @@ import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from service.auth import Reader
-from service.errors import NotFound, Unavailable, responses
-from service.experiments.schemas import ProjectName
+from service.api.auth import Reader
+from service.api.refusals import responses
+from service.errors import NotFound, Unavailable
 from service.runs import logs, repository, service
-from service.runs.schemas import Checkpoints, Histories, Pictures, RunDetail, RunList
-from service.tables import RunState
+from service.schemas.base import ProjectName
+from service.schemas.runs import Checkpoints, Histories, Pictures, RunDetail, RunList
+from service.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 

@@ -4,8 +4,8 @@ from datetime import datetime
 
 from pydantic import ConfigDict, Field
 
-from service.experiments.schemas import ProjectName, View
-from service.tables import Scope
+from service.schemas.base import ProjectName, View
+from service.states import Scope
 
 
 class NewToken(View):

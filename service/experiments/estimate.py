@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.tables import Run, RunState
+from service.states import RunState
+from service.tables import Run
 from trainer.contract import EXPORTED_ARCH, RunSpec
 
 # Of one process, sustained: 40 % of an A100's bf16 peak (method 3), and what two to four CPU cores give (measured).

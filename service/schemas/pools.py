@@ -2,8 +2,8 @@
 
 from datetime import datetime
 
-from service.experiments.schemas import View
-from service.tables import RunState
+from service.schemas.base import View
+from service.states import RunState
 
 
 class PoolView(View):

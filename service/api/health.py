@@ -8,14 +8,15 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.settings import Settings
-from service.tables import Run, RunState
+from service.states import RunState
+from service.tables import Run
 from service.tracking import Tracker, TrackingAway
 from trainer.store.objects import ObjectMissing, StorageError, open_store
 
 router = APIRouter(tags=["health"])
 
 # A probe gives up after a few seconds; so does each thing it asks.
-PATIENCE_SECONDS = 3.0
+PROBE_SECONDS = 3.0
 _asking = concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="ready")
 
 
@@ -34,7 +35,7 @@ def readyz(request: Request, response: Response) -> dict[str, str]:
         "mlflow": _asking.submit(_ask_tracker, state.tracker),
         "store": _asking.submit(_ask_store, state.settings),
     }
-    concurrent.futures.wait(asked.values(), PATIENCE_SECONDS)
+    concurrent.futures.wait(asked.values(), PROBE_SECONDS)
     told = {name: future.result() if future.done() else "no answer yet" for name, future in asked.items()}
     ready = told["database"] == "ok"
     response.status_code = 200 if ready else 503

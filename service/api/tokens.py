@@ -5,12 +5,13 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from service.auth import Admin, Reader, Require
-from service.errors import NotFound, responses
-from service.experiments.schemas import ProjectName
-from service.tables import Scope
+from service.api.auth import Admin, Reader, Require
+from service.api.refusals import responses
+from service.errors import NotFound
+from service.schemas.base import ProjectName
+from service.schemas.tokens import NewToken, TokenCreated, TokenList, TokenView, Whoami
+from service.states import Scope
 from service.tokens import repository, service
-from service.tokens.schemas import NewToken, TokenCreated, TokenList, TokenView, Whoami
 
 log = structlog.get_logger()
 

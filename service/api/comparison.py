@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from service.compare import figures, paper, report
+from service.api.refusals import responses
+from service.compare import figures, paper, plaintext
 from service.compare.latex import latex
 from service.compare.plot import svg
-from service.compare.schemas import Comparison
 from service.compare.service import comparison_of, report_of
-from service.errors import NotFound, NothingToDraw, responses
+from service.errors import NotFound, NothingToDraw
+from service.schemas.comparison import Comparison
 
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["comparison"], responses=responses(NotFound))
 
@@ -40,12 +41,12 @@ def get_comparison(comparison: Found) -> Comparison:
 
 @router.get("/comparison.md", response_class=Response, responses=_answers(["text/markdown"]))
 def get_markdown(comparison: Found) -> Response:
-    return Response(report.markdown(comparison), media_type="text/markdown; charset=utf-8")
+    return Response(plaintext.markdown(comparison), media_type="text/markdown; charset=utf-8")
 
 
 @router.get("/comparison.csv", response_class=Response, responses=_answers(["text/csv"]))
 def get_csv(comparison: Found) -> Response:
-    return Response(report.comma_separated(comparison), media_type="text/csv; charset=utf-8")
+    return Response(plaintext.comma_separated(comparison), media_type="text/csv; charset=utf-8")
 
 
 @router.get("/comparison.svg", response_class=Response, responses=_answers(["image/svg+xml"]))
@@ -68,7 +69,7 @@ def get_figure(comparison: Found, name: str, form: str) -> Response:
     """A figure for a paper: forest, factors, interactions or cost, as svg, png or pdf."""
     if name not in figures.FIGURES or form not in figures.FORMS:
         names, forms = ", ".join(figures.FIGURES), ", ".join(figures.FORMS)
-        raise NotFound(f"{name}.{form} was asked for. Figures are {names}; each as {forms}.")
+        raise NotFound(f"{name}.{form} was asked for. The figures are {names}; each comes as {forms}.")
     try:
         return Response(figures.draw(comparison, name, form), media_type=figures.FORMS[form])
     except figures.Undrawable as error:

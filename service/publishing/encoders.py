@@ -6,8 +6,9 @@ mlflow:models:/mcf-teacher-and-mask/@mask_ratio-0-75-teacher-none     as a teach
 import re
 from collections.abc import Iterator, Sequence
 
-from service.compare.schemas import Comparison
-from service.tables import DEFAULT_PROJECT, Arm, Experiment, Run, RunState
+from service.schemas.comparison import Comparison
+from service.states import DEFAULT_PROJECT, RunState
+from service.tables import Arm, Experiment, Run
 from service.tracking import Tracker
 from trainer.contract.records import EXPORT
 

@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Any
 
-from service.experiments.schemas import View
-from service.tables import AttemptState, RunState
+from service.schemas.base import View
+from service.states import AttemptState, RunState
 from trainer.contract.records import Checkpoint, Result
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.tables import RunState
+from service.states import RunState
 from trainer.contract.records import Floors
 
 

@@ -15,15 +15,15 @@ from k8s.logs import tail_of
 from k8s.pools import Pool
 from k8s.scheduler import ClusterScheduler
 from k8s.volcano_scheduler import VolcanoScheduler
-from service.launcher import SCHEDULER, STATES, Launch, LauncherAway, TorchxLauncher
-from service.reconciler.facts import Job
+from service.launching.base import SCHEDULER, STATES, TorchxLauncher
+from service.launching.port import Job, Launch, LauncherAway
 from service.settings import Settings
 from trainer.contract import Placement
 
 SCHEDULERS: dict[str, type[ClusterScheduler]] = {"jobset": JobSetScheduler, "volcano": VolcanoScheduler}
 LIVE = (AppState.PENDING, AppState.RUNNING)
 # An attempt that finds no node for so long looks for another of the pools that its spec names.
-PATIENCE = timedelta(seconds=60)
+MOVE_AFTER = timedelta(seconds=60)
 
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
@@ -104,7 +104,7 @@ class ClusterLauncher(TorchxLauncher):
     def _other_with_room(self, name: str, placement: Placement) -> str:
         """Another wanted pool that could start the attempt now, once it has waited long enough where it is."""
         sent = self.scheduler.sent(name)
-        if sent is None or self._pools[sent.pool].queue or datetime.now(UTC) - sent.at < PATIENCE:
+        if sent is None or self._pools[sent.pool].queue or datetime.now(UTC) - sent.at < MOVE_AFTER:
             return ""
         others = [pool for pool in placement.pools if pool != sent.pool and pool in self._pools]
         return next((pool for pool in others if self._room(pool, placement) >= placement.min_nodes), "")

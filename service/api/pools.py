@@ -4,11 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from service.auth import Reader
-from service.errors import Unavailable, responses
-from service.experiments.schemas import ProjectName
+from service.api.auth import Reader
+from service.api.refusals import responses
+from service.errors import Unavailable
 from service.pools import service
-from service.pools.schemas import PoolList, Queue
+from service.schemas.base import ProjectName
+from service.schemas.pools import PoolList, Queue
 
 router = APIRouter(prefix="/v1", tags=["pools"])
 

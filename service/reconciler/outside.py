@@ -1,18 +1,20 @@
 """What the reconciler sees and does outside of the database: launcher, run directory, MLflow. No SQL here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from service.launcher import Launch, Launcher, LauncherAway, attempt_name
-from service.reconciler.facts import Action, Job, JobState, Observed, RunFacts
+from service.launching.port import Job, JobState, Launch, Launcher, LauncherAway, attempt_name
+from service.publishing.trials import trial_params, trial_tags
+from service.reconciler.facts import Action, Observed, RunFacts
 from service.reconciler.repository import RunLease
 from service.settings import Settings
 from service.tables import Experiment
-from service.tracking import TrackedRun, Tracker, TrackingAway, flat
+from service.tracking import TrackedRun, Tracker, TrackingAway
 from trainer.contract import Placement, RunSpec
-from trainer.contract.records import SPEC, Result, Session, Verdict
+from trainer.contract.records import SPEC, Result, Verdict
+from trainer.contract.records import Session as TrainingSession
 from trainer.store.objects import Store, open_store
 from trainer.store.rundir import read_outcome, read_result, read_sessions
 
@@ -34,14 +36,14 @@ class Look:
     tracked: TrackedRun | None = None
 
 
-class World:
+class Outside:
     """Everything outside of the database, for one service."""
 
     def __init__(self, settings: Settings, launcher: Launcher, tracker: Tracker | None) -> None:
         self._settings = settings
         self.launcher = launcher
         self.tracker = tracker
-        self._known_sessions: dict[str, dict[int, Session]] = {}
+        self._known_sessions: dict[str, dict[int, TrainingSession]] = {}
 
     def look(self, lease: RunLease, facts: RunFacts, now: datetime) -> Look:
         """Raises StorageError when the run's directory cannot be read."""
@@ -70,7 +72,7 @@ class World:
         return Look(seen, _progress(sessions), result, tracked)
 
     def act(self, action: Action, lease: RunLease, facts: RunFacts) -> None:
-        """Do it to the world; raises what the store or the scheduler raise, and is then done again."""
+        """Do it outside; raises what the store or the scheduler raise, and is then done again."""
         assert facts.attempt
         name = attempt_name(lease.run.id, facts.attempt.number)
         if action is Action.CANCEL:
@@ -115,7 +117,7 @@ class World:
         except LauncherAway as error:
             return f"({error})\n"
 
-    def _sessions(self, run_id: str, store: Store) -> list[Session]:
+    def _sessions(self, run_id: str, store: Store) -> list[TrainingSession]:
         """Only the newest still change; the others have been read before."""
         known = self._known_sessions.get(run_id, {})
         sessions = read_sessions(store, known)
@@ -138,20 +140,6 @@ def ensure_trial(tracker: Tracker, lease: RunLease) -> TrackedRun:
     )
 
 
-def trial_params(levels: Mapping[str, str], spec: Mapping[str, Any]) -> dict[str, str]:
-    """Params of a child run: the arm's levels, and the spec.
-
-    MLflow's compare page draws the first three params, by name, in which runs differ: these are the factors.
-    """
-    return {f"arm.{name}": label for name, label in levels.items()} | flat(spec)
-
-
-def trial_tags(experiment: str, arm: str, levels: dict[str, str], seed: int, digest: str) -> dict[str, str]:
-    """Tags of a child run, so that MLflow's own compare view can group by arm and factor."""
-    tags = {"mcf.kind": "run", "mcf.experiment_id": experiment, "mcf.arm": arm, "mcf.seed": str(seed)}
-    return tags | {"mcf.digest": digest} | {f"mcf.factor.{name}": label for name, label in levels.items()}
-
-
 def _may_open(facts: RunFacts, seen: Observed, now: datetime) -> bool:
     between = not (facts.attempt and facts.attempt.is_live)
     due = facts.not_before is None or now >= facts.not_before
@@ -168,7 +156,7 @@ def _is_ending(facts: RunFacts, seen: Observed) -> bool:
     return not attempt.log_tail and bool(facts.cancel_reason or attempt.reason or seen.outcome)
 
 
-def _progress(sessions: Sequence[Session]) -> dict[str, Any]:
+def _progress(sessions: Sequence[TrainingSession]) -> dict[str, Any]:
     if not sessions:
         return {}
     last = sessions[-1]
@@ -187,7 +175,7 @@ def _progress(sessions: Sequence[Session]) -> dict[str, Any]:
     }
 
 
-def _stretch(session: Session) -> dict[str, Any]:
+def _stretch(session: TrainingSession) -> dict[str, Any]:
     return session.model_dump(
         mode="json", include={"attempt", "world_size", "first_step", "step", "started_at", "seen_at"}
     )

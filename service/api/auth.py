@@ -17,7 +17,8 @@ from starlette.datastructures import State
 from service.errors import Forbidden, Unauthorized
 from service.experiments import service as experiments
 from service.runs import service as runs
-from service.tables import Scope, Token
+from service.states import Scope
+from service.tables import Token
 
 COOKIE = "mcf_token"
 ONLY_LOOKS = ("GET", "HEAD", "OPTIONS")
@@ -38,8 +39,8 @@ class Principal:
         """The project a request is about: the one asked for, else the token's; None = every one. Raises Forbidden."""
         if self.project and asked not in (None, self.project):
             raise Forbidden(
-                f"This asks for project {asked!r}, and the token {self.name!r} is of project {self.project!r}. "
-                "Leave the project out, or send a token of that project."
+                f"The request is for project {asked!r}, but the token {self.name!r} belongs to project "
+                f"{self.project!r}. Leave the project out, or send a token of that project."
             )
         return asked or self.project
 
@@ -58,14 +59,14 @@ def principal_of(state: State, secret: str) -> Principal:
         return FIRST
     if not secret:
         raise Unauthorized(
-            "This service wants a token: send the header `Authorization: Bearer ...`, or open / in a browser and "
-            "enter it there. An admin makes one with `mcf token create`."
+            "This service needs a token: send the header `Authorization: Bearer ...`, or open / in a browser and "
+            "enter it there. An admin creates one with `mcf token create`."
         )
     token: Token | None = state.keyring.find(secret)
     if token is None:
-        raise Unauthorized("That is no token of this service. An admin makes one with `mcf token create`.")
+        raise Unauthorized("This token is not known to the service. An admin creates one with `mcf token create`.")
     if ended := state.keyring.ended(token):
-        raise Unauthorized(f"The token {token.name!r} ({token.id}) {ended}. An admin makes another one.")
+        raise Unauthorized(f"The token {token.name!r} ({token.id}) {ended}. Ask an admin for a new one.")
     return Principal(token.name, token.scope, token.project)
 
 
@@ -88,8 +89,8 @@ class Require:
             request.state.principal = principal
         if not principal.scope.includes(self.scope):
             raise Forbidden(
-                f"This asks for the scope {self.scope.value}, and the token {principal.name!r} has "
-                f"{principal.scope.value}. An admin makes one with `mcf token create NAME --scope {self.scope.value}`."
+                f"This needs the scope {self.scope.value}, but the token {principal.name!r} has "
+                f"{principal.scope.value}. Ask an admin: `mcf token create NAME --scope {self.scope.value}`."
             )
         return principal
 
@@ -106,7 +107,7 @@ def _refuse_other_sites(request: Request) -> None:
         return
     # The host alone: behind an ingress that ends TLS the scheme is another one here than in the browser.
     if urlsplit(origin).netloc != request.headers.get("host"):
-        raise Forbidden(f"This was sent by a page of {origin}, and is taken from this service's own pages only.")
+        raise Forbidden(f"A page of {origin} sent this request; the service accepts it only from its own pages.")
 
 
 def _refuse_what_is_not_there_for(principal: Principal, request: Request) -> None:

@@ -2,15 +2,13 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import Field
 
-from service.tables import RunState
+from service.schemas.base import View
+from service.states import RunState
 from trainer.contract import Problem
-
-ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-"""As names of experiments: lower-case letters, digits and hyphens."""
 
 
 class ExperimentState(StrEnum):
@@ -24,10 +22,6 @@ class ExperimentState(StrEnum):
     @property
     def is_final(self) -> bool:
         return self in (ExperimentState.SUCCEEDED, ExperimentState.FAILED, ExperimentState.CANCELLED)
-
-
-class View(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class ExperimentSummary(View):
@@ -133,5 +127,5 @@ class Plan(View):
     estimated_gpu_hours: float
     """Process-hours of the runs that would be trained."""
     estimate_basis: str
-    problems: list[Problem] = []
+    problems: list[Problem] = Field([])
     """Empty: a request with problems is refused with 422 and the same list."""

@@ -4,14 +4,16 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from service.compare import encoders, figures, paper, report
+from service.compare import figures, paper, plaintext
 from service.compare.latex import latex
-from service.compare.note import note
 from service.compare.plot import svg
 from service.compare.service import report_of
 from service.db import Database
-from service.reconciler.actions import trial_params, trial_tags
-from service.tables import Arm, Experiment, Run, RunState, Trial
+from service.publishing import encoders
+from service.publishing.note import note
+from service.publishing.trials import trial_params, trial_tags
+from service.states import RunState
+from service.tables import Arm, Experiment, Run, Trial
 from service.tracking import TrackedRun, Tracker
 from trainer.contract.records import Result, final_metrics
 
@@ -38,8 +40,8 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
     drawn = {name: figures.draw(comparison, name, "svg").decode() for name in figures.drawable(comparison)}
     files = {
         "report.html": paper.html(found, drawn),
-        "comparison.md": report.markdown(comparison),
-        "comparison.csv": report.comma_separated(comparison),
+        "comparison.md": plaintext.markdown(comparison),
+        "comparison.csv": plaintext.comma_separated(comparison),
         "comparison.json": comparison.model_dump_json(indent=2),
         "comparison.tex": latex(comparison),
         "comparison.svg": svg(comparison),

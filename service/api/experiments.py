@@ -5,7 +5,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from service.auth import Reader, Require, Submitter
+from service.api import examples
+from service.api.auth import Reader, Require, Submitter
+from service.api.body import payload
+from service.api.refusals import responses
 from service.errors import (
     AlreadyEnded,
     BodyTooLarge,
@@ -15,16 +18,16 @@ from service.errors import (
     NotFound,
     NothingToRetry,
     Unavailable,
-    responses,
 )
-from service.experiments import examples, repository, service, views
 from service.experiments import extend as extending
-from service.experiments.body import payload
+from service.experiments import repository, service, views
 from service.experiments.curves import tracked_trials
 from service.experiments.extend import Extension
-from service.experiments.schemas import ArmCurves, ExperimentDetail, ExperimentList, Plan, ProjectName
 from service.experiments.shelf import Shelf
-from service.tables import DEFAULT_PROJECT, Experiment, Scope
+from service.schemas.base import ProjectName
+from service.schemas.experiments import ArmCurves, ExperimentDetail, ExperimentList, Plan
+from service.states import DEFAULT_PROJECT, Scope
+from service.tables import Experiment
 from service.tracking import TrackingAway
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
@@ -153,7 +156,7 @@ def _position(cursor: str) -> tuple[datetime, str]:
         return datetime.fromisoformat(at), last
     except ValueError as error:
         raise InvalidCursor(
-            f"cursor {cursor!r} is none that a page ended with; leave it out for the first page"
+            f"cursor {cursor!r} is not the next_cursor of any page; leave it out for the first page"
         ) from error
 
 

@@ -21,6 +21,12 @@ from PIL import Image, ImageDraw
 from tests.forks import Forked, forks
 from tests.leftovers import Leftovers
 
+# Files in which one worker would still be when all others are done; these come first, the longest before the others.
+LONGEST = (
+    "test_page", "test_up", "test_elastic", "test_stages", "test_disturbed", "test_service", "test_training",
+    "test_data_commands", "test_worlds", "test_client", "test_tracking", "test_mlflow_log", "test_blocked",
+    "test_reconciler", "test_api", "test_torchx_plugins", "test_teachers", "test_fitting", "test_access",
+)  # fmt: skip
 LEFTOVERS = pytest.StashKey[Leftovers]()
 LEFT = pytest.StashKey[list[str]]()
 SHARED = Path(os.environ.get("MCF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -31,6 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # Not in the workers of pytest-xdist: what they have left is looked for when they are gone.
     if not hasattr(config, "workerinput"):
         config.stash[LEFTOVERS] = Leftovers()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.hookimpl(trylast=True)

@@ -119,7 +119,7 @@ def test_kill_9_at_random_moments_loses_no_run_and_starts_none_twice(
     # Asked to end, it does so at once and in order.
     began = time.monotonic()
     assert service.kill(signal.SIGTERM) in (0, -signal.SIGTERM)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 @pytest.fixture

@@ -146,9 +146,7 @@ def logged_steps(folder: Path, client: Client, experiment_id: str) -> dict[str, 
     tracking = MlflowClient(json.loads((folder / "up.json").read_text())["tracking_uri"])
     found = {}
     for run in client.experiment(experiment_id).runs():
-        detail = client.run(run.id)
-        assert detail.tracking_url
-        tracking_id = detail.tracking_url.rsplit("/", 1)[1].partition("?")[0]
+        tracking_id = client.run(run.id).tracking_run_id
         assert tracking.get_run(tracking_id).info.status == "FINISHED"
         found[run.id] = sorted(entry.step for entry in tracking.get_metric_history(tracking_id, "loss/total"))
     return found

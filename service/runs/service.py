@@ -51,6 +51,7 @@ def summary(run: Run, settings: Settings) -> RunSummary:
         losses=run.losses, restarts=run.restarts, world_sizes=run.world_sizes, gpu_hours=run.process_seconds / 3600,
         waiting_reason=run.waiting_reason, reason=run.reason, kind=run.kind, created_at=run.created_at,
         started_at=run.started_at, ended_at=run.ended_at,
+        tracking_run_id=run.tracking_run_id,
         tracking_url=run_in_mlflow(settings.tracking_uri, run.tracking_id, run.tracking_run_id),
     )  # fmt: skip
 

@@ -35,7 +35,10 @@ class RunSummary(View):
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    tracking_run_id: str | None
+    """Its MLflow run; null until there is one."""
     tracking_url: str | None
+    """Page of that run."""
 
 
 class RunList(View):

@@ -244,7 +244,7 @@ class Storm:
         """Step -> loss, as MLflow has it: every step once."""
         secret = self.release.secret(f"{self.release.name}-mlflow")
         name, password = secret["MLFLOW_TRACKING_USERNAME"], secret["MLFLOW_TRACKING_PASSWORD"]
-        tracking_id = self.ask(f"/v1/runs/{run_id}")["tracking_url"].rpartition("/")[2].partition("?")[0]
+        tracking_id = self.ask(f"/v1/runs/{run_id}")["tracking_run_id"]
         query = urllib.parse.urlencode({"run_id": tracking_id, "metric_key": "loss/total", "max_results": 25_000})
         request = urllib.request.Request(f"{self.release.mlflow_url}/api/2.0/mlflow/metrics/get-history?{query}")
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode())

@@ -100,7 +100,7 @@ def test_a_run_shows_its_curves_its_newest_picture_and_its_log(
     link = page.get_by_role("link", name="MLflow").get_attribute("href", timeout=10_000)
     assert link
     assert link.startswith(mlflow_server)
-    tracked = link.rpartition("/")[2].partition("?")[0]
+    tracked = Client(service.url).run(run).tracking_run_id
     mlflow = MlflowClient(mlflow_server)
     for step, loss in (5, 2.0), (10, 1.5), (15, float("nan")), (20, 1.25):
         mlflow.log_metric(tracked, "loss/total", loss, step=step)
@@ -119,8 +119,7 @@ def test_the_arms_are_seen_side_by_side(page: Page, service: Service, tiny_faces
     experiment = Client(service.url).submit(spec).wait(poll_seconds=0.2)
     mlflow = MlflowClient(mlflow_server)
     for run in experiment.runs():
-        assert run.tracking_url
-        tracked = run.tracking_url.rpartition("/")[2].partition("?")[0]
+        tracked = run.tracking_run_id
         for step in 1, 2, 3:
             mlflow.log_metric(tracked, "loss/total", 4.0 / step, step=step)
             mlflow.log_metric(tracked, "lr", 0.1, step=step)

@@ -26,7 +26,7 @@ from trainer.contract.records import STATE, Verdict, checkpoint_name
 from trainer.store.objects import DirectoryStore, open_store
 from trainer.store.rundir import list_checkpoints, read_outcome, read_sessions
 
-LENGTH = 160
+LENGTH = 100
 KILLS = ("worker", "agent", "worker", "agent")
 # By hand for longer: an object store that is away for a minute.
 AWAY_SECONDS = float(os.environ.get("MCF_TEST_AWAY_SECONDS", "8"))

@@ -133,6 +133,16 @@ def test_an_agents_workers_are_forked_from_a_process_that_has_loaded_what_they_n
         assert agent.wait(120) == 0, (folder / "log").read_text()[-3000:]
 
 
+def test_workers_end_with_their_agent_however_it_ends(tiny_faces: Path, tmp_path: Path) -> None:
+    schedule = {"unit": "steps", "length": 100_000, "warmup": 4}
+    run = small(tiny_faces, schedule=schedule, cadence={"checkpoint_steps": 100_000})
+    with torchrun(run, tmp_path / "orphans") as agent:
+        wait_until(lambda: newest_copy(tmp_path / "orphans", run) > 0, agent, tmp_path / "orphans/log")
+        below = psutil.Process(agent.pid).children(recursive=True)
+        agent.kill()
+        assert psutil.wait_procs(below, timeout=30)[1] == []
+
+
 def group_rank(agent: Forked) -> str:
     """Which node of its group an agent is now."""
     [worker] = workers_of(agent)

@@ -103,8 +103,10 @@ def end(agent: Forked) -> None:
     agent.wait()
     for process in below:
         with suppress(psutil.NoSuchProcess):
-            # What multiprocessing has made in /dev/shm goes with this one, which ends by itself.
-            if "resource_tracker" not in " ".join(process.cmdline()):
+            # What multiprocessing has made in /dev/shm goes with this one, which ends by itself unless it is frozen.
+            if "resource_tracker" in " ".join(process.cmdline()):
+                process.resume()
+            else:
                 process.kill()
     for base in hostcopy._bases():
         hostcopy._sweep(base)

@@ -14,7 +14,7 @@ from torch.distributed.run import config_from_args
 
 def load(module: str) -> None:
     """Start the process that workers are forked from; it loads what they need while the nodes meet."""
-    forkserver.set_forkserver_preload([__name__, module])
+    forkserver.set_forkserver_preload(["trainer.elastic.tied", __name__, module])
     forkserver.ensure_running()
 
 

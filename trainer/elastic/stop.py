@@ -60,7 +60,7 @@ def ended_at_once() -> Iterator[None]:
 def die_with_parent() -> None:
     """SIGKILL this process when its parent goes: a worker never outlives its torchrun agent (Linux only).
 
-    The process that workers are forked from ends with the agent as well.
+    The process that workers are forked from is tied to the agent in the same way (trainer/elastic/tied.py).
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,23 @@ class Gate(DirectoryStore):
         super().put_file(name, path)
 
 
+MADE: list[tuple[Gate, Keeper]] = []
+
+
 @pytest.fixture(autouse=True)
-def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for /dev/shm."""
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Stands for /dev/shm until the keepers of the test have ended, whose threads would write to the real one."""
     folder = tmp_path / "memory"
     folder.mkdir()
     monkeypatch.setattr(hostcopy, "MEMORY", folder)
     monkeypatch.setattr(hostcopy, "MARGIN_BYTES", 0)
     monkeypatch.setattr(keeper, "REFRESH_SECONDS", 0.0)
     monkeypatch.setattr(keeper, "MAX_SHARE", 1e9)
-    return folder
+    yield folder
+    while MADE:
+        gate, made = MADE.pop()
+        gate.opened.set()
+        made.close()
 
 
 @pytest.fixture
@@ -62,7 +70,9 @@ def checkpoints(store: Gate) -> CheckpointStore:
 
 
 def keeper_of(store: Gate, every_steps: int = 2) -> Keeper:
-    return Keeper(ALONE, HostCopy(store.uri, DIGEST), checkpoints(store), every_steps, step=0)
+    made = Keeper(ALONE, HostCopy(store.uri, DIGEST), checkpoints(store), every_steps, step=0)
+    MADE.append((store, made))
+    return made
 
 
 def state(weights: torch.Tensor, step: int) -> dict[str, Any]:

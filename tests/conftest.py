@@ -69,9 +69,14 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forks_end() -> Iterator[None]:
+def ended() -> Iterator[None]:
+    """At the end nobody is left to be forked from, and nothing in memory that the next run would have removed."""
     yield
     forks.close()
+    from trainer.state import hostcopy
+
+    for base in hostcopy._bases():
+        hostcopy._sweep(base)
 
 
 @pytest.fixture(scope="session")

@@ -108,8 +108,6 @@ def end(agent: Forked) -> None:
                 process.resume()
             else:
                 process.kill()
-    for base in hostcopy._bases():
-        hostcopy._sweep(base)
 
 
 def wait_for_checkpoint(folder: Path, step: int, agent: Forked, log: Path | None = None) -> None:

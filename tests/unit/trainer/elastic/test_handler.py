@@ -17,7 +17,7 @@ def test_who_comes_right_after_a_group_has_formed_waits_until_it_has_settled(mon
 
     def node(*, is_host: bool) -> handler.Rendezvous:
         made = rendezvous_handler_registry.create_handler(RendezvousParameters(
-            handler.BACKEND, endpoint, "run", 1, 2, "127.0.0.1", is_host=is_host, last_call_timeout=1
+            handler.BACKEND, endpoint, "run", 1, 2, "127.0.0.1", is_host=is_host, last_call_timeout=8
         ))  # fmt: skip
         assert isinstance(made, handler.Rendezvous)
         return made
@@ -26,7 +26,7 @@ def test_who_comes_right_after_a_group_has_formed_waits_until_it_has_settled(mon
     assert first.next_rendezvous().world_size == 1
     with ThreadPoolExecutor() as pool:
         joining = pool.submit(node(is_host=False).next_rendezvous)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while DynamicRendezvousHandler.num_nodes_waiting(first) == 0:
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The last look before anything runs: files exist, digests hold, subsets fit, workers have cells. No torch.
+"""Checks a request against the world before anything runs: files exist, digests match, subsets fit. No torch.
 
 What is found is written into the spec (digests of data, teacher and annotations), so that a run's digest
 covers the contents it saw and not the path they had.

@@ -56,13 +56,22 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
             "Too early to say",
             f"A verdict needs {MIN_PAIRS} seeds in common with {baseline}; this arm has {shared}.",
         )
-    by = f"{abs(found.mean):.3g} {table.metric.unit if table.metric else ''}".strip()
+    assert table.metric  # the arm has a rank
+    if (found.mean if table.metric.higher_is_better else -found.mean) <= 0:
+        # The rank is by all of its seeds, the test by those it has in common with the baseline.
+        return "Not shown", (
+            f"Its mean over all its seeds is the best, but it does not lead {baseline} over the {found.n} seeds that "
+            f"both have ({_tested(found)})."
+        )
+    by = f"{abs(found.mean):.3g} {table.metric.unit}".strip()
     if found.verdict == "better":
         return "Yes", f"It beats {baseline} by {by}, more than chance would explain ({_tested(found)})."
     if found.verdict == "no difference shown":
         more = found.more_seeds
         needed = (
-            f" About {count(more, 'more seed')} should settle a difference of this size." if more and _few(more) else ""
+            f" If the true difference is this large, {count(more, 'more seed')} would show it in 4 of 5 experiments."
+            if more and _few(more)
+            else ""
         )
         return "Not shown", f"It leads {baseline} by {by}, but chance could explain that ({_tested(found)}).{needed}"
     return "No verdict", f"It leads {baseline} by {by}, but cannot be tested: {found.verdict.partition(':')[0]}."
@@ -84,9 +93,11 @@ def _for_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
             "The best arm is the baseline, but no test is possible: every difference to it is the same at every seed."
         )
     if worse == 0:
-        return "Not shown", f"The best arm is the baseline, but no other arm loses to it {BEYOND_CHANCE}."
+        return "Not shown", (
+            "The best arm is the baseline, but chance could explain its lead over every arm that was tested."
+        )
     return (
-        "In part",
+        "For some arms",
         f"The best arm is the baseline; {worse} of the {len(others)} other arms lose to it {BEYOND_CHANCE}.",
     )
 
@@ -98,12 +109,14 @@ def _cautions(table: Comparison, best: ArmRow) -> list[str]:
         told.append(f"This is the result so far: {missing} of {total} runs are missing.")
     if best.floors and best.floors.above is False:
         told.append(
-            "The best arm is not shown to beat both floors, so the probe may not tell trained encoders apart at all."
+            "The best arm is not shown to be better than both an untrained encoder and raw pixels, so its number may "
+            "say nothing about training."
         )
     second = next((row for row in table.arms if row is not best and row.probe and row.probe.mean is not None), None)
     if second and second.probe and not best.is_baseline and not second.is_baseline:
         told.append(
-            f"The test is against the baseline, not against the second ({second.name}, {short(second.probe.mean)})."
+            f"The best and the second ({second.name}, {short(second.probe.mean)}) are not tested against each other: "
+            "each is tested against the baseline."
         )
     return told
 
@@ -113,8 +126,7 @@ def _few(more: int | None) -> bool:
 
 
 def _tested(found: Tested) -> str:
-    return (
-        "not tested"
-        if found.p_holm is None
-        else f"paired t test over {found.n} seeds, Holm-adjusted p = {found.p_holm:.2g}"
-    )
+    if found.p_holm is None:
+        return "not tested"
+    corrected = "after correction for the number of arms (Holm)"
+    return f"p = {found.p_holm:.2g} {corrected}; paired t test over {found.n} seeds"

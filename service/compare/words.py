@@ -8,7 +8,7 @@ from service.schemas.comparison import ArmRow, Comparison, Factor, FactorLevel, 
 
 BEYOND_CHANCE = "by more than chance would explain"
 TESTED = "paired t test over seeds, Holm-adjusted, 5 % level"
-SANITY = "The sanity metrics show that training works; they do not rank arms."
+SANITY = "The sanity metrics are there to check that training works; they do not rank arms."
 MOST_NAMES = 6
 
 
@@ -46,7 +46,7 @@ def _missing(table: Comparison) -> list[str]:
     if not missing:
         return []
     total = sum(row.seeds for row in table.arms)
-    return [f"{len(missing)} of {total} runs are missing and count in no mean: {count_states(missing)}."]
+    return [f"{len(missing)} of {total} runs are missing and are left out of every mean: {count_states(missing)}."]
 
 
 def _against_baseline(table: Comparison) -> list[str]:
@@ -64,7 +64,10 @@ def _against_baseline(table: Comparison) -> list[str]:
                 f"{_list(names)}."
             )
     if not told and any(row.difference and row.difference.verdict == "no difference shown" for row in others):
-        told.append(f"No arm beats or loses to the baseline ({baseline.name}) {BEYOND_CHANCE} ({TESTED}).")
+        told.append(
+            f"No arm is shown to be better or worse than the baseline ({baseline.name}): chance could explain every "
+            f"tested difference ({TESTED}). This does not show that the arms are equal."
+        )
     few = [row.name for row in others if row.difference and row.difference.n < MIN_PAIRS]
     if few:
         told.append(f"No verdict yet, fewer than {MIN_PAIRS} seeds in common with the baseline: {_list(few)}.")
@@ -89,8 +92,8 @@ def _power(rows: Sequence[ArmRow]) -> list[str]:
     if not needed:
         return []
     return [
-        "Seeds to add to show a difference as large as the one seen (80 % power, spread as seen, 5 % level divided by "
-        f"the number of arms compared): {_first(needed)}."
+        "Seeds to add, if the true difference is as large as the one seen, to show it in 4 of 5 experiments (80 % "
+        f"power, spread as seen, 5 % level divided by the number of arms compared): {_first(needed)}."
     ]
 
 
@@ -105,7 +108,7 @@ def _effects(table: Comparison) -> list[str]:
             told.append(f"{verdict.capitalize()} {BEYOND_CHANCE}, averaged over the other factors: {_list(names)}.")
     if not told:
         told.append(
-            f"Averaged over the others, no factor changes the result {BEYOND_CHANCE} (Holm-adjusted over all levels)."
+            "Averaged over the others, no factor is shown to change the result (Holm-adjusted over all levels)."
         )
     if missing := sum(level.effect.missing_pairs for _, level in _levels(table) if level.effect):
         total = missing + sum(level.effect.pairs for _, level in _levels(table) if level.effect)
@@ -118,7 +121,8 @@ def _effects(table: Comparison) -> list[str]:
 
 def _interactions(found: Sequence[Interaction]) -> list[str]:
     shown = [
-        f"{pair.factor}={contrast.level} with {pair.other}={contrast.other_level} ({contrast.mean:+.3g})"
+        f"{pair.factor}={contrast.level} with {pair.other}={contrast.other_level} "
+        f"(together {contrast.mean:+.3g} beyond the sum of both effects)"
         for pair in found
         for contrast in pair.contrasts
         if contrast.verdict == "interaction shown"
@@ -138,7 +142,7 @@ def _verdict(level: FactorLevel) -> str:
 
 def _versus(factor: Factor, level: FactorLevel) -> str:
     assert level.effect
-    return f"{factor.name}={level.level} than {factor.baseline} ({level.effect.mean:+.3g})"
+    return f"{factor.name}={level.level} instead of {factor.baseline} (mean difference {level.effect.mean:+.3g})"
 
 
 def _floors(rows: Sequence[ArmRow]) -> list[str]:
@@ -152,9 +156,8 @@ def _floors(rows: Sequence[ArmRow]) -> list[str]:
     if below:
         which = _first(below) if len(below) < len(rows) or len(rows) == 1 else f"all {len(rows)} arms"
         told.append(
-            f"Not shown to be better than both floors (raw pixels, the untrained encoder): {which}. If the probe "
-            "cannot tell a trained encoder from an untrained one, differences between such arms say nothing about "
-            "pretraining."
+            f"Not shown to be better than both floors (raw pixels, the untrained encoder): {which}. Differences "
+            "between such arms may say nothing about pretraining."
         )
     if unknown:
         told.append(f"Too few seeds to compare with the floors: {_first(unknown)}.")

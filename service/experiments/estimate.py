@@ -11,7 +11,7 @@ from service.states import RunState
 from service.tables import Run
 from trainer.contract import EXPORTED_ARCH, RunSpec
 
-# Of one process, sustained: 40 % of an A100's bf16 peak (method 3), and what two to four CPU cores give (measured).
+# Of one process, sustained: 40 % of an A100's bf16 peak, and what two to four CPU cores give (measured).
 GPU_FLOPS, CPU_FLOPS = 1.2e14, 5e10
 # Of a process that starts, and measures and exports its model in the end (measured, tiny preset, one CPU core).
 AROUND_SECONDS = 12.0
@@ -49,7 +49,7 @@ def estimate(session: Session, runs: Sequence[tuple[RunSpec, int]], on_gpu: bool
 
 
 def macs_per_image(spec: RunSpec) -> float:
-    """Multiply-adds of one image's forward and backward passes (method 3), heads and evaluation left out."""
+    """Multiply-adds of one image's forward and backward passes, heads and evaluation left out."""
     encoder, decoder = spec.encoder, spec.decoder
     visible, tokens = spec.visible_patches() + 1, spec.num_patches + 1
     encode = _transformer(visible, encoder.width, encoder.depth)

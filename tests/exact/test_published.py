@@ -152,7 +152,7 @@ def test_a_real_b16_has_the_published_names_and_number_of_values() -> None:
     network = {f"{TEACHER}{name}": value for name, value in teacher.state_dict().items()}
     head = 768 * 1000 + 1000
     values = sum(value.numel() for value in {**online, **target, **network}.values()) + head
-    assert round(values / 1e6, 1) == 294.8  # method 3
+    assert round(values / 1e6, 1) == 294.8  # million parameters of the published run
     assert sum(v.numel() for v in network.values()) + head == pytest.approx(86.57e6, rel=1e-3)
     assert online["online_encoder.patch_embed.proj.weight"].shape == (768, 3, 16, 16)
     assert online["online_encoder.fc.3.weight"].shape == (256, 4096)

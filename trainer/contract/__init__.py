@@ -2,8 +2,9 @@
 
     from trainer.contract import ExperimentSpec, RunSpec
 
-`run` and `experiment` are what a user may write; `checks` is what has to fit together; `ablation` expands an experiment
-into arms and runs; `records` is what a run writes into its directory.
+`run`, `stage` and `experiment` are what a user may write, `presets` and `recipe` the values that are filled in.
+`checks` finds what does not fit together, as `problems`. `ablation` expands an experiment into arms and runs.
+`records` is what a run writes into its directory. `request` is what `mcf evaluate` asks for.
 """
 
 from trainer.contract.experiment import ExperimentSpec, Placement

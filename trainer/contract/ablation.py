@@ -46,7 +46,7 @@ def parse_experiment(payload: Mapping[str, Any]) -> tuple[ExperimentSpec | None,
 
 
 def expand(spec: ExperimentSpec) -> tuple[list[Arm], list[Problem]]:
-    """Arms x seeds of an experiment, the baseline first among equals in the order of the factors' levels.
+    """Arms x seeds of an experiment, in the order of the factors' levels; one arm is the baseline.
 
     Arms whose fields are wrong are left out and their problems returned; `arms` is complete only when
     there are none.

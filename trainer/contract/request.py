@@ -1,4 +1,4 @@
-"""What `mcf evaluate` asks trainer.evaluation.measure to do. Pydantic only."""
+"""What `mcf evaluate` asks trainer.evaluation.measure to do; what one submits is experiment.py. Pydantic only."""
 
 import hashlib
 import json

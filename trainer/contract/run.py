@@ -336,7 +336,7 @@ class RunSpec(Frozen):
         return (self.input_size // self.encoder.patch) ** 2
 
     def visible_patches(self, ratio: float | None = None) -> int:
-        """Patches kept at a mask ratio, with the published floating-point floor (method 1.1)."""
+        """Patches kept at a mask ratio, with the published floating-point floor."""
         return int(self.num_patches * (1 - (self.mask_ratio if ratio is None else ratio)))
 
     @property

@@ -1,7 +1,7 @@
 """Which images a data set holds, and which of them a run trains on. No torch, no decoding.
 
 Orders are drawn from contents, not from positions, so that they survive renaming and copying, and subsets of
-one seed are nested (method 2.3).
+one seed are nested.
 """
 
 import hashlib

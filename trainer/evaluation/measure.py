@@ -20,7 +20,7 @@ from trainer.contract.request import KINDS, Request
 from trainer.contract.stage import misfits
 from trainer.data.manifest import DataError, open_images, read_manifest
 from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
-from trainer.elastic.stop import INTERRUPTED, StopRequest, exit_on_request, stop_requests
+from trainer.elastic.stop import INTERRUPTED, StopRequest, die_with_parent, exit_on_request, stop_requests
 from trainer.evaluation.stages.fitting import Diverged, Epoch, Fit
 from trainer.evaluation.stages.runner import Faces, Stopped, Subject, fit_stage, logged
 from trainer.store.objects import ObjectMissing, StorageError, Store, open_store
@@ -97,6 +97,7 @@ def say(**values: object) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    die_with_parent()
     exit_on_request()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("botocore").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Every random choice of a run as a function of (seed, epoch, index, view): method 2.2.
+"""Every random choice of a run as a function of (seed, epoch, index, view).
 
 Nothing here has state, so workers, world size, prefetching and restarts have no say in what an image's
 flip or mask is. Only raw Philox words are used: numpy promises them for good, its distributions it does not.

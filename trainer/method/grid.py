@@ -1,4 +1,4 @@
-"""Who computes which cell of the optimizer step: method 2.1. No torch.
+"""Who computes which cell of the optimizer step (docs/method.md, "One step"). No torch.
 
 A step is a grid of G contrastive groups x S slices, fixed by the spec. Ranks fill a group first; when there
 are more ranks than slices in a group, teams take different groups in parallel. The result does not

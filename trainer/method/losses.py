@@ -1,4 +1,4 @@
-"""The losses of one slice: teacher features, pixels, and the contrastive loss. Equations: method 1.2."""
+"""The losses of one slice: teacher features, pixels, and the contrastive loss. Equations: docs/method.md, "Losses"."""
 
 from typing import Literal
 

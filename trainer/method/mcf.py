@@ -118,7 +118,7 @@ class Mcf(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The learnable half M0: visible tokens -> pixels of every patch (method 1.1)."""
+    """The learnable half M0: visible tokens -> pixels of every patch."""
 
     def __init__(self, run: RunSpec) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Target(nn.Module):
     """The encoder's and projector's moving average, which makes the keys. Never sees a gradient.
 
     Where it stands is a function of the group's index in the step, whoever computes that group: before
-    group g it has moved g + 1 times, and after the step as often as there are groups (method 2.1).
+    group g it has moved g + 1 times, and after the step as often as there are groups (docs/method.md, "One step").
     """
 
     def __init__(self, run: RunSpec, online: Mcf) -> None:

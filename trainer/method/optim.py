@@ -1,4 +1,4 @@
-"""AdamW with the published groups (method 1.5); learning rate and target's momentum as functions of the step."""
+"""AdamW with the published groups (docs/method.md); learning rate and target's momentum as functions of the step."""
 
 import math
 

@@ -147,7 +147,7 @@ def visible_first(noise_BL: Tensor) -> Tensor:
 
 
 def position_code(width: int, side: int) -> Tensor:
-    """Sin-cos code [1, 1 + side * side, width], float32; the cls row is zero (method 1.1).
+    """Sin-cos code [1, 1 + side * side, width], float32; the cls row is zero.
 
     First half of the width: column, second half: row; each half [sin(p w_i), cos(p w_i)], w_i = 10000^(-i / (D/4)).
     """
@@ -160,7 +160,7 @@ def position_code(width: int, side: int) -> Tensor:
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw the published initial weights in place (method 1.4), from the generator alone.
+    """Draw the published initial weights in place, from the generator alone.
 
     Linear: Xavier-uniform, bias 0. Patch convolution: Xavier-uniform on its [D, 3 p p] view, bias as torch's
     default. Norms: 1 and 0. Tokens: normal with deviation 0.02.

@@ -1,4 +1,4 @@
-"""Frozen teachers: where their weights come from, their own view of the input, and what is compared (method 2.4).
+"""Frozen teachers: where their weights come from, their own view of the input, and what is compared.
 
 build           the run's teacher, or None
 Teacher         images -> features; frozen, gradients pass through to the image

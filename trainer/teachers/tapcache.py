@@ -1,6 +1,6 @@
 """The teacher's features of the training images, computed once: for runs that see a small subset many times.
 
-A fifth of a step is the teacher looking at images it has seen before (method 3). With MCF_TEACHER_CACHE_GIB more than
+A fifth of a step is the teacher looking at images it has seen before. With MCF_TEACHER_CACHE_GIB more than
 0, what it makes of an image and of its mirror image is kept in a file under MCF_CACHE_DIR, shared by this node's
 workers and by later runs with the same teacher and subset. The losses are those of a run without it.
 """

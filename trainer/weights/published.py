@@ -1,4 +1,4 @@
-"""Checkpoints of the released MCF code: its names <-> ours, reading and writing (method 1.7).
+"""Checkpoints of the released MCF code: its names <-> ours, reading and writing.
 
     ours, online              published                ours, target     published
     encoder.*                 online_encoder.*         encoder.*        target_encoder.*

@@ -104,7 +104,7 @@ def test_failed_runs_are_missing_and_never_averaged_away() -> None:
     assert (half.probe.n, half.probe.mean, half.probe.sd) == (1, 1.0, None)
     missing = [(run.seed, run.state.value, run.reason) for run in half.missing]
     assert missing == [(1, "failed", "why not"), (2, "failed", "why not")]
-    assert made.words[0] == "2 of 6 runs are missing and count in no mean: 2 failed."
+    assert made.words[0] == "2 of 6 runs are missing and are left out of every mean: 2 failed."
     assert not made.complete
     text = plaintext.markdown(made)
     assert "| 1 of 3 |" in text
@@ -143,7 +143,7 @@ def test_the_same_value_at_every_seed_is_said_and_not_tested() -> None:
         "shift": "the same difference at every seed: no verdict",
     }
     assert "No test is possible, the difference to the baseline is the same at every seed: shift; twin." in made.words
-    assert "No arm beats or loses" not in words(made)
+    assert "No arm is shown" not in words(made)
 
 
 def test_arms_not_shown_to_be_above_both_floors_are_named() -> None:
@@ -216,7 +216,10 @@ def test_different_probes_are_not_ranked_together() -> None:
 
 def test_before_anything_has_finished_the_table_stands_with_what_is_to_come() -> None:
     made = table(arm("base", None, None, baseline=True, state=RunState.QUEUED))
-    assert made.words[:2] == ["2 of 2 runs are missing and count in no mean: 2 queued.", "No run has finished yet."]
+    assert made.words[:2] == [
+        "2 of 2 runs are missing and are left out of every mean: 2 queued.",
+        "No run has finished yet.",
+    ]
     assert made.arms[0].gpu_hours == pytest.approx(1.0)  # what was spent counts, however it ended
 
 

@@ -50,12 +50,12 @@ def arm(name: str, values: list[float | None], *, is_baseline: bool = False) -> 
             [[8.0, 8.1, 7.8, 8.0]],
             "arm0",
             "Yes",
-            "by 2.03 %, more than chance would explain (paired t test over 4 seeds, Holm-adjusted p = 4.1e-06)",
+            "by 2.03 %, more than chance would explain (p = 4.1e-06 after correction",
         ),
-        ([[9.8, 10.2, 9.7, 10.2]], "arm0", "Not shown", "more seeds should settle"),
+        ([[9.8, 10.2, 9.7, 10.2]], "arm0", "Not shown", "would show it in 4 of 5 experiments"),
         ([[8.0, None, None, None]], "arm0", "Too early to say", "this arm has 1"),
         ([[12.0, 12.1, 11.8, 12.1]], "base", "Yes", "every other arm loses to it"),
-        ([[12.0, 12.1, 11.8, 12.1], [10.1, 10.0, 10.1, 10.0]], "base", "In part", "1 of the 2 other arms"),
+        ([[12.0, 12.1, 11.8, 12.1], [10.1, 10.0, 10.1, 10.0]], "base", "For some arms", "1 of the 2 other arms"),
         ([[None] * 4], "base", "Too early to say", "no other arm has them"),
         ([[11.0, 11.1, 10.9, 11.0]], "base", "No verdict", "the same at every seed"),
     ],
@@ -69,6 +69,15 @@ def test_the_headline_says_what_the_comparison_says(
     assert found.best
     assert (found.best.name, found.answer) == (best, answer)
     assert why in found.why
+
+
+def test_an_arm_that_is_best_only_where_the_baseline_has_no_run_does_not_lead_it() -> None:
+    base = arm("base", [11.0, 8.0, 8.1, 7.9], is_baseline=True)
+    for values in [None, 8.5, 8.4, 8.55], [None, 8.0, 8.1, 7.9]:
+        found = headline(compare("e1", "x", [base, arm("arm0", values)], datetime.now(UTC)))
+        assert found.best
+        assert (found.best.name, found.answer) == ("arm0", "Not shown")
+        assert "does not lead the baseline (base) over the 3 seeds that both have" in found.why
 
 
 def test_without_a_finished_run_the_headline_names_no_arm() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from trainer.data.manifest import DataError
 from trainer.evaluation.readers.record import Layers, Record, Split, expect_file, expect_images
 
-# In the order in which they are laid over each other, after the background: evaluation.md 5.
+# In the order in which they are laid over each other, after the background.
 LAYERS = (
     "neck", "skin", "cloth", "l_ear", "r_ear", "l_brow", "r_brow", "l_eye", "r_eye", "nose", "mouth", "l_lip",
     "u_lip", "hair", "eye_g", "hat", "ear_r", "neck_l",

@@ -1,7 +1,7 @@
 """300W and WFLW, from the CSV lists of HRNet's facial landmark repository, beside the datasets' own images.
 
 A line is image_name, scale, center_w, center_h, then x and y of every point. The face's box is the square of
-half side 100 * scale around the centre. Shared: evaluation.md 5.
+half side 100 * scale around the centre. Shared: docs/evaluation.md.
 
     300W  face_landmarks_300w_{train,valid_common,valid_challenge}.csv, images in images/ or beside the lists
     WFLW  face_landmarks_wflw_{train,test,test_SUBSET}.csv, images in WFLW_images/ or images/

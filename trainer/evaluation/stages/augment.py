@@ -1,4 +1,4 @@
-"""Changes of colour and occlusions while training (evaluation.md 2 and 3), all from one generator.
+"""Changes of colour and occlusions while training (docs/evaluation.md), all from one generator.
 
 Images are float [C, H, W] in 0..1. The generator is advanced alike whatever is applied, so that one choice does
 not shift the next image's.

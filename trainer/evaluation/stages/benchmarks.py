@@ -1,4 +1,4 @@
-"""The five benchmarks by name, and faces68: reader, task and published recipe (evaluation.md 2 to 5)."""
+"""The five benchmarks by name, and faces68: reader, task and published recipe (docs/evaluation.md)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

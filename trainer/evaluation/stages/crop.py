@@ -18,7 +18,7 @@ from trainer.evaluation.readers.record import Box
 from trainer.evaluation.stages.warp import unwarp, warp
 
 SIZE = 512
-# Where two eye centres, nose tip and mouth corners come to lie in a crop of 512 pixels (LaPa, evaluation.md 3).
+# Where two eye centres, nose tip and mouth corners come to lie in a crop of 512 pixels (LaPa).
 TEMPLATE_SIZE = 512.0
 TEMPLATE_52 = ((196.0, 226.0), (316.0, 226.0), (256.0, 286.0), (220.0, 360.4), (292.0, 360.4))
 

@@ -1,6 +1,6 @@
 """From token maps of a plain ViT to maps of landmarks or classes: feature pyramid and UPerHead, and soft-argmax.
 
-Sources: evaluation.md 1 and 2; UPerNet (Xiao et al. 2018, section 3.1). The weights are drawn as written in
+Sources: docs/evaluation.md; UPerNet (Xiao et al. 2018, section 3.1). The weights are drawn as written in
 `initialise`, since the protocol names no draw.
 Letters: B images, D encoder width, C head channels, K output maps, P points, H W places of a map.
 """
@@ -87,7 +87,7 @@ class ConvNorm(nn.Module):
 
 
 def soft_argmax(logit_BPHW: Tensor) -> Tensor:
-    """Centroids (x, y) [B, P, 2] of the sigmoid of maps, in 0..1 from edge to edge (evaluation.md 2)."""
+    """Centroids (x, y) [B, P, 2] of the sigmoid of maps, in 0..1 from edge to edge (docs/evaluation.md)."""
     active_BPHW = logit_BPHW.sigmoid()
     height, width = logit_BPHW.shape[2:]
     total_BP = active_BPHW.sum(dim=(2, 3)).clamp(min=SMALLEST_SUM)

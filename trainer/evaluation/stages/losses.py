@@ -1,4 +1,4 @@
-"""What a head is trained on: evaluation.md 2 and 3.
+"""What a head is trained on: docs/evaluation.md, "What is trained on top?".
 
 Letters: B images, P points, K classes, H W places of a map, S pixels of a side of a crop.
 """

@@ -16,7 +16,7 @@ from trainer.evaluation.stages.heads import Pyramid, UperHead, initialise
 from trainer.method.clip import ClipEncoder
 from trainer.method.vit import Encoder
 
-# Pixels of a side that the encoder sees, of a crop of 512 (evaluation.md 1).
+# Pixels of a side that the encoder sees, of a crop of 512 (docs/evaluation.md).
 INPUT_SIZE = 448
 CHANNELS = 768
 

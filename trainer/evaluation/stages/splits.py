@@ -9,7 +9,7 @@ from trainer.contract.recipe import Recipe, Selection
 from trainer.data.manifest import DataError
 from trainer.evaluation.readers.record import Record
 
-# The protocol's, so that a fraction is the published one (evaluation.md 5).
+# The protocol's, so that a fraction is the published one (docs/evaluation.md).
 FRACTION_SEED = 123
 
 

@@ -18,7 +18,7 @@ import boto3
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.forks import Forked, forks
+from tests.forks import forks
 from tests.leftovers import Leftovers
 
 # Files in which one worker would still be when all others are done; these come first, the longest before the others.
@@ -177,7 +177,7 @@ def running(
         process.wait()
 
 
-def wait_until_up(process: "subprocess.Popen[bytes] | Forked", url: str, log: Path, seconds: float) -> None:
+def wait_until_up(process: "subprocess.Popen[bytes]", url: str, log: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

@@ -56,7 +56,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def test_any_process_may_be_killed_at_any_moment(
     run: RunSpec, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    folder, chance = tmp_path / "run", random.Random(20261124)
+    folder, chance, made = tmp_path / "run", random.Random(20261124), 0
     store, log = DirectoryStore(str(folder)), folder / "log"
     kills = iter(KILLS)
     kind = next(kills)
@@ -70,13 +70,16 @@ def test_any_process_may_be_killed_at_any_moment(
                     kind = next(kills, None)
                     agent.kill()
                     agent.wait()
+                    made += 1
                 elif workers := workers_of(agent):
                     kind = next(kills, None)
                     chance.choice(workers).kill()
+                    made += 1
                     while agent.poll() is None and len(read_sessions(store)) <= sessions:
                         time.sleep(0.01)
     with torchrun(run, folder) as agent:
         assert agent.wait(200) == 0, log.read_text()[-3000:]
+    assert made >= 2, "the run was over before a worker and an agent were killed; give it more steps"
     assert_equal(final_state(folder, LENGTH), undisturbed)
 
 

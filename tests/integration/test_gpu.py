@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import free_port
 from tests.integration.torchruns import (
     final_state,
     newest_copy,
-    rendezvous,
     small,
     torchrun,
     wait_until,
@@ -53,10 +51,8 @@ def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(
 
 def train(run: RunSpec, folder: Path, kill: bool, compiled: bool) -> Path:
     """By a cluster's agent, whose workers are forked: CUDA must not have been touched before."""
-    port = free_port()
-    node = {"workers": 1, "endpoint": f"127.0.0.1:{port}", "hosts": False, "module": "trainer.elastic.agent"}
     compiling = {"MCF_COMPILE": "1"} if compiled else {}
-    with rendezvous(port), torchrun(run, folder, **node, **compiling) as agent:
+    with torchrun(run, folder, workers=1, **compiling) as agent:
         if kill:
             wait_until(lambda: newest_copy(folder, run) > 0, agent, folder / "log", 240)
             [worker] = workers_of(agent)

@@ -16,7 +16,7 @@ class DataFormat(StrEnum):
 
 Uri = Annotated[str, typer.Argument(help="Folder of images, LMDB, or folder of tar shards; a path or s3:// address.")]
 AskedFormat = Annotated[
-    DataFormat | None, typer.Option("--format", help="DataFormat of the data; default: what it looks like.")
+    DataFormat | None, typer.Option("--format", help="Format of the data; default: what it looks like.")
 ]
 Keys = Annotated[str | None, typer.Option(help="LMDB only: text file with one image key a line.")]
 IndexFile = Annotated[str | None, typer.Option("--index", help="Index written earlier; default: list the data.")]

@@ -18,6 +18,8 @@ MEMORY = Path("/dev/shm")
 OURS = ("mcf-", "sem.", "PostgreSQL.", "torch_")
 # A process that has been told to end may still be at it.
 PATIENCE_SECONDS = 10.0
+# Nodes of the test cluster outlive a session: their pods come and go there by themselves.
+NODES = ("/run/mcf-node", "/var/lib/mcf-cluster/")
 
 
 class Leftovers:
@@ -49,8 +51,14 @@ class Leftovers:
         return found
 
 
+def outlives() -> dict[str, str]:
+    """The environment for what is meant to be there after this session, as a node that is started again."""
+    return {name: value for name, value in os.environ.items() if name != MARK}
+
+
 def _mounts() -> set[str]:
-    return {partition.mountpoint for partition in psutil.disk_partitions(all=True)}
+    places = {partition.mountpoint for partition in psutil.disk_partitions(all=True)}
+    return {place for place in places if not place.startswith(NODES)}
 
 
 def _files() -> set[str]:

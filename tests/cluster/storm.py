@@ -28,6 +28,7 @@ from typing import Any
 from tests.chart.release import S3, Release, install, remove, run, s3
 from tests.conftest import SHARED
 from tests.integration.faults import Gateway
+from tests.leftovers import outlives
 
 CLUSTER = Path(os.environ.get("MCF_CLUSTER_SCRIPT", SHARED / "cluster" / "cluster"))
 STATE = Path(os.environ.get("MCF_CLUSTER_STATE", "/var/lib/mcf-cluster")) / "run"
@@ -190,7 +191,7 @@ class Storm:
         other = "0" if placed["spec"]["nodeName"] == "node1" else "1"
         subprocess.run(["bash", str(CLUSTER), "kill-node", other], check=True, capture_output=True)
         time.sleep(NODE_AWAY_SECONDS)
-        subprocess.run(["bash", str(CLUSTER), "revive-node", other], check=True, capture_output=True)
+        subprocess.run(["bash", str(CLUSTER), "revive-node", other], check=True, capture_output=True, env=outlives())
 
     # ------------------------------------------------------------ and what comes of it
 

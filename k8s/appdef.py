@@ -40,7 +40,7 @@ class LaunchRequest:
     threads: int = 1
     """CPU threads of a worker process."""
     gpus_per_node: int = 0
-    agent: str = "torch.distributed.run"
+    agent: str = "trainer.elastic.forked"
     """Module that runs a node's agent, with torchrun's options."""
     entrypoint: tuple[str, ...] = field(default=())
     """Program and arguments in place of torchrun and the trainer; `--spec URI` is appended to either."""

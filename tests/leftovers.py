@@ -18,8 +18,8 @@ MEMORY = Path("/dev/shm")
 OURS = ("mcf-", "sem.", "PostgreSQL.", "torch_")
 # A process that has been told to end may still be at it.
 PATIENCE_SECONDS = 10.0
-# Nodes of the test cluster outlive a session: their pods come and go there by themselves.
-NODES = ("/run/mcf-node", "/var/lib/mcf-cluster/")
+# Nodes of the test cluster, and images that are built beside a session, are not its own: mounts come and go there.
+CONTAINERS = ("/run/mcf-node", "/var/lib/mcf-cluster/", "/var/lib/containers/")
 
 
 class Leftovers:
@@ -58,7 +58,7 @@ def outlives() -> dict[str, str]:
 
 def _mounts() -> set[str]:
     places = {partition.mountpoint for partition in psutil.disk_partitions(all=True)}
-    return {place for place in places if not place.startswith(NODES)}
+    return {place for place in places if not place.startswith(CONTAINERS)}
 
 
 def _files() -> set[str]:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MCF_COLLECTIVE_TIMEOUT_SECONDS": "60"}
 STEPS = 20
 # What runs on a node: on a cluster, and on one machine.
-AGENT, TORCHRUN = "trainer.elastic.agent", "torch.distributed.run"
+AGENT, TORCHRUN = "trainer.elastic.agent", "trainer.elastic.forked"
 
 
 def small(faces: Path, **changes: Any) -> RunSpec:
@@ -69,7 +69,7 @@ def torchrun(
     folder.mkdir(exist_ok=True)
     spec = folder / "given.json"
     spec.write_text(run.model_dump_json())
-    settings = ["keep_alive_interval=1", "keep_alive_max_attempt=3", "last_call_timeout=1"]
+    settings = ["keep_alive_interval=1", "keep_alive_max_attempt=3", "last_call_timeout=1", "settling=0"]
     settings += [] if hosts else ["is_host=false"]
     options = [
         "--nnodes", nodes, "--nproc-per-node", str(workers), "--max-restarts", "9", "--rdzv-id", folder.name,
@@ -127,16 +127,12 @@ def wait_until(
 
 
 def workers_of(agent: Forked) -> list[psutil.Process]:
-    """Not every child is one: libraries start others for a moment while they load, and one may be a fork server.
-
-    Only those of torchrun show their rank in their environment.
-    """
+    """The children of that child which is a fork of the agent itself, and so has its command line."""
     found = []
-    for child in psutil.Process(agent.pid).children():
+    parent = psutil.Process(agent.pid)
+    for child in parent.children():
         with suppress(psutil.NoSuchProcess):
-            if "GROUP_RANK" in child.environ():
-                found.append(child)
-            elif "multiprocessing.forkserver" in " ".join(child.cmdline()):
+            if child.cmdline() == parent.cmdline():
                 found += child.children()
     return found
 

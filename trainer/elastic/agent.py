@@ -101,17 +101,19 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # As process 1 of a container it gets no default handler; the agent sets the same one, but only once it runs.
-    signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_watch, name="silence", daemon=True).start()
+    # torchrun's options read their defaults here.
     os.environ["PET_RDZV_BACKEND"] = BACKEND
     # Nor is an answer waited for longer that a store owes which still has its connection.
     told = os.environ.get("PET_RDZV_CONF")
     os.environ["PET_RDZV_CONF"] = ",".join(filter(None, [told, f"read_timeout={SILENT_SECONDS}"]))
     endpoint = os.environ["PET_RDZV_ENDPOINT"]
     options = parse_args(None)
+    # Before there is a thread, or anything else that workers are not to have.
     load(options.training_script)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # As process 1 of a container it gets no default handler; the agent sets the same one, but only once it runs.
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_watch, name="silence", daemon=True).start()
     meet(lambda: find_store(endpoint), lambda: launch(options))
     return 0
 

@@ -47,6 +47,8 @@ def unreachable(endpoint: str) -> str:
 class Rendezvous(DynamicRendezvousHandler):
     endpoint = ""
     """HOST:PORT of the store."""
+    settling = SETTLING_SECONDS
+    """The rendezvous' configuration may say another one: `settling=SECONDS`."""
     _lost = False
     _met = 0
     """Nodes of the group as it was formed."""
@@ -78,7 +80,7 @@ class Rendezvous(DynamicRendezvousHandler):
         state = self._state_holder.state
         # In a closed one everybody has come to the end, and leaves.
         gone = 0 if state.closed else self._met - len(state.participants)
-        if waiting and time.monotonic() - self._met_at < SETTLING_SECONDS:
+        if waiting and time.monotonic() - self._met_at < self.settling:
             waiting = 0
         return waiting or max(0, gone)
 
@@ -94,6 +96,7 @@ def create(params: RendezvousParameters) -> RendezvousHandler:
         **_given(params, "keep_alive_interval", "keep_alive_max_attempt"),
     )  # fmt: skip
     made.endpoint = params.endpoint
+    made.settling = float(params.get("settling", SETTLING_SECONDS))
     return made
 
 

@@ -16,7 +16,7 @@ def test_the_elastic_range_and_the_bound_on_restarts_reach_torchrun() -> None:
     [role] = app_for(REQUEST).roles
     command = " ".join([role.entrypoint, *role.args])
     assert command == (
-        "python -m torch.distributed.run --nnodes 1:4 --nproc-per-node 8 --max-restarts 20 --monitor-interval 0.5 "
+        "python -m trainer.elastic.forked --nnodes 1:4 --nproc-per-node 8 --max-restarts 20 --monitor-interval 0.5 "
         "--rdzv-id r0123456789ab-2 -m trainer.main --spec s3://mcf/runs/r0/spec.json"
     )
     assert (role.min_replicas, role.num_replicas) == (1, 4)

@@ -33,6 +33,8 @@ class LaunchRequest:
     placement: Placement
     tracking_uri: str | None = None
     tracking_run_id: str | None = None
+    weights_uri: str | None = None
+    """Directory of a run of the same pretraining, whose checkpoints count as this one's."""
     python: str = "python"
     """Interpreter on the nodes."""
     image: str = ""
@@ -100,6 +102,8 @@ def _environment(request: LaunchRequest) -> dict[str, str]:
         environment["MCF_TEACHER_CACHE_GIB"] = f"{request.placement.teacher_cache_gib:g}"
     if request.placement.compile:
         environment["MCF_COMPILE"] = "1"
+    if request.weights_uri:
+        environment["MCF_WEIGHTS_URI"] = request.weights_uri
     if request.tracking_uri and request.tracking_run_id:
         environment["MLFLOW_TRACKING_URI"] = request.tracking_uri
         environment["MLFLOW_RUN_ID"] = request.tracking_run_id

@@ -241,12 +241,13 @@ class Experiment:
 
     def extend(
         self, *, seeds: int | Sequence[int] = (), factors: Mapping[str, Sequence[Any]] | None = None,
-        gpu_hours: float | None = None,
+        evaluation: Mapping[str, Any] | None = None, gpu_hours: float | None = None,
     ) -> "Experiment":  # fmt: skip
-        """Add seeds, or levels of factors. Raises Refused, with every problem."""
+        """Add seeds, levels of factors, or fields of `base.evaluation`. Raises Refused, with every problem."""
         more = {
             "seeds": seeds if isinstance(seeds, int) else list(seeds),
             "factors": {name: list(levels) for name, levels in (factors or {}).items()},
+            "evaluation": dict(evaluation or {}),
         }
         # Read again, to name the new runs by what they see.
         return self._act("extend", json=more | given(gpu_hours=gpu_hours), timeout=SUBMIT_SECONDS)

@@ -24,6 +24,21 @@ class UnreadableSpec(Exception):
 
 def read(path: Path) -> Json:
     """The spec in a YAML or JSON file, its paths taken relative to the file. Raises UnreadableSpec."""
+    return with_absolute_paths(
+        _read(path, "an experiment is an object: name, base, factors, seeds, ..."), _folder(path)
+    )
+
+
+def read_evaluation(path: Path) -> Json:
+    """The fields of `evaluation` in a YAML or JSON file, below that word or without it. Raises UnreadableSpec."""
+    found = _read(path, "an evaluation is an object: landmarks, alignment, parsing, ...")
+    asked = found["evaluation"] if set(found) == {"evaluation"} else found
+    spec = with_absolute_paths({"base": {"evaluation": asked}}, _folder(path))
+    evaluation: Json = spec["base"]["evaluation"]
+    return evaluation
+
+
+def _read(path: Path, wanted: str) -> Json:
     try:
         found = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
@@ -33,12 +48,10 @@ def read(path: Path) -> Json:
     except yaml.YAMLError as error:
         raise UnreadableSpec(f"{path} is not YAML: {error}") from error
     if not isinstance(found, dict):
-        raise UnreadableSpec(
-            f"{path} holds {_kind(found)}; an experiment is an object: name, base, factors, seeds, ..."
-        )
+        raise UnreadableSpec(f"{path} holds {_kind(found)}; {wanted}")
     # Through JSON and back: what YAML takes for a date is sent as it was written.
     plain: Json = json.loads(json.dumps(found, default=str))
-    return with_absolute_paths(plain, path.resolve().parent)
+    return plain
 
 
 def with_absolute_paths(spec: Mapping[str, Any], folder: Path) -> Json:
@@ -73,6 +86,10 @@ def _resolved(value: Any, field: str, folder: Path) -> Any:
         # Without `..`: a run is named by what its spec says, and the same folder should be said the same way.
         return os.path.normpath(folder / Path(value).expanduser())
     return value
+
+
+def _folder(path: Path) -> Path:
+    return path.resolve().parent
 
 
 def _is_level(level: Any, levels: Any) -> bool:

@@ -99,6 +99,13 @@ class Run(Leased, Base):
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     digest: Mapped[str] = mapped_column(String(64), index=True)
+    """Equal ones are one run (trainer/contract/identity.py); of the id only people read the digits."""
+    pretraining: Mapped[str] = mapped_column(String(64), index=True, server_default="")
+    """Digest of what decides the weights; empty where a service of the version before has written the row."""
+    private_to: Mapped[str] = mapped_column(String(16), default="", server_default="")
+    """The experiment that does not share it; empty = any may use it."""
+    weights_of: Mapped[str | None] = mapped_column(String(16))
+    """A run of the same pretraining that went ahead: this one starts from its last checkpoint."""
     spec: Mapped[dict[str, Any]]
     placement: Mapped[dict[str, Any]]
     home_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), index=True)

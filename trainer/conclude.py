@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from trainer.contract import RunSpec
+from trainer.contract import RunSpec, records
 from trainer.contract.records import Outcome, Result, StageResult, Verdict, final_metrics
 from trainer.data.batches import normalise
 from trainer.data.decoded import load_images
@@ -17,6 +17,7 @@ from trainer.evaluation.sanity import held_out_noise
 from trainer.loop import Parts
 from trainer.method.mcf import Mcf
 from trainer.store.objects import Store
+from trainer.store.rundir import read_result, read_spec, read_stage
 from trainer.tracking.pictures import MAX_ROWS, hide, panel
 from trainer.tracking.report import RankZero
 from trainer.tracking.software import software
@@ -30,14 +31,16 @@ MLFLOW_PATIENCE_SECONDS = 180.0
 
 def conclude(
     run: RunSpec, store: Store, parts: Parts, images: Images, split: Split, stages: tuple[StageResult, ...],
-    report: RankZero, device: torch.device,
+    known: Result | None, report: RankZero, device: torch.device,
 ) -> None:  # fmt: skip
     """Measure the trained model, export its encoder, and write result and outcome, which makes it final.
+
+    `known`: a result of the same weights whose probe and sanity metrics are those that are asked for.
 
     Raises DataError when the probe's images are not what the spec says, StorageError when nothing can be written.
     """
     report.journal.update(parts.step, report.mean_losses(), None, stage="evaluating")
-    evaluated = evaluate(run, parts.model, split, images, device)
+    evaluated = known or evaluate(run, parts.model, split, images, device)
     result = Result(
         steps=parts.step, images_seen=parts.step * run.batch.global_batch, subset_size=len(split.train),
         subset_digest=split.train.digest, held_out_digest=split.held_out.digest, probe=evaluated.probe,
@@ -53,6 +56,22 @@ def conclude(
     outcome = Outcome(verdict=Verdict.SUCCEEDED, step=parts.step, ended_at=datetime.now(UTC))
     report.journal.finish(outcome, result)
     logger.info("done: %s", ", ".join(f"{name} {value:.4g}" for name, value in final_metrics(result).items()))
+
+
+def taken_over(run: RunSpec, store: Store, earlier: Store) -> Result | None:
+    """Keep what has been measured of these weights before: stages are copied into this run's directory.
+
+    Returns the result there is, where its probe and sanity metrics are what this run asks for. Raises StorageError.
+    """
+    before = read_spec(earlier)
+    if before is None:
+        return None
+    there, wanted = before.measurements, run.measurements
+    for name in run.evaluation.stages:
+        if there.get(name) == wanted[name] and (found := read_stage(earlier, name)):
+            store.put(records.stage_folder(name) + records.RESULT, found.model_dump_json(indent=1).encode())
+    same = all(there.get(name) == wanted.get(name) for name in ("sanity", "probe"))
+    return read_result(earlier) if same else None
 
 
 def painter(run: RunSpec, model: Mcf, images: Images, split: Split, device: torch.device) -> Callable[[], bytes] | None:

@@ -3,6 +3,7 @@
     MCF_RUN_URI     where the run leaves its records; ./runs/<first 12 of the spec's digest> by default
     MCF_ATTEMPT     number of this attempt, 1 by default
     MLFLOW_RUN_ID   log there (MLFLOW_TRACKING_URI says where that is); without it nothing is logged to MLflow
+    MCF_WEIGHTS_URI another run's directory, of the same pretraining: what it has trained and measured is not done again
     MCF_COMPILE     1 = torch.compile the networks
     MCF_TEACHER_CACHE_GIB   keep the teacher's features of the training images (trainer/teachers/tapcache.py)
 
@@ -19,9 +20,9 @@ from typing import Any
 
 import torch
 
-from trainer.conclude import conclude, painter
+from trainer.conclude import conclude, painter, taken_over
 from trainer.contract import RunSpec, records
-from trainer.contract.records import MemoryNote, Outcome, StageResult, Verdict
+from trainer.contract.records import Checkpoint, MemoryNote, Outcome, StageResult, Verdict
 from trainer.data.batches import slices, split_of
 from trainer.data.manifest import DataError, Rows, open_images
 from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
@@ -36,7 +37,7 @@ from trainer.state.checkpoint import CheckpointStore, OtherRun
 from trainer.state.hostcopy import HostCopy
 from trainer.state.keeper import Keeper
 from trainer.store.objects import Store, open_store, split_uri
-from trainer.store.rundir import list_checkpoints, read_memory_note, read_outcome
+from trainer.store.rundir import list_checkpoints, read_memory_note, read_outcome, read_spec
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
 from trainer.teachers.tapcache import TapCache, cache_bytes
@@ -100,7 +101,7 @@ def fail(run: RunSpec, store: Store, reason: str, kind: str) -> None:
         verdict=Verdict.FAILED, step=kept[-1].step if kept else 0, reason=reason, kind=kind, ended_at=datetime.now(UTC)
     )
     store.put(records.OUTCOME, outcome.model_dump_json(indent=1).encode())
-    HostCopy(store.uri, run.digest).remove()
+    HostCopy(store.uri, run.pretraining).remove()
 
 
 def ran_out_of_memory(error: Exception) -> bool:
@@ -134,10 +135,10 @@ def train(run: RunSpec, store: Store) -> int:
         images = open_images(run.data, split.manifest)
         plan = step_plan(run.batch, world.rank, world.size)
         world.form_teams(teams(run.batch, world.size))
-        checkpoints = CheckpointStore(store, spec_digest=run.digest, keep=run.cadence.keep_checkpoints)
-        host = HostCopy(store.uri, run.digest)
+        checkpoints, host = checkpoints_in(store, run), HostCopy(store.uri, run.pretraining)
+        earlier = open_store(address) if (address := os.environ.get("MCF_WEIGHTS_URI")) else None
         parts = build_parts(run, world, split.train)
-        reported = restore(parts, host, checkpoints, world)
+        reported = restore(parts, host, checkpoints, checkpoints_in(earlier, run) if earlier else None, world)
         steps = range(parts.step, run.total_steps(parts.num_images))
         batches = slices(run, images, split.train, plan, steps, world.device)
         first = None
@@ -149,6 +150,7 @@ def train(run: RunSpec, store: Store) -> int:
         keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
         completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
         keeper.close()
+        known = taken_over(run, store, earlier) if completed and earlier and world.is_first else None
         stages: tuple[StageResult, ...] = ()
         if completed and run.evaluation.stages:
             stages = run_stages(run, store, parts.model.encoder, Faces(split, images), first, world)
@@ -156,7 +158,7 @@ def train(run: RunSpec, store: Store) -> int:
 
             def finish(alone: World) -> None:
                 assert first
-                conclude(run, store, parts, images, split, stages, first, alone.device)
+                conclude(run, store, parts, images, split, stages, known, first, alone.device)
 
             # The others stay: a node that has ended well is a Job's sign that the run has (k8s/jobset.py).
             on_first(world, 1, finish)
@@ -182,16 +184,31 @@ def build_parts(run: RunSpec, world: World, train: Rows) -> Parts:
     return parts
 
 
-def restore(parts: Parts, host: HostCopy, checkpoints: CheckpointStore, world: World) -> Mapping[str, Any] | None:
+def checkpoints_in(store: Store, run: RunSpec) -> CheckpointStore:
+    """The checkpoints of this pretraining in a run's directory."""
+
+    def is_same() -> bool:
+        there = read_spec(store)
+        return there is not None and there.pretraining == run.pretraining
+
+    return CheckpointStore(
+        store, spec_digest=run.pretraining, keep=run.cadence.keep_checkpoints, is_same=is_same
+    )  # fmt: skip
+
+
+def restore(
+    parts: Parts, host: HostCopy, checkpoints: CheckpointStore, earlier: CheckpointStore | None, world: World
+) -> Mapping[str, Any] | None:
     """Go on from the newest state there is, the same on every rank.
 
     That is the copy that a node's surviving agent still has in memory, or, where it is newer or nobody has one, the
-    last checkpoint. Whoever has it sends it to the others. Returns the report's part of it, None at the beginning.
+    last checkpoint, of this run or of an `earlier` one of the same pretraining. Whoever has it sends it to the others.
+    Returns the report's part of it, None at the beginning.
     """
     copy = host.newest() if world.is_first_of_node else None
     steps = world.collect(copy[0].step if copy else -1)
     source, where = steps.index(max(steps)), "a copy in memory"
-    found = checkpoints.restore_latest(world.device, newer_than=max(steps)) if world.is_first else None
+    found = newest_checkpoint(checkpoints, earlier, world, max(steps)) if world.is_first else None
     if world.collect(found is not None)[0]:
         source, where = 0, "a checkpoint"
     else:
@@ -203,6 +220,17 @@ def restore(parts: Parts, host: HostCopy, checkpoints: CheckpointStore, world: W
     if world.is_first:
         logger.info("resumed from step %d, from %s of rank %d", parts.step, where, source)
     return state["report"]
+
+
+def newest_checkpoint(
+    own: CheckpointStore, earlier: CheckpointStore | None, world: World, newer_than: int
+) -> tuple[Checkpoint, dict[str, Any]] | None:  # fmt: skip
+    found = own.restore_latest(world.device, newer_than)
+    if earlier and (other := earlier.restore_latest(world.device, found[0].step if found else newer_than)):
+        own.adopt(other[0])
+        logger.info("step %d was reached in %s: its checkpoint is taken", other[0].step, earlier.store.uri)
+        return other
+    return found
 
 
 def start_report(

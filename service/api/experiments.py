@@ -139,7 +139,10 @@ def retry(request: Request, experiment_id: str) -> ExperimentDetail:
     "/{experiment_id}/extend", dependencies=MAY_SUBMIT, responses=responses(NotFound, NotExtendable, InvalidSpec)
 )
 def extend(request: Request, experiment_id: str, more: Extension, principal: Submitter) -> ExperimentDetail:
-    """Add seeds, or levels of factors. What has been trained is not trained again; doing it twice is harmless."""
+    """Add seeds, levels of factors, or measurements. What has been trained is not trained again.
+
+    Doing it twice is harmless.
+    """
     state = request.app.state
     extending.extend(state.db, experiment_id, more, Shelf(state.db, state.settings, principal.project), state.pools)
     state.reconciler.wake()

@@ -1,4 +1,4 @@
-"""`mcf extend`: more arms or seeds for an experiment."""
+"""`mcf extend`: more arms, seeds or measurements for an experiment."""
 
 import json
 from pathlib import Path
@@ -18,14 +18,20 @@ def extend(
     add: Annotated[
         list[str] | None, typer.Option(metavar="FACTOR=LEVEL", help="Level to add to a factor; may be repeated.")
     ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file with fields of `evaluation` to set, such as a stage.")
+    ] = None,
     gpu_hours: Annotated[float | None, typer.Option(help="New cap on the GPU-hours of all runs.")] = None,
 ) -> None:
-    """Add seeds, or levels of factors, to an experiment. Finished runs are not trained again."""
-    if seeds is None and not add and gpu_hours is None:
-        raise typer.BadParameter("nothing to add: give --seeds, --add FACTOR=LEVEL or --gpu-hours")
+    """Add seeds, levels of factors, or measurements to an experiment. Finished runs are not trained again."""
+    if seeds is None and not add and evaluation is None and gpu_hours is None:
+        raise typer.BadParameter("nothing to add: give --seeds, --add FACTOR=LEVEL, --evaluation FILE or --gpu-hours")
     experiment = ctx.obj().experiment(name)
     before = experiment.detail.num_runs
-    detail = experiment.extend(seeds=seeds or (), factors=_factors(add or []), gpu_hours=gpu_hours).detail
+    asked = specfile.read_evaluation(evaluation) if evaluation else {}
+    detail = experiment.extend(
+        seeds=seeds or (), factors=_factors(add or []), evaluation=asked, gpu_hours=gpu_hours
+    ).detail
     added = detail.num_runs - before
     typer.echo(f"{detail.name} ({detail.id}) has {added} more run{'s' * (added != 1)}: {show.counts(detail)}")
 

@@ -1,7 +1,7 @@
-"""More arms or seeds for an experiment that exists. What it has is neither trained again nor touched."""
+"""More arms, seeds or measurements for an experiment that exists. What it has is neither trained again nor touched."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +12,8 @@ from k8s.pools import Pool
 from service.db import Database
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import repository, service
-from service.tables import Arm, Experiment
-from trainer.contract import ExperimentSpec, Problem
+from service.tables import Arm, Experiment, Run
+from trainer.contract import ExperimentSpec, Problem, RunSpec
 from trainer.resolve import Resolved
 from trainer.weights.sources import Library
 
@@ -25,6 +25,8 @@ class Extension(BaseModel):
     """Repeats that every arm is to have: a number n (seeds 0..n-1), or seeds to add to those there are."""
     factors: dict[str, list[Any]] = Field(default_factory=dict)
     """Factor of the experiment -> levels to add; every combination with the other factors is an arm."""
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `base.evaluation` to set. Runs that have ended are measured, and not trained, again."""
     gpu_hours: float | None = Field(None, gt=0)
     """A new cap over all runs; None = as it was."""
 
@@ -34,8 +36,8 @@ def extend(
 ) -> None:
     """Add what is not there yet, and queue it; asking again is harmless.
 
-    Raises NotFound, InvalidSpec with every problem, and NotExtendable where the experiment was cancelled or what it was
-    trained on is no longer there as it was.
+    Raises NotFound, InvalidSpec with every problem, and NotExtendable where the experiment was cancelled, what it was
+    trained on is no longer there as it was, or more is to be measured of runs that have not ended.
     """
     for attempt in range(service.CONCURRENT_WRITES):
         with db.read() as session:
@@ -44,7 +46,7 @@ def extend(
             before = experiment.spec
         resolved = service.check(extended(before, more), library, pools)
         try:
-            if _write(db, experiment_id, before, resolved):
+            if _write(db, experiment_id, before, resolved, measured_anew=bool(more.evaluation)):
                 return
         except IntegrityError:
             # Another request has written one of the runs since we looked.
@@ -56,9 +58,9 @@ def extend(
 
 
 def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
-    """The spec with more levels and seeds; levels are added at the end, so that the baseline stays.
+    """The spec with more levels, seeds and measurements; levels are added at the end, so that the baseline stays.
 
-    Raises InvalidSpec for levels of what is no factor of the experiment.
+    Raises InvalidSpec for levels of what is no factor of the experiment, and for other images to hold out.
     """
     wanted = copy.deepcopy(dict(spec))
     factors: dict[str, list[Any]] = wanted.get("factors", {})
@@ -67,10 +69,16 @@ def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
         for name in more.factors
         if name not in factors
     ]
+    if "held_out" in more.evaluation:
+        possible = "the same images as before: those held out decide what is trained on"
+        problems.append(Problem(field="evaluation.held_out", asked=str(more.evaluation["held_out"]), possible=possible))
     if problems:
         told = "; ".join(map(str, problems))
-        detail = f"{told}. For a new factor submit a new experiment: it shares the runs that are equal"
+        detail = f"{told}. For anything else submit a new experiment: it shares the runs that are equal"
         raise InvalidSpec(detail, problems=problems)
+    if more.evaluation:
+        base = wanted.setdefault("base", {})
+        base["evaluation"] = {**(base.get("evaluation") or {}), **more.evaluation}
     for name, levels in more.factors.items():
         factors[name] += [level for level in levels if level not in factors[name]]
     there = ExperimentSpec.model_validate(spec).seed_list
@@ -82,7 +90,9 @@ def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
     return wanted
 
 
-def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved: Resolved) -> bool:
+def _write(
+    db: Database, experiment_id: str, before: Mapping[str, Any], resolved: Resolved, *, measured_anew: bool
+) -> bool:
     """False where the experiment is not what it was when it was looked at."""
     spec = resolved.spec
     with db.write() as session:
@@ -93,12 +103,9 @@ def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved
         found, rows = repository.arms_and_trials(session, experiment_id)
         arms = {arm.name: arm for arm in found}
         names = {arm.id: arm.name for arm in found}
-        runs = {(names[trial.arm_id], trial.seed): trial.run_id for trial, _ in rows}
-        private_to = "" if spec.share else experiment_id
-        now_ids = {
-            (arm.name, seed): service.run_id(run, private_to) for arm in resolved.arms for seed, run in arm.runs.items()
-        }
-        if changed := [key for key, id in runs.items() if now_ids.get(key) != id]:
+        runs = {(names[trial.arm_id], trial.seed): (trial, run) for trial, run in rows}
+        today = {(arm.name, seed): run for arm in resolved.arms for seed, run in arm.runs.items()}
+        if changed := [key for key, (_, run) in runs.items() if not _is_still(run, today.get(key), measured_anew)]:
             arm, seed = changed[0]
             raise NotExtendable(
                 f"{len(changed)} of {len(runs)} runs would be different today (such as {arm}, seed {seed}): the data, "
@@ -115,6 +122,11 @@ def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved
             arms[arm_now.name].position = position
         experiment.spec, experiment.gpu_hours = spec.model_dump(mode="json"), spec.gpu_hours
         session.flush()
+        anew = [key for key, (_, run) in runs.items() if run.digest != today[key].digest]
+        _refuse_unfinished(experiment, [runs[key][1] for key in anew])
+        measured = service.ensure_runs(session, experiment, [today[key] for key in anew], resolved)
+        for key, run in zip(anew, measured, strict=True):
+            runs[key][0].run_id = run.id
         new = [
             (arms[arm.name], seed, arm.runs[seed])
             for seed in spec.seed_list
@@ -123,6 +135,7 @@ def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved
         ]
         if new:
             service.add_trials(session, experiment, new, resolved)
+        if new or anew:
             experiment.published, experiment.next_check_at = False, datetime.now(UTC)
     return True
 
@@ -133,6 +146,23 @@ def _refuse_cancelled(experiment: Experiment) -> None:
         raise NotExtendable(
             f"Experiment {experiment.id} was cancelled. Submit it again with the arms and seeds you want: finished "
             "runs are shared and cost nothing."
+        )
+
+
+def _is_still(run: Run, today: RunSpec | None, measured_anew: bool) -> bool:
+    """Whether what a run was trained on is still there; and what it was measured with, unless that is to change."""
+    if today is None:
+        return False
+    return run.pretraining == today.pretraining if measured_anew else run.digest == today.digest
+
+
+def _refuse_unfinished(experiment: Experiment, measured: Sequence[Run]) -> None:
+    going = [run.id for run in measured if not run.settled]
+    if going:
+        raise NotExtendable(
+            f"{len(going)} of {len(measured)} runs of {experiment.id} have not ended (such as {going[0]}), and more "
+            "can be measured of ended ones only. Ask again when all have, or submit a new experiment now: it measures the "
+            "weights that these train."
         )
 
 

@@ -130,10 +130,33 @@ def tracked_trials(session: Session, experiment_id: str, arms: Collection[int] |
     return [TrackedTrial(*row) for row in rows]
 
 
-def existing_runs(session: Session, ids: Iterable[str], *, lock: bool = False) -> dict[str, Run]:
+def existing_runs(
+    session: Session, digests: Iterable[str], private_to: str = "", *, lock: bool = False
+) -> dict[str, Run]:  # fmt: skip
+    """Digest -> the run that can be used; of several, which a release before told apart, the one that is furthest."""
     # In one order everywhere, so that two writers never wait for each other in a circle.
-    query = select(Run).where(Run.id.in_(list(ids))).order_by(Run.id)
-    return {run.id: run for run in session.scalars(query.with_for_update() if lock else query)}
+    query = select(Run).where(Run.digest.in_(list(digests)), Run.private_to == private_to).order_by(Run.id)
+    found: dict[str, Run] = {}
+    for run in session.scalars(query.with_for_update() if lock else query):
+        if run.digest not in found or _usefulness(run) > _usefulness(found[run.digest]):
+            found[run.digest] = run
+    return found
+
+
+def _usefulness(run: Run) -> tuple[bool, bool, int]:
+    return run.state is RunState.SUCCEEDED, not run.state.is_final, run.step
+
+
+def trained(session: Session, pretrainings: Iterable[str], private_to: str = "") -> dict[str, str]:
+    """Digest of a pretraining -> id of a run that has finished it."""
+    query = select(Run.pretraining, Run.id).where(
+        Run.pretraining.in_(list(pretrainings)), Run.private_to == private_to, Run.state == RunState.SUCCEEDED
+    )
+    return dict(session.execute(query.order_by(Run.id.desc())).all())
+
+
+def taken_ids(session: Session, ids: Iterable[str]) -> set[str]:
+    return set(session.scalars(select(Run.id).where(Run.id.in_(list(ids)))))
 
 
 def failed_runs(session: Session, experiment_id: str) -> Sequence[Run]:

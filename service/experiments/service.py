@@ -3,7 +3,7 @@
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +31,8 @@ from trainer.weights.sources import Library
 # One request for more is a slip of the keyboard; before anything is expanded.
 MAX_RUNS_OF_EXPERIMENT = 10_000
 CONCURRENT_WRITES = 3
+# Of a run's digest in its id; more where another one begins with the same.
+DIGITS, MORE_DIGITS = 12, 15
 
 
 def check(payload: Mapping[str, Any], library: Library, pools: Mapping[str, Pool] | None = None) -> Resolved:
@@ -63,25 +65,27 @@ def _misplaced(placement: Placement, pools: Mapping[str, Pool] | None) -> Iterat
 def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launcher) -> Plan:
     """What a request would do; nothing is written. Runs of an experiment that does not share are all new."""
     specs = {(arm.name, seed): spec for arm in resolved.arms for seed, spec in arm.runs.items()}
-    ids = {key: run_id(spec, "" if resolved.spec.share else "this experiment") for key, spec in specs.items()}
+    private_to = "" if resolved.spec.share else "this experiment"
     with db.read() as session:
-        existing = repository.existing_runs(session, ids.values())
-        new = [(specs[key], _steps(specs[key], resolved)) for key in specs if _is_new(existing.get(ids[key]))]
-        guess = estimate(session, new, launcher.has_gpus(resolved.spec.placement))
+        existing = repository.existing_runs(session, (spec.digest for spec in specs.values()), private_to)
+        new = {key: spec for key, spec in specs.items() if _is_new(existing.get(spec.digest))}
+        trained = repository.trained(session, (spec.pretraining for spec in new.values()), private_to)
+        guess = estimate(
+            session, _to_train(new.values(), trained, resolved), launcher.has_gpus(resolved.spec.placement)
+        )
+    known = {digest: run.id for digest, run in existing.items()}
+    ids = {key: known.get(spec.digest) or run_id(spec, private_to) for key, spec in specs.items()}
     return Plan(
         arms=[PlannedArm(name=a.name, levels=a.levels, is_baseline=a.is_baseline) for a in resolved.arms],
         runs=[
             PlannedRun(
                 id=ids[key], digest=spec.digest, arm=key[0], seed=key[1], total_steps=_steps(spec, resolved),
-                already=existing[ids[key]].state if ids[key] in existing else None,
+                already=existing[spec.digest].state if spec.digest in existing else None,
+                weights_of=trained.get(spec.pretraining) if key in new else None,
             )
             for key, spec in specs.items()
         ],
-        launch_requests=[
-            launcher.request(Launch(ids[key], 1, resolved.spec.placement))
-            for key in specs
-            if _is_new(existing.get(ids[key]))
-        ],
+        launch_requests=[launcher.request(Launch(ids[key], 1, resolved.spec.placement)) for key in new],
         estimated_gpu_hours=guess.gpu_hours,
         estimate_basis=guess.basis,
     )  # fmt: skip
@@ -174,10 +178,10 @@ def show(db: Database, settings: Settings, experiment_id: str) -> ExperimentDeta
         return views.detail(session, get(session, experiment_id), settings)
 
 
-def run_id(spec: RunSpec, private_to: str) -> str:
-    """Name of a run: the same for equal specs, unless it is private to an experiment."""
+def run_id(spec: RunSpec, private_to: str, digits: int = DIGITS) -> str:
+    """Name of a new run: the same for equal specs, unless it is private to an experiment."""
     digest = hashlib.sha256((spec.digest + private_to).encode()).hexdigest() if private_to else spec.digest
-    return f"r{digest[:12]}"
+    return f"r{digest[:digits]}"
 
 
 def _write(session: Session, resolved: Resolved, key: str | None, digest: str, project: str) -> str:
@@ -209,25 +213,40 @@ def add_trials(
     session: Session, experiment: Experiment, wanted: Sequence[tuple[Arm, int, RunSpec]], resolved: Resolved
 ) -> None:
     """Arm, seed and spec of runs that the experiment is to have: new ones, and those of others that are equal."""
-    spec, now = resolved.spec, _now()
-    ids = [run_id(run_spec, "" if spec.share else experiment.id) for _, _, run_spec in wanted]
-    existing = repository.existing_runs(session, ids, lock=True)
-    placement = spec.placement.model_dump(mode="json")
-    for id, (_, _, run_spec) in zip(ids, wanted, strict=True):
-        if run := existing.get(id):
+    runs = ensure_runs(session, experiment, [run_spec for _, _, run_spec in wanted], resolved)
+    session.add_all(
+        Trial(experiment_id=experiment.id, arm_id=arm.id, seed=seed, run_id=run.id)
+        for run, (arm, seed, _) in zip(runs, wanted, strict=True)
+    )
+
+
+def ensure_runs(
+    session: Session, experiment: Experiment, specs: Sequence[RunSpec], resolved: Resolved
+) -> list[Run]:  # fmt: skip
+    """The run of each spec: an equal one where there is one, else a new one, queued."""
+    now, private_to = _now(), "" if resolved.spec.share else experiment.id
+    existing = repository.existing_runs(session, (spec.digest for spec in specs), private_to, lock=True)
+    # The same twelve digits of another digest: no accident that is likely, and none that may mix two runs up.
+    taken = repository.taken_ids(
+        session, (run_id(spec, private_to) for spec in specs if spec.digest not in existing)
+    )  # fmt: skip
+    placement = resolved.spec.placement.model_dump(mode="json")
+    found = []
+    for spec in specs:
+        if run := existing.get(spec.digest):
             _join(session, run, experiment, placement, now)
         else:
-            session.add(
-                Run(
-                    id=id, digest=run_spec.digest, spec=run_spec.model_dump(mode="json"), placement=placement,
-                    home_id=experiment.id, created_at=now, next_check_at=now, total_steps=_steps(run_spec, resolved),
-                )
+            id = run_id(spec, private_to)
+            run = Run(
+                id=run_id(spec, private_to, MORE_DIGITS) if id in taken else id, digest=spec.digest,
+                pretraining=spec.pretraining, private_to=private_to, spec=spec.model_dump(mode="json"),
+                placement=placement, home_id=experiment.id, created_at=now, next_check_at=now,
+                total_steps=_steps(spec, resolved),
             )  # fmt: skip
+            session.add(run)
+        found.append(run)
     session.flush()
-    session.add_all(
-        Trial(experiment_id=experiment.id, arm_id=arm.id, seed=seed, run_id=id)
-        for id, (arm, seed, _) in zip(ids, wanted, strict=True)
-    )
+    return found
 
 
 def _join(session: Session, run: Run, experiment: Experiment, placement: dict[str, Any], now: datetime) -> None:
@@ -252,6 +271,18 @@ def _is_new(run: Run | None) -> bool:
 
 def _steps(spec: RunSpec, resolved: Resolved) -> int:
     return spec.total_steps(resolved.num_images[spec.digest])
+
+
+def _to_train(
+    new: Iterable[RunSpec], trained: Container[str], resolved: Resolved
+) -> list[tuple[RunSpec, int]]:  # fmt: skip
+    """Each with its optimizer steps: none where a run that is there, or one of these, has trained the weights."""
+    found, before = [], set[str]()
+    for spec in new:
+        again = spec.pretraining in trained or spec.pretraining in before
+        found.append((spec, 0 if again else _steps(spec, resolved)))
+        before.add(spec.pretraining)
+    return found
 
 
 def _refuse_too_many(payload: Mapping[str, Any]) -> None:

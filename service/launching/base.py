@@ -90,6 +90,7 @@ class TorchxLauncher(ABC):
             placement=launch.placement,
             tracking_uri=self._settings.tracking_uri,
             tracking_run_id=launch.tracking_run_id,
+            weights_uri=self._settings.run_uri(launch.weights_of) if launch.weights_of else None,
             entrypoint=self._entrypoint,
             **where,
         )

@@ -22,6 +22,8 @@ class Launch:
     placement: Placement
     """With one pool: the one that was chosen."""
     tracking_run_id: str | None = None
+    weights_of: str | None = None
+    """The run of the same pretraining that it starts from."""
 
     @property
     def name(self) -> str:

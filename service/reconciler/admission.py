@@ -1,6 +1,6 @@
 """Who may start: places are given out in order of priority, and who waits is told for what. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -14,17 +14,20 @@ class Waiting:
     experiment_id: str
     experiment: str
     concurrency: int
+    weights: str
+    """The same for runs of the same pretraining; empty where a run has finished it."""
 
 
 def admit(
-    waiting: Iterable[Waiting], total: int, by_experiment: dict[str, int], max_total: int
+    waiting: Iterable[Waiting], total: int, by_experiment: dict[str, int], max_total: int, training: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
     """Runs that get a place, and a new waiting reason for each run whose reason has changed.
 
     `waiting` is in order: higher priority first, then older experiments, then trials. `total` and
     `by_experiment` count the places taken. A run that several experiments want needs room in one of them.
+    `training`: weights that a run with a place trains -> that run. One run trains them, and the others wait for it.
     """
-    taken = dict(by_experiment)
+    taken, trained_by = dict(by_experiment), dict(training)
     admitted: list[str] = []
     reasons: dict[str, str] = {}
     told_so_far: dict[str, str] = {}
@@ -32,9 +35,13 @@ def admit(
         told_so_far[item.run_id] = item.reason
         if item.run_id in admitted:
             continue
+        if item.weights and (first := trained_by.get(item.weights)):
+            reasons.setdefault(item.run_id, f"run {first} trains the weights that it measures")
+            continue
         mine = taken.get(item.experiment_id, 0)
         if mine < item.concurrency and total < max_total:
             admitted.append(item.run_id)
+            trained_by[item.weights] = item.run_id
             taken[item.experiment_id] = mine + 1
             total += 1
         elif mine >= item.concurrency:

@@ -136,12 +136,16 @@ class Reconciler:
             self._db.exclusively(session)
             rows = repository.waiting(session)
             total, by_experiment = repository.in_flight(session)
-            admitted, told = admit(rows, total, by_experiment, self._settings.max_concurrent_runs)
+            training = repository.training(session)
+            admitted, told = admit(rows, total, by_experiment, self._settings.max_concurrent_runs, training)
+            weights_of = repository.weights_for(session, admitted)
             now = self._clock()
             for run_id, reason in told.items():
                 session.execute(update(Run).where(Run.id == run_id).values(waiting_reason=reason))
             values = {"admitted": True, "waiting_reason": "", "next_check_at": now}
             session.execute(update(Run).where(Run.id.in_(admitted)).values(values))
+            for run_id in admitted:
+                session.execute(update(Run).where(Run.id == run_id).values(weights_of=weights_of.get(run_id)))
 
     # ------------------------------------------------------------ runs
 

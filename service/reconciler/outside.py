@@ -83,7 +83,8 @@ class Outside:
         placement = placement.model_copy(update={"pool": facts.attempt.pool or placement.pools[0]})
         spec = RunSpec.model_validate(lease.run.spec)
         open_store(self._settings.run_uri(lease.run.id)).put(SPEC, spec.model_dump_json(indent=2).encode())
-        self.launcher.submit(Launch(lease.run.id, facts.attempt.number, placement, lease.run.tracking_run_id))
+        run = lease.run
+        self.launcher.submit(Launch(run.id, facts.attempt.number, placement, run.tracking_run_id, run.weights_of))
 
     def settle(self, lease: RunLease) -> None:
         """Tell MLflow how the run ended. Raises TrackingAway."""

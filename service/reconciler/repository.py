@@ -1,18 +1,19 @@
 """The reconciler's SQL: leases, facts, and writes that a stale lease cannot make."""
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, ItemsView, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, distinct, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, case, distinct, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from service.reconciler.admission import Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
-from service.states import FINAL, AttemptState
+from service.states import FINAL, AttemptState, RunState
 from service.tables import Arm, Attempt, Experiment, Run, Trial
+from trainer.contract import RunSpec
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def write_experiment(session: Session, lease: ExperimentLease, values: dict[str,
 def waiting(session: Session) -> list[Waiting]:
     """Runs without a place, the first to get one first."""
     rows = session.execute(
-        select(Run.id, Run.waiting_reason, Experiment.id, Experiment.name, Experiment.concurrency)
+        select(Run.id, Run.waiting_reason, Experiment.id, Experiment.name, Experiment.concurrency, _weights())
         .join(Trial, Trial.run_id == Run.id)
         .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(~Run.admitted, Run.state.not_in(FINAL), Run.cancel_reason == "", Experiment.cancelled_at.is_(None))
@@ -138,6 +139,36 @@ def in_flight(session: Session) -> tuple[int, dict[str, int]]:
         .group_by(Trial.experiment_id)
     )
     return total, dict(by_experiment.all())
+
+
+def training(session: Session) -> dict[str, str]:
+    """Weights that a run with a place trains, as `waiting` calls them -> that run."""
+    rows = session.execute(select(_weights(), Run.id).where(Run.admitted, Run.state.not_in(FINAL)))
+    return {weights: run_id for weights, run_id in rows if weights}
+
+
+def weights_for(session: Session, run_ids: Collection[str]) -> dict[str, str]:
+    """Run -> the ended run of the same pretraining that it starts from, where there is one.
+
+    One that has finished comes before all others, and of those the one with most of the measurements that are wanted.
+    """
+    found = {}
+    for run in session.scalars(select(Run).where(Run.id.in_(run_ids), Run.pretraining != "")):
+        wanted = RunSpec.model_validate(run.spec).measurements.items()
+        others = session.scalars(
+            select(Run).where(
+                Run.pretraining == run.pretraining, Run.private_to == run.private_to, Run.id != run.id,
+                Run.state.in_(FINAL), Run.step > 0,
+            )
+        )  # fmt: skip
+
+        def useful(other: Run, wanted: ItemsView[str, str] = wanted) -> tuple[bool, int, int]:
+            shared = wanted & RunSpec.model_validate(other.spec).measurements.items()
+            return other.state is RunState.SUCCEEDED, len(shared), other.step
+
+        if best := max(others, key=useful, default=None):
+            found[run.id] = best.id
+    return found
 
 
 def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
@@ -164,6 +195,21 @@ def ended_attempts(session: Session, names: Sequence[str]) -> list[str]:
     keys = [(run_id, int(number)) for run_id, _, number in (name.rpartition("-") for name in names) if number.isdigit()]
     rows = session.scalars(select(Attempt).where(Attempt.run_id.in_({run_id for run_id, _ in keys})))
     return [row.name for row in rows if (row.run_id, row.number) in keys and not AttemptState(row.state).is_live]
+
+
+def _weights() -> ColumnElement[str]:
+    """The same for runs of the same pretraining; empty where a run has finished it."""
+    other = aliased(Run)
+    finished = (
+        select(other.id)
+        .where(
+            other.pretraining == Run.pretraining, other.private_to == Run.private_to,
+            other.state == RunState.SUCCEEDED,
+        )
+        .exists()
+    )  # fmt: skip
+    unknown = or_(Run.pretraining == "", finished)
+    return case((unknown, ""), else_=Run.private_to + " " + Run.pretraining)
 
 
 def _free(table: type[Run] | type[Experiment], now: datetime) -> Any:

@@ -108,7 +108,9 @@ class PlannedRun(View):
     seed: int
     total_steps: int
     already: RunState | None
-    """State of the equal run that exists and would be shared; None where it would be trained."""
+    """State of the equal run that exists and would be shared; None where it would be new."""
+    weights_of: str | None
+    """The finished run of the same pretraining whose weights a new run would measure; None where it would train."""
 
 
 class PlannedArm(View):
@@ -125,7 +127,7 @@ class Plan(View):
     launch_requests: list[dict[str, Any]]
     """TorchX AppDefs of the first attempts."""
     estimated_gpu_hours: float
-    """Process-hours of the runs that would be trained."""
+    """Process-hours of the runs that would be new."""
     estimate_basis: str
     problems: list[Problem] = Field([])
     """Empty: a request with problems is refused with 422 and the same list."""

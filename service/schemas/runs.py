@@ -16,6 +16,8 @@ class RunSummary(View):
     """training, evaluating or done."""
     step: int
     total_steps: int
+    weights_of: str | None
+    """The run of the same pretraining whose weights it measures; null where it has trained them itself."""
     progress: float
     eta_seconds: float | None
     """Of the training that is left, at the speed so far."""

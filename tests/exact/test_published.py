@@ -174,8 +174,8 @@ def test_the_command_writes_a_released_checkpoint_from_a_run(
     folder = request.getfixturevalue("s3_server") if kind.endswith("s3") else str(tmp_path / "run")
     store = open_store(folder)
     store.put(SPEC, run.model_dump_json().encode())
-    checkpoint = write_state(held, tmp_path / "held.pt", step=3, spec_digest=run.digest, world_size=1)
-    CheckpointStore(store, spec_digest=run.digest, keep=2).upload(checkpoint, tmp_path / "held.pt")
+    checkpoint = write_state(held, tmp_path / "held.pt", step=3, spec_digest=run.pretraining, world_size=1)
+    CheckpointStore(store, spec_digest=run.pretraining, keep=2).upload(checkpoint, tmp_path / "held.pt")
     source = folder if kind.startswith("run") else f"{folder}/{checkpoint_name(3)}{STATE}"
     main([source, str(tmp_path / "out.pth")])
     found = read_published(tmp_path / "out.pth")

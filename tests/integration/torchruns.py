@@ -150,7 +150,7 @@ def rendezvous(port: int) -> Iterator[None]:
 
 def newest_copy(folder: Path, run: RunSpec) -> int:
     """Step of the newest copy of the run's state that any of its agents has in memory."""
-    name = sha256(f"{folder} {run.digest}".encode()).hexdigest()[:12]
+    name = sha256(f"{folder} {run.pretraining}".encode()).hexdigest()[:12]
     return max((int(path.stem) for path in hostcopy.MEMORY.glob(f"{hostcopy.PREFIX}*-{name}/*.json")), default=0)
 
 

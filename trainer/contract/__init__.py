@@ -2,7 +2,8 @@
 
     from trainer.contract import ExperimentSpec, RunSpec
 
-`run`, `stage` and `experiment` are what a user may write, `presets` and `recipe` the values that are filled in.
+`run`, `stage` and `experiment` are what a user may write, `identity` what makes two of them the same,
+`presets` and `recipe` the values that are filled in.
 `checks` finds what does not fit together, as `problems`. `ablation` expands an experiment into arms and runs.
 `records` is what a run writes into its directory. `request` is what `mcf evaluate` asks for.
 """

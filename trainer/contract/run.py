@@ -1,17 +1,16 @@
-"""What a run is: everything that decides its numbers, and nothing else. Pydantic only; no torch, no files, no clock.
+"""What a run is: everything that decides its numbers, and how often it saves. Pydantic only; no torch, files or clock.
 
 Where a run goes and on how many processes belongs to `Placement` (experiment.py). The digest of a `RunSpec` names the
-run, so equal specs are one run.
+run, so equal specs are one run (identity.py).
 """
 
-import hashlib
-import json
 import math
 import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
+from trainer.contract import identity
 from trainer.contract.checks import misfits
 from trainer.contract.frozen import Frozen
 from trainer.contract.problems import SpecError
@@ -263,10 +262,9 @@ class Evaluation(Frozen):
     """Folds of the probe's cross-validation."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of the probe's images and annotations. Filled in on submission; if you give it, it is checked."""
-    # Not written where they are not asked for, so that runs of before keep their digests.
-    alignment: Alignment | None = Field(None, exclude_if=lambda asked: asked is None)
+    alignment: Alignment | None = None
     """Face alignment on a benchmark, as a stage after the last step. Default: no such stage."""
-    parsing: Parsing | None = Field(None, exclude_if=lambda asked: asked is None)
+    parsing: Parsing | None = None
     """Face parsing on a benchmark, as a stage after the last step. Default: no such stage."""
 
     @property
@@ -364,9 +362,18 @@ class RunSpec(Frozen):
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON: what makes a run this run."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """What makes a run this run: its pretraining, and what is measured of it."""
+        return identity.run(self)
+
+    @property
+    def pretraining(self) -> str:
+        """Digest of what decides the weights, and of nothing else."""
+        return identity.pretraining(self)
+
+    @property
+    def measurements(self) -> dict[str, str]:
+        """Digest of each measurement that is asked for, by name."""
+        return identity.measurements(self)
 
     @model_validator(mode="after")
     def _parts_fit_together(self, info: ValidationInfo) -> Self:

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,10 +37,15 @@ class OtherRun(Exception):
 class CheckpointStore:
     """The checkpoints in one run's directory. One process, rank 0, writes; anybody may list."""
 
-    def __init__(self, store: Store, *, spec_digest: str, keep: int) -> None:
+    def __init__(
+        self, store: Store, *, spec_digest: str, keep: int, is_same: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`spec_digest`: of what decides the state. `is_same`: whether a state whose marker says another one is
+        of the same all the same: a release before had other digests."""
         self.store = store
         self.spec_digest = spec_digest
         self.keep = keep
+        self._is_same = is_same
         self._known_good: dict[int, Checkpoint] = {}
         self._known_damaged: set[int] = set()
 
@@ -73,6 +78,10 @@ class CheckpointStore:
         with _scratch() as path:
             self.upload(write_state(state, path, step=step, spec_digest=self.spec_digest, world_size=world_size), path)
 
+    def adopt(self, checkpoint: Checkpoint) -> None:
+        """That state is safe in another run's directory: it need not be written here as well."""
+        self._known_good[checkpoint.step] = checkpoint
+
     def discard(self) -> None:
         """Remove all of them: what they were for has ended. Raises StorageError."""
         names = [entry.name for entry in self.store.list(records.CHECKPOINTS)]
@@ -90,7 +99,7 @@ class CheckpointStore:
             for checkpoint in reversed(self.list()):
                 if checkpoint.step <= newer_than:
                     return None
-                if checkpoint.spec_digest != self.spec_digest:
+                if checkpoint.spec_digest != self.spec_digest and not self._is_same():
                     raise OtherRun(
                         f"{self.store.uri} holds a checkpoint of spec {checkpoint.spec_digest[:12]}, this run is "
                         f"{self.spec_digest[:12]}; give it a run directory of its own (MCF_RUN_URI)"

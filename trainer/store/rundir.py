@@ -5,12 +5,17 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from trainer.contract import records
+from trainer.contract import RunSpec, records
 from trainer.contract.frozen import Frozen
 from trainer.contract.records import Checkpoint, MemoryNote, Outcome, Result, Session, StageResult
 from trainer.store.objects import ObjectMissing, StorageError, Store
 
 Record = TypeVar("Record", bound=Frozen)
+
+
+def read_spec(store: Store) -> RunSpec | None:
+    """What the run was asked for; None where there is nothing yet. Raises StorageError."""
+    return _read(store, records.SPEC, RunSpec)
 
 
 def read_outcome(store: Store) -> Outcome | None:

@@ -34,7 +34,7 @@ from trainer.evaluation.stages.fitting import Epoch, Fit, Fitted
 from trainer.method.vit import Encoder
 from trainer.state.checkpoint import CheckpointStore
 from trainer.store.objects import StorageError, Store, insist, open_store, read_object
-from trainer.store.rundir import read_stage
+from trainer.store.rundir import read_spec, read_stage
 from trainer.tracking.report import RankZero
 
 logger = logging.getLogger(__name__)
@@ -90,9 +90,10 @@ def run_stages(
         if epoch:
             report.log.metrics(done, logged(name, epoch))
 
-    subject = Subject(run.encoder, encoder.state_dict(), run.seed, run.digest)
+    weights = encoder.state_dict()
 
     def fit(name: str, asked: Stage, team: World) -> StageResult:
+        subject = Subject(run.encoder, weights, run.seed, run.measurements[name])
         with stop_requests() as stop:
             try:
                 return fit_stage(name, asked, subject, faces, store, team, tell, stop)
@@ -103,7 +104,7 @@ def run_stages(
 
     results = []
     for name, asked in run.evaluation.stages.items():
-        count = min(world.size, _recipe(asked, subject).slice)
+        count = min(world.size, _recipe(asked, run.seed).slice)
         results.append(on_first(world, count, partial(fit, name, asked)))
     return tuple(result for result in results if result)
 
@@ -120,8 +121,9 @@ def fit_stage(
         return cast(StageResult, found)
     folder = records.stage_folder(name)
     checkpoints = CheckpointStore(
-        open_store(f"{store.uri.rstrip('/')}/{folder}"), spec_digest=subject.digest, keep=KEPT
-    )
+        open_store(f"{store.uri.rstrip('/')}/{folder}"), spec_digest=subject.digest, keep=KEPT,
+        is_same=lambda: _asked_there(store, name) == subject.digest,
+    )  # fmt: skip
     with _node_folder(team) as scratch:
         root = None
         if team.is_first_of_node:
@@ -183,13 +185,19 @@ def _prepared(asked: Stage, subject: Subject, root: Path, team: World) -> Fit:
     benchmark = BENCHMARKS[asked.benchmark]
     return prepare(
         replace(benchmark, task=replace(benchmark.task, size=asked.crop_size)), root, subject.encoder, subject.weights,
-        recipe=_recipe(asked, subject), device=team.device, input_size=asked.input_size, channels=asked.channels,
+        recipe=_recipe(asked, subject.seed), device=team.device, input_size=asked.input_size, channels=asked.channels,
         team=team,
     )  # fmt: skip
 
 
-def _recipe(asked: Stage, subject: Subject) -> Recipe:
-    return asked.recipe(BENCHMARKS[asked.benchmark].recipe, subject.seed)
+def _asked_there(store: Store, name: str) -> str | None:
+    """Digest of the stage that the run in this directory is asked for."""
+    there = read_spec(store)
+    return there.measurements.get(name) if there else None
+
+
+def _recipe(asked: Stage, seed: int) -> Recipe:
+    return asked.recipe(BENCHMARKS[asked.benchmark].recipe, seed)
 
 
 def _result(name: str, asked: Stage, fit: Fit, fitted: Fitted) -> StageResult:

@@ -127,14 +127,14 @@ def wait_until(
 
 
 def workers_of(agent: Forked) -> list[psutil.Process]:
-    """The children of that child which is a fork of the agent itself, and so has its command line."""
+    """In order of their ranks: children of that child which is a fork of the agent, and so has its command line."""
     found = []
     parent = psutil.Process(agent.pid)
     for child in parent.children():
         with suppress(psutil.NoSuchProcess):
             if child.cmdline() == parent.cmdline():
                 found += child.children()
-    return found
+    return sorted(found, key=lambda worker: worker.pid)
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def _refuse_unfinished(experiment: Experiment, measured: Sequence[Run]) -> None:
     if going:
         raise NotExtendable(
             f"{len(going)} of {len(measured)} runs of {experiment.id} have not ended (such as {going[0]}), and more "
-            "can be measured of ended ones only. Ask again when all have, or submit a new experiment now: it measures the "
+            "can be measured of ended ones only. Ask again when all have, or submit a new experiment: it measures the "
             "weights that these train."
         )
 

@@ -24,31 +24,41 @@ class UnreadableSpec(Exception):
 
 def read(path: Path) -> Json:
     """The spec in a YAML or JSON file, its paths taken relative to the file. Raises UnreadableSpec."""
-    return with_absolute_paths(
-        _read(path, "an experiment is an object: name, base, factors, seeds, ..."), _folder(path)
-    )
+    found = _parsed(_text(path), str(path), "an experiment is an object: name, base, factors, seeds, ...")
+    return with_absolute_paths(found, _folder(path))
 
 
 def read_evaluation(path: Path) -> Json:
-    """The fields of `evaluation` in a YAML or JSON file, below that word or without it. Raises UnreadableSpec."""
-    found = _read(path, "an evaluation is an object: landmarks, alignment, parsing, ...")
-    asked = found["evaluation"] if set(found) == {"evaluation"} else found
-    spec = with_absolute_paths({"base": {"evaluation": asked}}, _folder(path))
+    """The fields of `evaluation` in a YAML or JSON file, as `evaluation_in` has them. Raises UnreadableSpec."""
+    spec = with_absolute_paths({"base": {"evaluation": evaluation_in(_text(path), str(path))}}, _folder(path))
     evaluation: Json = spec["base"]["evaluation"]
     return evaluation
 
 
-def _read(path: Path, wanted: str) -> Json:
+def evaluation_in(text: str, name: str) -> Json:
+    """The fields of `evaluation` in YAML, below that word or without it. Raises UnreadableSpec."""
+    found = _parsed(text, name, "an evaluation is an object: landmarks, alignment, parsing, ...")
+    if set(found) == {"evaluation"} and isinstance(found["evaluation"], dict):
+        found = found["evaluation"]
+    return found
+
+
+def _text(path: Path) -> str:
     try:
-        found = yaml.safe_load(path.read_text())
+        return path.read_text()
     except FileNotFoundError as error:
         raise UnreadableSpec(f"{path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableSpec(f"{path} cannot be read: {error}") from error
+
+
+def _parsed(text: str, name: str, wanted: str) -> Json:
+    try:
+        found = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UnreadableSpec(f"{path} is not YAML: {error}") from error
+        raise UnreadableSpec(f"{name} is not YAML: {error}") from error
     if not isinstance(found, dict):
-        raise UnreadableSpec(f"{path} holds {_kind(found)}; {wanted}")
+        raise UnreadableSpec(f"{name} holds {_kind(found)}; {wanted}")
     # Through JSON and back: what YAML takes for a date is sent as it was written.
     plain: Json = json.loads(json.dumps(found, default=str))
     return plain

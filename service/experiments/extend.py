@@ -69,7 +69,9 @@ def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
         for name in more.factors
         if name not in factors
     ]
-    if "held_out" in more.evaluation:
+    base = wanted.setdefault("base", {})
+    asked_before = base.get("evaluation") or {}
+    if more.evaluation.get("held_out") != asked_before.get("held_out") and "held_out" in more.evaluation:
         possible = "the same images as before: those held out decide what is trained on"
         problems.append(Problem(field="evaluation.held_out", asked=str(more.evaluation["held_out"]), possible=possible))
     if problems:
@@ -77,8 +79,7 @@ def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
         detail = f"{told}. For anything else submit a new experiment: it shares the runs that are equal"
         raise InvalidSpec(detail, problems=problems)
     if more.evaluation:
-        base = wanted.setdefault("base", {})
-        base["evaluation"] = {**(base.get("evaluation") or {}), **more.evaluation}
+        base["evaluation"] = {**asked_before, **more.evaluation}
     for name, levels in more.factors.items():
         factors[name] += [level for level in levels if level not in factors[name]]
     there = ExperimentSpec.model_validate(spec).seed_list

@@ -3,9 +3,11 @@
 from typing import Annotated
 from urllib.parse import parse_qs
 
+import yaml
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
+from service import specfile
 from service.api.auth import Require, Submitter
 from service.errors import UnreadableBody
 from service.experiments import extend as extending
@@ -44,17 +46,28 @@ def retry(request: Request, experiment_id: str) -> Response:
 def ask_for_seeds(request: Request, experiment_id: str) -> Response:
     state = request.app.state
     found = experiments.show(state.db, state.settings, experiment_id)
-    return page("extend.html", experiment=found, seeds=max(len(arm.trials) for arm in found.arms))
+    asked = {**(found.spec["base"].get("evaluation") or {})}
+    asked.pop("held_out", None)
+    evaluation = yaml.safe_dump(asked, sort_keys=False) if asked else ""
+    return page(
+        "extend.html", experiment=found, seeds=max(len(arm.trials) for arm in found.arms), evaluation=evaluation
+    )  # fmt: skip
 
 
-async def wanted_seeds(request: Request) -> Extension:
-    """The form's one field. Raises UnreadableBody."""
+async def wanted(request: Request) -> Extension:
+    """What one of the page's two forms asks for. Raises UnreadableBody."""
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_FORM_BYTES:
             break
-    text = parse_qs(body[:MAX_FORM_BYTES].decode("utf-8", "replace")).get("seeds", [""])[-1]
+    fields = parse_qs(body[:MAX_FORM_BYTES].decode("utf-8", "replace"))
+    if asked := fields.get("evaluation"):
+        try:
+            return Extension(evaluation=specfile.evaluation_in(asked[-1], "what you have written"))
+        except specfile.UnreadableSpec as error:
+            raise UnreadableBody(f"Go back and write what is to be measured as YAML: {error}.") from error
+    text = fields.get("seeds", [""])[-1]
     if not text.isascii() or not text.isdigit():
         raise UnreadableBody(f"Go back and enter the number of seeds in digits, not {text!r}.")
     return Extension(seeds=int(text))
@@ -62,7 +75,7 @@ async def wanted_seeds(request: Request) -> Extension:
 
 @router.post("/extend")
 def extend(
-    request: Request, experiment_id: str, principal: Submitter, more: Annotated[Extension, Depends(wanted_seeds)]
+    request: Request, experiment_id: str, principal: Submitter, more: Annotated[Extension, Depends(wanted)]
 ) -> Response:
     state = request.app.state
     extending.extend(state.db, experiment_id, more, Shelf(state.db, state.settings, principal.project), state.pools)

@@ -161,6 +161,21 @@ def test_ranks_that_are_killed_stopped_and_fewer_afterwards_find_the_same_number
     assert [metric.value for metric in together] == pytest.approx([metric.value for metric in alone], rel=0.02)
 
 
+def test_of_the_same_weights_only_what_is_new_is_measured(few: Path, undisturbed: Path, tmp_path: Path) -> None:
+    other = spec(few)
+    evaluation = {**other.evaluation.model_dump(), "mask_ratio": 0.5}
+    more = RunSpec.model_validate({**other.model_dump(), "evaluation": evaluation})
+    with trainer(more, tmp_path / "more", MCF_WEIGHTS_URI=str(undisturbed)) as process:
+        assert process.wait(240) == 0, (tmp_path / "more/log").read_text()[-3000:]
+    [session] = read_sessions(DirectoryStore(str(tmp_path / "more")))
+    assert (session.first_step, session.step) == (3, 3)
+    before, after = result_in(undisturbed), result_in(tmp_path / "more")
+    assert after.stages == before.stages
+    assert not (tmp_path / "more/stages/alignment/checkpoints").exists()
+    assert after.sanity != before.sanity
+    assert after.losses == before.losses
+
+
 def test_mcf_evaluate_says_of_the_run_s_encoder_what_the_stage_said(
     few: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 from alembic import command
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from service.db import MIGRATIONS, Database
 from service.tables import Attempt, Base, Experiment, Trial
+from tests.unit.service.bench import Bench
 
 
 def test_migrations_make_the_tables_the_code_expects(database: Database) -> None:
@@ -54,6 +56,20 @@ def test_experiments_from_before_there_were_projects_are_in_the_default_one(data
         rows = session.execute(text("SELECT id, idempotency_key FROM experiments ORDER BY id")).all()
     assert rows == [("e1", "key"), ("e2", None)]
     database.migrate()
+
+
+def test_runs_of_before_have_the_digests_of_today(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec)
+    private = bench.submit(spec | {"share": False})
+    today = {run.id: (run.digest, run.pretraining, run.private_to) for run in bench.runs()}
+    downgrade(bench.db, "0003")
+    with bench.db.write() as session:
+        session.execute(text("UPDATE runs SET digest = id"))
+    bench.db.migrate()
+    assert {run.id: (run.digest, run.pretraining, run.private_to) for run in bench.runs()} == today
+    assert {private_to for _, _, private_to in today.values()} == {"", private}
+    bench.submit(spec)
+    assert len(bench.runs()) == len(today)
 
 
 INSERT_EXPERIMENT = (

@@ -83,6 +83,7 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
     rows = {
         "reason": found.reason or found.waiting_reason,
         "losses": ", ".join(f"{name} {value:.4g}" for name, value in found.losses.items()),
+        "weights": f"of run {found.weights_of}" if found.weights_of else "",
         "images/s": speed,
         "world sizes": ", ".join(map(str, found.world_sizes)),
         "restarts": str(found.restarts),

@@ -45,7 +45,7 @@ def other_runs(report: Report, planned: Plan) -> list[str]:
     return [
         f"{run.arm}, seed {run.seed}"
         for run in planned.runs
-        if known.get((run.arm, run.seed)) != f"r{run.digest[:12]}"
+        if known.get((run.arm, run.seed)) != run.id
     ]  # fmt: skip
 
 

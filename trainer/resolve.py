@@ -4,10 +4,7 @@ What is found is written into the spec (digests of data, teacher and annotations
 covers the contents it saw and not the path they had.
 """
 
-import csv
 import hashlib
-import io
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +16,7 @@ from trainer.contract.ablation import Arm, across_arms, expand, parse_experiment
 from trainer.contract.stage import FACES68, Stage
 from trainer.data.manifest import DataError, Manifest, read_manifest
 from trainer.evaluation.readers import READERS
+from trainer.evaluation.readers.annotations import read_labels, read_landmarks
 from trainer.evaluation.readers.source import digest_of_faces, digest_of_files
 from trainer.store.objects import StorageError, read_object
 from trainer.weights import sources
@@ -181,22 +179,27 @@ class _Look:
             manifest = self._images("evaluation.images", Data(uri=images), report)
         else:
             manifest = self._manifest(run, report) if run.data.uri else None
-        annotated = self._once(
-            ("annotations", source),
-            lambda: annotated_keys(source, read_object(source)),
-            lambda error: report(field, source, f"a readable file: {error}"),
-        )
+        annotated = self._annotated(field, source, report)
         if not (manifest and annotated):
             return None
-        if unknown := [key for key in annotated[0] if manifest.find(key) is None]:
-            report(field, f"{len(unknown)} images that {images} lacks, such as {unknown[0]}", "images of that folder")
+        if unknown := [key for key in annotated.keys if manifest.find(key) is None]:
+            report(field, f"{len(unknown)} images that {images} lacks, such as {unknown[0]!r}", "images of that folder")
             return None
-        if len(annotated[0]) < 2 * evaluation.folds:
-            report("evaluation.folds", str(evaluation.folds), f"at most half of {len(annotated[0])} annotated images")
-        digest = hashlib.sha256(f"{manifest.digest} {annotated[1]}".encode()).hexdigest()
+        if len(annotated.keys) < 2 * evaluation.folds:
+            report("evaluation.folds", str(evaluation.folds), f"at most half of {len(annotated.keys)} annotated images")
+        digest = digest_of_faces(manifest.digest, annotated.sha256)
         if evaluation.sha256 not in (None, digest):
             report("evaluation.sha256", str(evaluation.sha256), f"{digest}, the digest of images and annotations today")
         return digest
+
+    def _annotated(self, field: str, source: str, report: Report) -> "_Annotated | None":
+        """What a file of annotations says, all of which is looked at."""
+        read = read_labels if field.endswith("labels") else _landmarked
+        return self._once(
+            ("annotations", read, source),
+            lambda: _Annotated.of(read_object(source), read),
+            lambda error: report(field, source, f"a file of annotations that can be used: {error}"),
+        )
 
     def _benchmark(self, field: str, run: RunSpec, stage: Stage, report: Report) -> str | None:
         """Digest of the files of a stage."""
@@ -210,15 +213,14 @@ class _Look:
         digest: str | None
         if stage.benchmark == FACES68:
             manifest = self._manifest(run, report) if run.data.uri else None
-            text = self._once(("landmarks", stage.uri), lambda: read_object(stage.uri), fail)
-            if not (manifest and text):
+            annotated = self._annotated(f"{field}.uri", stage.uri, report)
+            if not (manifest and annotated):
                 return None
-            keys = self._once(("faces68", stage.uri), lambda: annotated_keys(".json", text)[0], fail)
-            if unknown := [key for key in keys or () if manifest.find(key) is None]:
+            if unknown := [key for key in annotated.keys if manifest.find(key) is None]:
                 possible = f"images of {run.data.uri}"
-                report(f"{field}.uri", f"{len(unknown)} images that are not there, such as {unknown[0]}", possible)
+                report(f"{field}.uri", f"{len(unknown)} images that are not there, such as {unknown[0]!r}", possible)
                 return None
-            digest = digest_of_faces(manifest.digest, text)
+            digest = digest_of_faces(manifest.digest, annotated.sha256)
         else:
             digest = self._once(("files", stage.uri), lambda: digest_of_files(stage.uri), fail)
             if digest and not stage.uri.startswith("s3://"):
@@ -241,15 +243,22 @@ class _Look:
         return answer
 
 
-def annotated_keys(source: str, text: bytes) -> tuple[list[str], str]:
-    """Image keys an annotation file names, and the file's sha256. Raises ValueError when it cannot be read."""
-    digest = hashlib.sha256(text).hexdigest()
-    if source.endswith(".json"):
-        return list(json.loads(text)), digest
-    rows = list(csv.DictReader(io.StringIO(text.decode())))
-    if not rows or not {"file", "label"} <= rows[0].keys():
-        raise ValueError("a CSV with the columns file,label and at least one row is needed")
-    return [row["file"] for row in rows], digest
+@dataclass(frozen=True)
+class _Annotated:
+    """What a submission needs of a file of annotations."""
+
+    keys: tuple[str, ...]
+    """Images that can be used."""
+    sha256: str
+
+    @classmethod
+    def of(cls, text: bytes, read: Callable[[bytes], Mapping[str, object]]) -> "_Annotated":
+        """Raises DataError where `read` does."""
+        return cls(tuple(read(text)), hashlib.sha256(text).hexdigest())
+
+
+def _landmarked(text: bytes) -> Mapping[str, object]:
+    return read_landmarks(text).points
 
 
 def _check_cells(run: RunSpec, placement: Placement, report: Report) -> None:

@@ -5,6 +5,7 @@ of a slice wait (trainer/elastic/waiting.py). A stage saves checkpoints of its o
 steps; its result replaces them.
 """
 
+import hashlib
 import logging
 import tempfile
 import time
@@ -26,6 +27,7 @@ from trainer.data.manifest import DataError, Images, Split
 from trainer.elastic.distributed import World
 from trainer.elastic.stop import INTERRUPTED, StopRequest, stop_requests
 from trainer.elastic.waiting import on_first
+from trainer.evaluation.readers.annotations import read_landmarks
 from trainer.evaluation.readers.source import digest_of_faces, digest_of_files, local_folder
 from trainer.evaluation.stages.benchmarks import BENCHMARKS
 from trainer.evaluation.stages.downstream import prepare
@@ -151,7 +153,9 @@ def check_stage(asked: Stage, faces: Faces | None) -> None:
     if asked.benchmark == FACES68:
         if faces is None:
             raise DataError(f"{FACES68} annotates images, and none are named")
-        found = digest_of_faces(faces.split.manifest.digest, read_object(asked.uri))
+        text = read_object(asked.uri)
+        read_landmarks(text)
+        found = digest_of_faces(faces.split.manifest.digest, hashlib.sha256(text).hexdigest())
     else:
         found = digest_of_files(asked.uri)
         if not asked.uri.startswith("s3://"):

@@ -49,7 +49,7 @@ def test_a_stage_changes_of_the_published_recipe_what_it_says_and_takes_the_run_
         ({"input_size": 100}, "input_size: asked for 100; possible: a multiple of encoder.patch = 8, such as 96"),
         ({"uri": "WFLW"}, "uri: asked for WFLW; possible: an absolute path or s3://"),
         ({}, "face_landmarks_wflw_test_largepose.csv is missing"),
-        ({"benchmark": "faces68"}, "faces68 at an address that can be read"),
+        ({"benchmark": "faces68"}, "alignment.uri: .* a file of annotations that can be used: .* is no file"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(tiny_faces: Path, asked: dict[str, Any], told: str) -> None:

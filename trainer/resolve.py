@@ -17,6 +17,8 @@ from trainer.contract.stage import FACES68, Stage
 from trainer.data.manifest import DataError, Manifest, read_manifest
 from trainer.evaluation.readers import READERS
 from trainer.evaluation.readers.annotations import read_labels, read_landmarks
+from trainer.evaluation.readers.faces68 import read_points
+from trainer.evaluation.readers.record import sample
 from trainer.evaluation.readers.source import digest_of_faces, digest_of_files
 from trainer.store.objects import StorageError, read_object
 from trainer.weights import sources
@@ -179,7 +181,7 @@ class _Look:
             manifest = self._images("evaluation.images", Data(uri=images), report)
         else:
             manifest = self._manifest(run, report) if run.data.uri else None
-        annotated = self._annotated(field, source, report)
+        annotated = self._annotated(field, source, read_labels if evaluation.labels else _landmarked, report)
         if not (manifest and annotated):
             return None
         if unknown := [key for key in annotated.keys if manifest.find(key) is None]:
@@ -192,9 +194,8 @@ class _Look:
             report("evaluation.sha256", str(evaluation.sha256), f"{digest}, the digest of images and annotations today")
         return digest
 
-    def _annotated(self, field: str, source: str, report: Report) -> "_Annotated | None":
+    def _annotated(self, field: str, source: str, read: "_Reader", report: Report) -> "_Annotated | None":
         """What a file of annotations says, all of which is looked at."""
-        read = read_labels if field.endswith("labels") else _landmarked
         return self._once(
             ("annotations", read, source),
             lambda: _Annotated.of(read_object(source), read),
@@ -213,22 +214,43 @@ class _Look:
         digest: str | None
         if stage.benchmark == FACES68:
             manifest = self._manifest(run, report) if run.data.uri else None
-            annotated = self._annotated(f"{field}.uri", stage.uri, report)
+            annotated = self._annotated(f"{field}.uri", stage.uri, read_points, report)
             if not (manifest and annotated):
                 return None
             if unknown := [key for key in annotated.keys if manifest.find(key) is None]:
                 possible = f"images of {run.data.uri}"
                 report(f"{field}.uri", f"{len(unknown)} images that are not there, such as {unknown[0]!r}", possible)
                 return None
+            self._check_sides(field, run, manifest, annotated, report)
             digest = digest_of_faces(manifest.digest, annotated.sha256)
         else:
             digest = self._once(("files", stage.uri), lambda: digest_of_files(stage.uri), fail)
             if digest and not stage.uri.startswith("s3://"):
                 read = READERS[stage.benchmark]
-                self._once(("benchmark", stage.benchmark, stage.uri), lambda: read(Path(stage.uri)), fail)
+                self._once(("benchmark", stage.benchmark, stage.uri), lambda: sample(read(Path(stage.uri))), fail)
         if digest and stage.sha256 not in (None, digest):
             report(f"{field}.sha256", str(stage.sha256), f"{digest}, the digest of {stage.uri} today")
         return digest
+
+    def _check_sides(
+        self, field: str, run: RunSpec, manifest: Manifest, annotated: "_Annotated", report: Report
+    ) -> None:
+        """Faces to train a head on, and faces to test it on: those held out."""
+        held_out = run.evaluation.held_out
+        if held_out >= len(manifest):
+            return  # told already
+        tested = self._once(
+            ("held out", run.data.uri, run.data.format, run.data.keys, run.data.index, held_out, annotated.sha256),
+            lambda: set(manifest.split(held_out=held_out, subset_size=1, subset_seed=0).held_out.keys()).intersection(
+                annotated.keys
+            ),
+            lambda error: report(f"{field}.uri", run.data.uri, str(error)),
+        )
+        if not 0 < len(tested) < len(annotated.keys):
+            report(
+                f"{field}.uri", f"{len(annotated.keys)} annotated images, of which {len(tested)} are held out",
+                "landmarks of held-out images, which are the test split, and of others",
+            )  # fmt: skip
 
     def _once(self, key: tuple[object, ...], read: Callable[[], Answer], fail: Callable[[Exception], object]) -> Any:
         if key not in self._seen:
@@ -243,6 +265,10 @@ class _Look:
         return answer
 
 
+_Reader = Callable[[bytes], Mapping[str, object]]
+"""The content of a file of annotations -> what is known of each image. Raises DataError."""
+
+
 @dataclass(frozen=True)
 class _Annotated:
     """What a submission needs of a file of annotations."""
@@ -252,7 +278,7 @@ class _Annotated:
     sha256: str
 
     @classmethod
-    def of(cls, text: bytes, read: Callable[[bytes], Mapping[str, object]]) -> "_Annotated":
+    def of(cls, text: bytes, read: "_Reader") -> "_Annotated":
         """Raises DataError where `read` does."""
         return cls(tuple(read(text)), hashlib.sha256(text).hexdigest())
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from trainer.contract import Data, RunSpec
 from trainer.contract.records import Metric
 from trainer.data.batches import normalise
-from trainer.data.decode import Fit, Undecodable, decode, upright_size
+from trainer.data.decode import Fit, decode, upright_size
 from trainer.data.manifest import DataError, Images, open_images, read_manifest
+from trainer.data.pictures import Undecodable
 from trainer.evaluation.annotations import Annotations, Landmarks, parse
 from trainer.evaluation.neighbours import nearest
 from trainer.evaluation.readers.source import digest_of_faces

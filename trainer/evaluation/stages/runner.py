@@ -27,7 +27,8 @@ from trainer.data.manifest import DataError, Images, Split
 from trainer.elastic.distributed import World
 from trainer.elastic.stop import INTERRUPTED, StopRequest, stop_requests
 from trainer.elastic.waiting import on_first
-from trainer.evaluation.readers.annotations import read_landmarks
+from trainer.evaluation.readers.faces68 import read_points
+from trainer.evaluation.readers.record import sample
 from trainer.evaluation.readers.source import digest_of_faces, digest_of_files, local_folder
 from trainer.evaluation.stages.benchmarks import BENCHMARKS
 from trainer.evaluation.stages.downstream import prepare
@@ -154,12 +155,12 @@ def check_stage(asked: Stage, faces: Faces | None) -> None:
         if faces is None:
             raise DataError(f"{FACES68} annotates images, and none are named")
         text = read_object(asked.uri)
-        read_landmarks(text)
+        read_points(text)
         found = digest_of_faces(faces.split.manifest.digest, hashlib.sha256(text).hexdigest())
     else:
         found = digest_of_files(asked.uri)
         if not asked.uri.startswith("s3://"):
-            BENCHMARKS[asked.benchmark].read(local_folder(asked.uri, Path()))
+            sample(BENCHMARKS[asked.benchmark].read(local_folder(asked.uri, Path())))
     if asked.sha256 not in (None, found):
         raise DataError(f"{asked.uri} has changed: digest {found}, the spec says {asked.sha256}")
 

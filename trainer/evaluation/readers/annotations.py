@@ -75,10 +75,11 @@ def _compact(face: dict[str, Any]) -> dict[str, Any]:
 
 def _is_usable(key: str, face: Any) -> bool:
     if not isinstance(face, dict):
-        raise DataError(f"image {key!r} has a {type(face).__name__}; expected is {LANDMARKS}")
+        # Without the key: this may be any file of this machine, and its keys nobody's business.
+        raise DataError(f"it holds a {type(face).__name__} where a face is expected: {LANDMARKS}")
     is_usable = face.get("landmarks_ok", True)
     if not isinstance(is_usable, bool):
-        raise DataError(f"image {key!r}: landmarks_ok is {str(is_usable)[:40]!r}; possible: true, false")
+        raise DataError(f"image {key!r}: landmarks_ok is a {type(is_usable).__name__}; possible: true, false")
     return is_usable
 
 

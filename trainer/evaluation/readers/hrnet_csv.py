@@ -100,7 +100,10 @@ def _line(row: list[str], num_points: int) -> Line:
     columns = 4 + 2 * num_points
     if len(row) != columns:
         raise ValueError(f"it has {len(row)} columns; {columns} were expected")
-    values = np.array(row[1:], dtype=np.float64)
+    try:
+        values = np.array(row[1:], dtype=np.float64)
+    except ValueError as error:
+        raise ValueError("it has something else than numbers after the name") from error
     if not np.isfinite(values).all():
         raise ValueError("it has a number that is not finite")
     if not values[0] > 0:

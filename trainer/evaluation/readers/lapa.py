@@ -41,7 +41,7 @@ def _points(path: Path) -> np.ndarray:
     try:
         values = np.array(path.read_text().split(), dtype=np.float64)
     except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path} holds something else than numbers") from error
     if len(values) != 1 + 2 * NUM_POINTS or values[0] != NUM_POINTS:
         raise DataError(f"{path} has {len(values)} numbers; {NUM_POINTS} and then as many pairs x y were expected")
     points_P2 = values[1:].reshape(NUM_POINTS, 2)

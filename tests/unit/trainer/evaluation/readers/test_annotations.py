@@ -33,8 +33,8 @@ BAD_FACES: list[tuple[Any, str]] = [
     ({"points68": with_point(9, [1e200, 2.0])}, r"'b.png': .* point 9 .*1e\+200"),
     ({"points68": [[7.0, 9.0]] * 68}, r"'b.png': the centres of both eyes .* one point, \[7.0, 9.0\]"),
     ({"landmarks_ok": True}, "'b.png': .* not there; landmarks_ok: false leaves an image out"),
-    ({"points68": POINTS, "landmarks_ok": "no"}, "'b.png': landmarks_ok is 'no'; possible: true, false"),
-    (POINTS, "'b.png' has a list"),
+    ({"points68": POINTS, "landmarks_ok": "no"}, "'b.png': landmarks_ok is a str; possible: true, false"),
+    (POINTS, "holds a list where a face is expected"),
 ]
 
 

@@ -78,7 +78,7 @@ def test_a_missing_list_and_a_short_line_and_a_missing_image_are_named(three_hun
     with pytest.raises(DataError, match=r"valid_common.csv line 3: it has 3 columns; 140 were expected"):
         hrnet_csv.read_300w(three_hundred_w)
     broken.write_text(broken.read_text().replace("60.0", "sixty"))
-    with pytest.raises(DataError, match=r"line 2: could not convert"):
+    with pytest.raises(DataError, match=r"line 2: it has something else than numbers"):
         hrnet_csv.read_300w(three_hundred_w)
     broken.unlink()
     with pytest.raises(DataError, match=r"valid_common.csv is missing: the HRNet list with .* 68 points"):

@@ -161,6 +161,9 @@ class _Look:
             possible = "none, run:ID, models:/NAME@ALIAS, an absolute path or s3://bucket/key"
             report("initial.source", initial.source, possible)
             return None
+        if source.endswith(".npz"):
+            report("initial.source", initial.source, "*.safetensors, or a file of torch.save; *.npz is for teachers")
+            return None
         digest = self._once(("weights", source), lambda: sources.digest_of(source, self._library), fail)
         if digest and initial.sha256 not in (None, digest):
             report("initial.sha256", str(initial.sha256), f"{digest}, the digest of {source}")

@@ -28,6 +28,7 @@ from trainer.data.manifest import DataError, Rows, open_images
 from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
 from trainer.elastic.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.elastic.waiting import on_first
+from trainer.evaluation.probe import probe_task
 from trainer.evaluation.stages.fitting import Diverged
 from trainer.evaluation.stages.runner import Faces, check_stage, run_stages
 from trainer.loop import NonFiniteLoss, Parts, fit
@@ -145,6 +146,8 @@ def train(run: RunSpec, store: Store) -> int:
         if world.is_first:
             for stage in run.evaluation.stages.values():
                 check_stage(stage, Faces(split, images))  # now, and not after days of training
+            if not parts.step:
+                probe_task(run)  # likewise: its images can be decoded, and are those of the spec
             draw = painter(run, parts.model, images, split, world.device)
             first = start_report(run, store, world, steps, draw, reported)
         keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)

@@ -4,10 +4,7 @@ What is found is written into the spec (digests of data, teacher and annotations
 covers the contents it saw and not the path they had.
 """
 
-import csv
 import hashlib
-import io
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +16,9 @@ from trainer.contract.ablation import Arm, across_arms, expand, parse_experiment
 from trainer.contract.stage import FACES68, Stage
 from trainer.data.manifest import DataError, Manifest, read_manifest
 from trainer.evaluation.readers import READERS
+from trainer.evaluation.readers.annotations import read_labels, read_landmarks
+from trainer.evaluation.readers.faces68 import read_points
+from trainer.evaluation.readers.record import sample
 from trainer.evaluation.readers.source import digest_of_faces, digest_of_files
 from trainer.store.objects import StorageError, read_object
 from trainer.weights import sources
@@ -161,6 +161,9 @@ class _Look:
             possible = "none, run:ID, models:/NAME@ALIAS, an absolute path or s3://bucket/key"
             report("initial.source", initial.source, possible)
             return None
+        if source.endswith(".npz"):
+            report("initial.source", initial.source, "*.safetensors, or a file of torch.save; *.npz is for teachers")
+            return None
         digest = self._once(("weights", source), lambda: sources.digest_of(source, self._library), fail)
         if digest and initial.sha256 not in (None, digest):
             report("initial.sha256", str(initial.sha256), f"{digest}, the digest of {source}")
@@ -181,22 +184,26 @@ class _Look:
             manifest = self._images("evaluation.images", Data(uri=images), report)
         else:
             manifest = self._manifest(run, report) if run.data.uri else None
-        annotated = self._once(
-            ("annotations", source),
-            lambda: annotated_keys(source, read_object(source)),
-            lambda error: report(field, source, f"a readable file: {error}"),
-        )
+        annotated = self._annotated(field, source, read_labels if evaluation.labels else _landmarked, report)
         if not (manifest and annotated):
             return None
-        if unknown := [key for key in annotated[0] if manifest.find(key) is None]:
-            report(field, f"{len(unknown)} images that {images} lacks, such as {unknown[0]}", "images of that folder")
+        if unknown := [key for key in annotated.keys if manifest.find(key) is None]:
+            report(field, f"{len(unknown)} images that {images} lacks, such as {unknown[0]!r}", "images of that folder")
             return None
-        if len(annotated[0]) < 2 * evaluation.folds:
-            report("evaluation.folds", str(evaluation.folds), f"at most half of {len(annotated[0])} annotated images")
-        digest = hashlib.sha256(f"{manifest.digest} {annotated[1]}".encode()).hexdigest()
+        if len(annotated.keys) < 2 * evaluation.folds:
+            report("evaluation.folds", str(evaluation.folds), f"at most half of {len(annotated.keys)} annotated images")
+        digest = digest_of_faces(manifest.digest, annotated.sha256)
         if evaluation.sha256 not in (None, digest):
             report("evaluation.sha256", str(evaluation.sha256), f"{digest}, the digest of images and annotations today")
         return digest
+
+    def _annotated(self, field: str, source: str, read: "_Reader", report: Report) -> "_Annotated | None":
+        """What a file of annotations says, all of which is looked at."""
+        return self._once(
+            ("annotations", read, source),
+            lambda: _Annotated.of(read_object(source), read),
+            lambda error: report(field, source, f"a file of annotations that can be used: {error}"),
+        )
 
     def _benchmark(self, field: str, run: RunSpec, stage: Stage, report: Report) -> str | None:
         """Digest of the files of a stage."""
@@ -210,23 +217,43 @@ class _Look:
         digest: str | None
         if stage.benchmark == FACES68:
             manifest = self._manifest(run, report) if run.data.uri else None
-            text = self._once(("landmarks", stage.uri), lambda: read_object(stage.uri), fail)
-            if not (manifest and text):
+            annotated = self._annotated(f"{field}.uri", stage.uri, read_points, report)
+            if not (manifest and annotated):
                 return None
-            keys = self._once(("faces68", stage.uri), lambda: annotated_keys(".json", text)[0], fail)
-            if unknown := [key for key in keys or () if manifest.find(key) is None]:
+            if unknown := [key for key in annotated.keys if manifest.find(key) is None]:
                 possible = f"images of {run.data.uri}"
-                report(f"{field}.uri", f"{len(unknown)} images that are not there, such as {unknown[0]}", possible)
+                report(f"{field}.uri", f"{len(unknown)} images that are not there, such as {unknown[0]!r}", possible)
                 return None
-            digest = digest_of_faces(manifest.digest, text)
+            self._check_sides(field, run, manifest, annotated, report)
+            digest = digest_of_faces(manifest.digest, annotated.sha256)
         else:
             digest = self._once(("files", stage.uri), lambda: digest_of_files(stage.uri), fail)
             if digest and not stage.uri.startswith("s3://"):
                 read = READERS[stage.benchmark]
-                self._once(("benchmark", stage.benchmark, stage.uri), lambda: read(Path(stage.uri)), fail)
+                self._once(("benchmark", stage.benchmark, stage.uri), lambda: sample(read(Path(stage.uri))), fail)
         if digest and stage.sha256 not in (None, digest):
             report(f"{field}.sha256", str(stage.sha256), f"{digest}, the digest of {stage.uri} today")
         return digest
+
+    def _check_sides(
+        self, field: str, run: RunSpec, manifest: Manifest, annotated: "_Annotated", report: Report
+    ) -> None:
+        """Faces to train a head on, and faces to test it on: those held out."""
+        held_out = run.evaluation.held_out
+        if held_out >= len(manifest):
+            return  # told already
+        tested = self._once(
+            ("held out", run.data.uri, run.data.format, run.data.keys, run.data.index, held_out, annotated.sha256),
+            lambda: set(manifest.split(held_out=held_out, subset_size=1, subset_seed=0).held_out.keys()).intersection(
+                annotated.keys
+            ),
+            lambda error: report(f"{field}.uri", run.data.uri, str(error)),
+        )
+        if not 0 < len(tested) < len(annotated.keys):
+            report(
+                f"{field}.uri", f"{len(annotated.keys)} annotated images, of which {len(tested)} are held out",
+                "landmarks of held-out images, which are the test split, and of others",
+            )  # fmt: skip
 
     def _once(self, key: tuple[object, ...], read: Callable[[], Answer], fail: Callable[[Exception], object]) -> Any:
         if key not in self._seen:
@@ -241,15 +268,26 @@ class _Look:
         return answer
 
 
-def annotated_keys(source: str, text: bytes) -> tuple[list[str], str]:
-    """Image keys an annotation file names, and the file's sha256. Raises ValueError when it cannot be read."""
-    digest = hashlib.sha256(text).hexdigest()
-    if source.endswith(".json"):
-        return list(json.loads(text)), digest
-    rows = list(csv.DictReader(io.StringIO(text.decode())))
-    if not rows or not {"file", "label"} <= rows[0].keys():
-        raise ValueError("a CSV with the columns file,label and at least one row is needed")
-    return [row["file"] for row in rows], digest
+_Reader = Callable[[bytes], Mapping[str, object]]
+"""The content of a file of annotations -> what is known of each image. Raises DataError."""
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """What a submission needs of a file of annotations."""
+
+    keys: tuple[str, ...]
+    """Images that can be used."""
+    sha256: str
+
+    @classmethod
+    def of(cls, text: bytes, read: "_Reader") -> "_Annotated":
+        """Raises DataError where `read` does."""
+        return cls(tuple(read(text)), hashlib.sha256(text).hexdigest())
+
+
+def _landmarked(text: bytes) -> Mapping[str, object]:
+    return read_landmarks(text).points
 
 
 def _check_cells(run: RunSpec, placement: Placement, report: Report) -> None:

@@ -166,6 +166,22 @@ def test_a_missing_teacher_fails_the_run_without_a_step(tiny_faces: Path, tmp_pa
     assert "gone.pt" in outcome.reason
 
 
+def test_an_annotated_image_that_cannot_be_decoded_fails_the_run_before_its_first_step(
+    tiny_faces: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(tiny_faces, images)
+    (images / "face000.png").write_bytes(b"no image")
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"face{i:03d}.png,{i % 2}\n" for i in range(48)))
+    evaluation = {"held_out": 8, "images": str(images), "labels": str(tmp_path / "labels.csv")}
+    run = small(tiny_faces, evaluation=evaluation)
+    assert train_alone(run, tmp_path / "run").returncode == 1
+    outcome = read_outcome(DirectoryStore(str(tmp_path / "run")))
+    assert outcome is not None
+    assert (outcome.kind, outcome.step) == ("DataError", 0)
+    assert "annotated image 'face000.png' cannot be decoded" in outcome.reason
+
+
 def test_a_run_trains_without_torchrun_and_says_which_settings_do_not_apply(tiny_faces: Path, tmp_path: Path) -> None:
     run = small(
         tiny_faces, precision="bf16", teacher={"source": "none", "weight": 3.0},

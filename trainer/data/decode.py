@@ -15,30 +15,25 @@ The same bytes and size give the same tensor wherever they are decoded: nothing 
 
 import io
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode  # and the operator behind decode_jpeg
 
+from trainer.data.pictures import Undecodable, opened
+
 Fit = Literal["crop", "squash"]
 
-# What Pillow may be asked to open: its other formats run programs (EPS) or hold no photographs.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 # Start-of-frame markers: the others from 0xC0 to 0xCF are tables.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Marker 0xFF, its kind, the length of the segment; in a frame then bits a sample, height, width, colours.
 SEGMENT = struct.Struct(">BBHBHHB")
 SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
-
-
-class Undecodable(ValueError):
-    """These bytes are not a whole image; the message says why."""
 
 
 class JpegFrame(NamedTuple):
@@ -80,8 +75,8 @@ def corner(width: int, height: int, size: int) -> tuple[int, int]:
 
 def upright_size(data: bytes) -> tuple[int, int]:
     """(width, height) of the whole image after turning it upright. Raises Undecodable."""
-    with _pillow_errors(), _open(data) as opened:
-        return _upright(opened)
+    with _opened(data) as picture:
+        return _upright(picture)
 
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
@@ -115,10 +110,10 @@ def _by_pillow(data: bytes, size: int) -> tuple[Tensor, tuple[int, int]]:
 
     A JPEG comes scaled, still with at least `size` pixels a side.
     """
-    with _pillow_errors(), _open(data) as opened:
-        whole = _upright(opened)
-        opened.draft(None, (size, size))  # which nothing but a JPEG obeys
-        pixels = np.array(_rgb(ImageOps.exif_transpose(opened)))
+    with _opened(data) as picture:
+        whole = _upright(picture)
+        picture.draft(None, (size, size))  # which nothing but a JPEG obeys
+        pixels = np.array(_rgb(ImageOps.exif_transpose(picture)))
     return torch.from_numpy(pixels).permute(2, 0, 1), whole
 
 
@@ -150,20 +145,7 @@ def _fitted(image_CHW: Tensor, whole: tuple[int, int], size: int, fit: Fit) -> T
     return batch[0, :, top : top + size, left : left + size]
 
 
-def _open(data: bytes) -> Image.Image:
+def _opened(data: bytes) -> AbstractContextManager[Image.Image]:
     if not data:
         raise Undecodable("it has no bytes")
-    return Image.open(io.BytesIO(data), formats=FORMATS)
-
-
-@contextmanager
-def _pillow_errors() -> Iterator[None]:
-    try:
-        yield
-    except (Undecodable, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise Undecodable(f"its bytes are no image of a kind that can be read ({', '.join(FORMATS)})") from error
-    # Its readers raise whatever their parsing met: SyntaxError, struct.error, EOFError, IndexError, zlib.error, ...
-    except Exception as error:
-        raise Undecodable(f"{type(error).__name__}: {error}") from error
+    return opened(io.BytesIO(data))

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from trainer.data.decode import Fit, Undecodable, decode
+from trainer.data.decode import Fit, decode
 from trainer.data.images.sorting import read_ahead
 from trainer.data.manifest import DataError, Images, Rows
+from trainer.data.pictures import Undecodable
 
 logger = logging.getLogger(__name__)
 

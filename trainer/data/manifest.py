@@ -62,7 +62,10 @@ class Manifest:
 
     def find(self, key: str) -> int | None:
         """The row of a key; None where there is none."""
-        return self.index.find(raw(key))
+        try:
+            return self.index.find(raw(key))
+        except UnicodeEncodeError:  # half a character, which JSON can say and no name can hold
+            return None
 
     def split(self, *, held_out: int, subset_size: int | None, subset_seed: int) -> "Split":
         """Held-out images first, by an order no seed moves, then a nested subset of the rest.

@@ -14,13 +14,14 @@ from functools import partial
 import torch
 
 from trainer.contract import Data
-from trainer.data.decode import Undecodable, decode
+from trainer.data.decode import decode
 from trainer.data.images.database import keys_of
 from trainer.data.images.folder import list_images
 from trainer.data.images.index import text
 from trainer.data.images.shards import ShardImages, members, open_shard
 from trainer.data.images.sorting import read_ahead
 from trainer.data.manifest import DataError, Images, Manifest, named_manifest, open_images, read_manifest
+from trainer.data.pictures import Undecodable
 from trainer.store.objects import StorageError
 
 # Side that images are decoded to, as the published recipe trains on them.

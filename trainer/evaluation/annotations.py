@@ -3,9 +3,7 @@
 Letters: N images, T targets, P points.
 """
 
-import csv
-import io
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -14,13 +12,8 @@ from torch import Tensor
 
 from trainer.contract.records import Metric
 from trainer.data.decode import Fit, corner, fitted_size
-from trainer.data.manifest import DataError
 from trainer.evaluation.bootstrap import mean_metric
-
-NUM_POINTS = 68
-# Contours of the two eyes, counted from 0: the distance of their centres is the inter-pupil unit of the 300W
-# protocol. It follows annotated pupils to 3 % of their distance; the outer corners lie 1.35 times as far apart.
-EYES = (slice(36, 42), slice(42, 48))
+from trainer.evaluation.readers.annotations import EYES, NUM_POINTS, Faces, read_labels, read_landmarks
 
 
 class Annotations(Protocol):
@@ -40,28 +33,21 @@ class Annotations(Protocol):
 
 def parse(text: bytes, *, landmarks: bool) -> Annotations:
     """Raises DataError when the file is not what the spec says it is."""
-    try:
-        return Landmarks(json.loads(text)) if landmarks else Labels(text.decode())
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"annotations cannot be read: {error!r}") from error
+    return Landmarks(read_landmarks(text)) if landmarks else Labels(read_labels(text))
 
 
 class Landmarks:
-    """68 points a face: {image key: {"points68": [[x, y], ...], "landmarks_ok": bool}}, pixels of the image file."""
+    """68 points a face."""
 
     note = (
         "mean error of the 68 points over the distance of the eye centres (means of points 36-41 and 42-47, from 0); "
         "points that a model drew are pseudo-labels, which the file does not tell"
     )
 
-    def __init__(self, faces: Mapping[str, Mapping[str, object]]) -> None:
-        usable = {key: face["points68"] for key, face in faces.items() if face.get("landmarks_ok", True)}
-        self._points = {key: torch.tensor(points, dtype=torch.float64) for key, points in usable.items()}
-        for key, points in self._points.items():
-            if points.shape != (NUM_POINTS, 2):
-                raise ValueError(f"{key} has {tuple(points.shape)} numbers, not {NUM_POINTS} points (x, y)")
+    def __init__(self, faces: Faces) -> None:
+        self._points = {key: torch.from_numpy(points_P2) for key, points_P2 in faces.points.items()}
         self.keys: Sequence[str] = list(self._points)
-        self.num_left_out = len(faces) - len(self.keys)
+        self.num_left_out = faces.num_left_out
 
     def points(self, key: str) -> Tensor:
         """[68, 2], in pixels of the upright image from its edge."""
@@ -86,17 +72,16 @@ class Landmarks:
 
 
 class Labels:
-    """One label an image: CSV with the columns file,label."""
+    """One label an image."""
 
     num_left_out = 0
 
-    def __init__(self, text: str) -> None:
-        self._labels = {row["file"]: row["label"] for row in csv.DictReader(io.StringIO(text))}
-        self.keys: Sequence[str] = list(self._labels)
-        self.classes = sorted(set(self._labels.values()))
-        if len(self.classes) < 2:
-            raise ValueError(f"{len(self.classes)} different labels; a classifier needs two")
-        commonest = max(list(self._labels.values()).count(label) for label in self.classes) / len(self.keys)
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self._labels = labels
+        self.keys: Sequence[str] = list(labels)
+        number_of = Counter(labels.values())
+        self.classes = sorted(number_of)
+        commonest = max(number_of.values()) / len(labels)
         self.note = f"{len(self.classes)} labels, always the commonest one would reach {100 * commonest:.1f} %"
 
     def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int, fit: Fit) -> Tensor:

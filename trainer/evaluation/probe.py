@@ -16,10 +16,12 @@ from torch import Tensor
 from trainer.contract import Data, RunSpec
 from trainer.contract.records import Metric
 from trainer.data.batches import normalise
-from trainer.data.decode import Fit, Undecodable, decode, upright_size
+from trainer.data.decode import Fit, decode, upright_size
 from trainer.data.manifest import DataError, Images, open_images, read_manifest
+from trainer.data.pictures import Undecodable
 from trainer.evaluation.annotations import Annotations, Landmarks, parse
 from trainer.evaluation.neighbours import nearest
+from trainer.evaluation.readers.source import digest_of_faces
 from trainer.evaluation.ridge import out_of_fold
 from trainer.method.vit import Encoder
 from trainer.store.objects import read_object
@@ -67,7 +69,10 @@ def probe_task(run: RunSpec) -> ProbeTask | None:
     if source is None:
         return None
     text = read_object(source)
-    annotations = parse(text, landmarks=bool(evaluation.landmarks))
+    try:
+        annotations = parse(text, landmarks=bool(evaluation.landmarks))
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
     # A folder of its own, or the training data.
     data = Data(uri=evaluation.images) if evaluation.images else run.data
     manifest = read_manifest(data)
@@ -76,7 +81,7 @@ def probe_task(run: RunSpec) -> ProbeTask | None:
     if missing := sorted(found_at.keys() - row_of.keys()):
         raise DataError(f"{source} names {len(missing)} images that are not there: {', '.join(missing[:10])}")
     content_of = {key: manifest.content(row) for key, row in row_of.items()}
-    found = hashlib.sha256(f"{manifest.digest} {hashlib.sha256(text).hexdigest()}".encode()).hexdigest()
+    found = digest_of_faces(manifest.digest, hashlib.sha256(text).hexdigest())
     if evaluation.sha256 not in (None, found):
         raise DataError(f"probe images or {source} have changed: digest {found}, the spec says {evaluation.sha256}")
     place_of = _shuffled({content_of[key] for key in annotations.keys})

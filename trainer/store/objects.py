@@ -10,6 +10,7 @@ AWS_MAX_ATTEMPTS, ...).
 import logging
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # Parts are retried one by one, so a checkpoint of gigabytes survives a short fault of the object store.
 TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
+
+# Largest object that is read into memory because somebody has named it: a service has a few GiB for everything.
+MAX_READ = 256 << 20
 
 # Prefix of a file on its way into a directory store.
 ASIDE = ".aside-"
@@ -86,9 +90,12 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def read_object(address: str) -> bytes:
-    """The bytes at a path or s3:// address. Raises StorageError."""
+    """The bytes at a path or s3:// address, which have to fit into memory. Raises StorageError."""
     folder, name = split_uri(address)
-    return open_store(folder).get(name)
+    store = open_store(folder)
+    if (size := store.stat(name).size) > MAX_READ:
+        raise StorageError(f"{address} has {size} bytes; possible: up to {MAX_READ}, as it is read as a whole")
+    return store.get(name)
 
 
 def insist(
@@ -143,7 +150,10 @@ class DirectoryStore:
 
     def stat(self, name: str) -> Entry:
         with _file_errors(self.uri, name):
-            return _entry(name, self._path(name).stat())
+            found = self._path(name).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise StorageError(f"{self.uri}/{name} is no file that can be read: it is a folder, a device or a pipe")
+        return _entry(name, found)
 
     def scan(self) -> Iterator[Entry]:
         return self._walk("")

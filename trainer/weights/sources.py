@@ -1,6 +1,7 @@
 """Where weights are: names become files that every worker can read. No torch, and no MLflow.
 
     UnknownWeights    there are no such weights, or they cannot be this teacher; says what is possible
+    NoWeights         there is a file, and it holds something else
 
 `run:ID` and an MLflow artifact that points to a run's export become the address of the exported file, with the
 architecture, input size and statistics from its config.json. Any other MLflow artifact stays a name, of one file.
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, TeacherSpec
 from trainer.contract.records import CONFIG, POINTER, WEIGHTS
 from trainer.store.objects import ObjectMissing, open_store, split_uri
+from trainer.weights.kinds import why_no_weights
 
 RUN, MLFLOW = "run:", "mlflow:"
 IN_MLFLOW = ("models:/", "runs:/")
@@ -26,6 +28,10 @@ class UnknownWeights(Exception):
     def __init__(self, asked: str, possible: str, field: str = "source") -> None:
         super().__init__(f"{asked}; possible: {possible}")
         self.asked, self.possible, self.field = asked, possible, field
+
+
+class NoWeights(ValueError):
+    """There is a file, and it holds something else."""
 
 
 class Library(Protocol):
@@ -113,12 +119,13 @@ def local_copy(source: str, folder: Path, library: Library) -> Path:
 
 
 def digest_of(source: str, library: Library) -> str:
-    """sha256 of the file. Raises as local_copy."""
-    with (
-        tempfile.TemporaryDirectory(prefix="mcf-teacher-") as scratch,
-        local_copy(source, Path(scratch), library).open("rb") as file,
-    ):
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """sha256 of a file of weights. Raises as local_copy; NoWeights where it is another file, or was cut short."""
+    with tempfile.TemporaryDirectory(prefix="mcf-teacher-") as scratch:
+        path = local_copy(source, Path(scratch), library)
+        if why := why_no_weights(path):
+            raise NoWeights(f"{source} holds no weights: {why}")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _exported(teacher: TeacherSpec, folder: str) -> TeacherSpec:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.manifest import DataError
-from trainer.evaluation.readers.record import Record, expect_file, expect_images
+from trainer.evaluation.readers.record import Record, expect_file, expect_images, expect_measurable
 
 NUM_POINTS = 19
 NUM_TRAIN = 20_000
@@ -29,7 +29,10 @@ def read_aflw19(root: Path, num_train: int = NUM_TRAIN) -> list[Record]:
     info = _load(path)
     if absent := [name for name in FIELDS if name not in info]:
         raise DataError(f"{path} lacks {', '.join(absent)}; expected are {', '.join(FIELDS)}")
-    order = np.asarray(info["ra"]).ravel().astype(int) - 1
+    for name in ("bbox", "data", "mask_new", "ra"):
+        if np.asarray(info[name]).dtype.kind not in "iufb":
+            raise DataError(f"{path}: {name} holds something else than numbers")
+    order = np.nan_to_num(info["ra"]).ravel().astype(int) - 1
     count = len(order)
     shapes = {"bbox": (count, 4), "data": (count, 2 * NUM_POINTS), "mask_new": (count, NUM_POINTS)}
     for name, shape in shapes.items():
@@ -44,23 +47,32 @@ def read_aflw19(root: Path, num_train: int = NUM_TRAIN) -> list[Record]:
         frontal = not is_train and bool(np.all(info["mask_new"][face]))
         records.append(
             Record(
-                image=root / "data" / "flickr" / str(info["nameList"][face][0][0]),
+                image=root / "data" / "flickr" / _name(path, info["nameList"][face]),
                 split="train" if is_train else "test",
                 subsets=frozenset({"frontal"}) if frontal else frozenset(),
                 box=(left, top, right, bottom),
                 points_P2=np.asarray(info["data"][face], np.float64).reshape(2, NUM_POINTS).T.copy(),
             )
         )
-    return expect_images(records, f"AFLW-19 in {root}")
+    return expect_measurable(expect_images(records, f"AFLW-19 in {root}"))
+
+
+def _name(path: Path, cell: Any) -> str:
+    """MATLAB puts a text into a cell of a cell."""
+    try:
+        return str(cell[0][0])
+    except (IndexError, TypeError) as error:
+        raise DataError(f"{path}: nameList is no list of names") from error
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        import scipy.io.matlab
+        import scipy.io
     except ImportError as error:
         raise DataError(f"{path} is a MATLAB file, and scipy, which reads it, is not installed") from error
     try:
         found: dict[str, Any] = scipy.io.loadmat(path)
         return found
-    except (ValueError, OSError, NotImplementedError, scipy.io.matlab.MatReadError) as error:
+    # It raises whatever its parsing met: MatReadError, TypeError, zlib.error, ...
+    except Exception as error:
         raise DataError(f"{path} cannot be read as a MATLAB file: {error}") from error

@@ -30,12 +30,18 @@ def read_celebamask(root: Path) -> list[Record]:
         root / "CelebA-HQ-to-CelebA-mapping.txt", "the table idx orig_idx orig_file of CelebAMask-HQ's images"
     )
     found: dict[int, Record] = {}
-    for number, line in enumerate(mapping.read_text().splitlines()[1:], start=2):
+    try:
+        lines = mapping.read_text().splitlines()[1:]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{mapping} is no text: {error}") from error
+    for number, line in enumerate(lines, start=2):
         try:
             index, _, original = line.split()
             image, place = int(index), int(Path(original).stem)
         except ValueError as error:
-            raise DataError(f"{mapping} line {number} is not idx orig_idx orig_file: {line!r}") from error
+            raise DataError(
+                f"{mapping} line {number} is not idx orig_idx orig_file, two numbers and a name like 1.jpg"
+            ) from error
         folder = root / "CelebAMask-HQ-mask-anno" / str(image // IMAGES_PER_FOLDER)
         paths = [(layer, folder / f"{image:05d}_{name}.png") for layer, name in enumerate(LAYERS, start=1)]
         layers = tuple((layer, path) for layer, path in paths if path.is_file())

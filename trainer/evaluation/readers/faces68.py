@@ -7,11 +7,14 @@ Points of the landmark file count from the edge of the image's first pixel, thos
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from trainer.evaluation.readers.record import Box, Record, expect_file, expect_images
+from trainer.evaluation.readers.annotations import read_landmarks
+from trainer.evaluation.readers.eyes import units_of
+from trainer.evaluation.readers.record import Box, Record, expect_file, expect_images, expect_measurable
 
 LIST = "faces.json"
 HALF_PIXEL = 0.5
@@ -26,7 +29,17 @@ def read_faces68(root: Path) -> list[Record]:
         records.append(
             Record(image=root / face["image"], split=face["split"], box=square_around(points_P2), points_P2=points_P2)
         )
-    return expect_images(records, "the landmark file")
+    return expect_measurable(expect_images(records, "the landmark file"), units_of("300w"))
+
+
+def read_points(text: bytes) -> Mapping[str, np.ndarray]:
+    """Points of the landmark file by image. Raises DataError for one that errors of 300W cannot be measured by."""
+    points = read_landmarks(text).points
+    expect_measurable(
+        [Record(image=Path(key), split="train", points_P2=points_P2) for key, points_P2 in points.items()],
+        units_of("300w"),
+    )
+    return points
 
 
 def square_around(points_P2: np.ndarray) -> Box:

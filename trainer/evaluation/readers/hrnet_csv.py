@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.data.manifest import DataError
-from trainer.evaluation.readers.record import Record, Split, expect_file, expect_images
+from trainer.evaluation.readers.eyes import units_of
+from trainer.evaluation.readers.record import Record, Split, expect_file, expect_images, expect_measurable
 
 HALF_BOX_PIXELS = 100.0
 # The 300W lists lie two pixels right of and below the points that the field scores (FaRL's protocol).
@@ -52,7 +53,7 @@ def read_300w(root: Path) -> list[Record]:
         for name, split, subsets in files
         for line in read_lines(root / f"face_landmarks_300w_{name}.csv", num_points=68)
     ]
-    return expect_images(records, f"300W in {root}")
+    return expect_measurable(expect_images(records, f"300W in {root}"), units_of("300w"))
 
 
 def read_wflw(root: Path) -> list[Record]:
@@ -76,24 +77,38 @@ def read_wflw(root: Path) -> list[Record]:
             f"{len(subsets_of)} faces of WFLW subsets in {root} are not in face_landmarks_wflw_test.csv, "
             f"such as one of {name} in {', '.join(sorted(subsets_left))}"
         )
-    return expect_images(records, f"WFLW in {root}")
+    return expect_measurable(expect_images(records, f"WFLW in {root}"), units_of("wflw"))
 
 
 def read_lines(path: Path, *, num_points: int) -> Iterator[Line]:
     """Faces of a list. Raises DataError where the file is missing or a line is not as expected."""
-    columns = 4 + 2 * num_points
     expect_file(path, f"the HRNet list with image_name, scale, center_w, center_h and {num_points} points a line")
     with path.open(newline="") as file:
         rows = csv.reader(file)
-        next(rows, None)
-        for number, row in enumerate(rows, start=2):
-            if len(row) != columns:
-                raise DataError(f"{path} line {number} has {len(row)} columns; {columns} were expected")
-            try:
-                values = np.array(row[1:], dtype=np.float64)
-            except ValueError as error:
-                raise DataError(f"{path} line {number}: {error}") from error
-            yield Line(row[0], float(values[0]), values[1:3], values[3:].reshape(num_points, 2))
+        try:
+            next(rows, None)
+            for row in rows:
+                yield _line(row, num_points)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no text in UTF-8: {error}") from error
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"{path} line {rows.line_num}: {error}") from error
+
+
+def _line(row: list[str], num_points: int) -> Line:
+    """Raises ValueError."""
+    columns = 4 + 2 * num_points
+    if len(row) != columns:
+        raise ValueError(f"it has {len(row)} columns; {columns} were expected")
+    try:
+        values = np.array(row[1:], dtype=np.float64)
+    except ValueError as error:
+        raise ValueError("it has something else than numbers after the name") from error
+    if not np.isfinite(values).all():
+        raise ValueError("it has a number that is not finite")
+    if not values[0] > 0:
+        raise ValueError(f"the scale is {values[0]}; possible: more than 0, as it gives the face's box")
+    return Line(row[0], float(values[0]), values[1:3], values[3:].reshape(num_points, 2))
 
 
 def _identity(line: Line) -> tuple[str, bytes]:

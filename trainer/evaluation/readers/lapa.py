@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.manifest import DataError
-from trainer.evaluation.readers.record import LabelImage, Record, Split, expect_file, expect_images
+from trainer.evaluation.readers.record import LabelImage, Record, Split, expect_file, expect_images, expect_measurable
 
 CLASSES = (
     "background", "skin", "left brow", "right brow", "left eye", "right eye", "nose", "upper lip", "inner mouth",
     "lower lip", "hair",
 )  # fmt: skip
 NUM_POINTS = 106
+# Centres of the eyes, tip of the nose, corners of the mouth.
+TEMPLATE_POINTS = (104, 105, 54, 84, 90)
 FOLDERS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -29,15 +31,20 @@ def read_lapa(root: Path) -> list[Record]:
         for image in sorted((folder / "images").glob("*.jpg")):
             label = expect_file(folder / "labels" / f"{image.stem}.png", f"the classes of {image}")
             points = expect_file(folder / "landmarks" / f"{image.stem}.txt", f"the 106 points of {image}")
-            records.append(Record(image=image, split=split, points_P2=_points(points), mask=LabelImage(label)))
-    return expect_images(records, f"LaPa in {root}")
+            records.append(
+                Record(image=image, split=split, points_P2=_points(points), mask=LabelImage(label, len(CLASSES)))
+            )
+    return expect_measurable(expect_images(records, f"LaPa in {root}"))
 
 
 def _points(path: Path) -> np.ndarray:
     try:
         values = np.array(path.read_text().split(), dtype=np.float64)
     except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path} holds something else than numbers") from error
     if len(values) != 1 + 2 * NUM_POINTS or values[0] != NUM_POINTS:
         raise DataError(f"{path} has {len(values)} numbers; {NUM_POINTS} and then as many pairs x y were expected")
-    return values[1:].reshape(NUM_POINTS, 2)
+    points_P2 = values[1:].reshape(NUM_POINTS, 2)
+    if (points_P2[list(TEMPLATE_POINTS)] == points_P2[TEMPLATE_POINTS[0]]).all():
+        raise DataError(f"{path} has one place for points {', '.join(map(str, TEMPLATE_POINTS))}, which align the crop")
+    return points_P2

@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import ImageOps
 
 from trainer.data.manifest import DataError
+from trainer.data.pictures import Undecodable, opened
+from trainer.evaluation.readers.annotations import MAX_PIXELS
+from trainer.evaluation.readers.eyes import Eyes
 
 Split = Literal["train", "validation", "test"]
 Box = tuple[float, float, float, float]
+# Value of a mask where nobody knows the class: such a pixel is neither trained on nor measured.
+IGNORED = 255
+# Records whose files are read before anything runs: all of them would take minutes.
+SAMPLED = 128
 
 
 class Mask(Protocol):
     """The classes of an image's pixels, read when they are needed."""
 
     def read(self) -> np.ndarray:
-        """Classes [H, W], uint8. Raises DataError."""
+        """Classes [H, W], uint8, or IGNORED. Raises DataError."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,16 @@ class LabelImage:
     """A mask that is one picture whose values are classes."""
 
     path: Path
+    num_classes: int
 
     def read(self) -> np.ndarray:
-        return read_grey(self.path)
+        mask_HW = read_grey(self.path)
+        if (unknown := np.unique(mask_HW[(mask_HW >= self.num_classes) & (mask_HW != IGNORED)])).size:
+            raise DataError(
+                f"mask {self.path} has the values {', '.join(map(str, unknown[:5]))}; possible: classes 0 to "
+                f"{self.num_classes - 1}, and {IGNORED} where a pixel does not count"
+            )
+        return mask_HW
 
 
 @dataclass(frozen=True)
@@ -72,11 +86,18 @@ class Layers:
 def read_grey(path: Path) -> np.ndarray:
     """Values [H, W], uint8, of a picture with one channel, or with a palette, or with equal channels."""
     try:
-        with Image.open(path) as picture:
-            kept = picture if picture.mode in ("L", "P") else picture.convert("L")
-            return np.array(kept, dtype=np.uint8)
-    except OSError as error:
+        with opened(path) as picture:
+            kind = picture.mode
+            pixels = np.array(picture.convert("L") if kind == "1" else picture)
+    except Undecodable as error:
         raise DataError(f"mask {path} cannot be read: {error}") from error
+    if kind in ("1", "L", "P"):
+        return pixels
+    if kind not in ("RGB", "RGBA"):
+        raise DataError(f"mask {path} has pixels of kind {kind}; possible: 8 bits in one channel, or a palette")
+    if (pixels[..., :3] != pixels[..., :1]).any():
+        raise DataError(f"mask {path} is in colours; possible: one channel or a palette, whose values are classes")
+    return np.ascontiguousarray(pixels[..., 0])
 
 
 def expect_file(path: Path, what: str) -> Path:
@@ -95,3 +116,49 @@ def expect_images(records: Sequence[Record], where: str) -> list[Record]:
         names = ", ".join(map(str, missing[:3]))
         raise DataError(f"{where} names {len(missing)} images that are missing, such as {names}")
     return list(records)
+
+
+def expect_measurable(records: Sequence[Record], eyes: Sequence[Eyes] = ()) -> list[Record]:
+    """The records, if boxes and points are such that errors can be measured by them.
+
+    `eyes`: points whose distance is a unit of the benchmark. Raises DataError that names the image.
+    """
+    for record in records:
+        if record.box is not None:
+            left, top, right, bottom = record.box
+            if not (_within(np.array(record.box)) and right > left and bottom > top):
+                raise DataError(f"the face of {record.image} has the box {record.box}, without width or height")
+        if (points_P2 := record.points_P2) is None:
+            continue
+        if not _within(points_P2):
+            raise DataError(f"the face of {record.image} has a point that is no place of an image")
+        for one, other in eyes:
+            if (points_P2[list(one)].mean(axis=0) == points_P2[list(other)].mean(axis=0)).all():
+                names = " and ".join(", ".join(map(str, points)) for points in (one, other))
+                raise DataError(
+                    f"the face of {record.image} has both eyes (points {names}, from 0) on one place; their distance "
+                    f"is the unit of the error"
+                )
+    return list(records)
+
+
+def sample(records: Sequence[Record]) -> None:
+    """Read images and masks of a few records, from all over the benchmark. Raises DataError that names the file."""
+    for place in np.linspace(0, len(records) - 1, num=min(SAMPLED, len(records)), dtype=np.int64):
+        read_rgb(records[place].image)
+        if mask := records[place].mask:
+            mask.read()
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Upright RGB [H, W, 3], uint8, of an image. Raises DataError."""
+    try:
+        with opened(path) as picture:
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except Undecodable as error:
+        raise DataError(f"image {path} cannot be read: {error}") from error
+
+
+def _within(places: np.ndarray) -> bool:
+    """Whether all are numbers, and of pixels: errors of larger ones are infinite."""
+    return bool((np.abs(places) <= MAX_PIXELS).all())

@@ -22,9 +22,9 @@ def digest_of_files(uri: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest_of_faces(manifest_digest: str, landmarks: bytes) -> str:
-    """Digest of `faces68`: over the images' contents and the landmark file, as the probe's."""
-    return hashlib.sha256(f"{manifest_digest} {hashlib.sha256(landmarks).hexdigest()}".encode()).hexdigest()
+def digest_of_faces(manifest: str, annotations: str) -> str:
+    """Digest of a probe or of `faces68`, from that of the images' contents and that of the file of annotations."""
+    return hashlib.sha256(f"{manifest} {annotations}".encode()).hexdigest()
 
 
 def local_folder(uri: str, scratch: Path) -> Path:

@@ -8,18 +8,17 @@ from torch import Tensor
 
 from trainer.contract.recipe import Recipe
 from trainer.evaluation.readers import READERS, celebamask, lapa
+from trainer.evaluation.readers.eyes import Aligned
 from trainer.evaluation.readers.hrnet_csv import WFLW_SUBSETS
 from trainer.evaluation.readers.record import Record
 from trainer.evaluation.stages import augment
 from trainer.evaluation.stages.crop import Jitter
-from trainer.evaluation.stages.metrics import THRESHOLD, Aligned, box_side, diagonal, inter_ocular, inter_pupil
+from trainer.evaluation.stages.metrics import THRESHOLD, box_side, diagonal, inter_ocular, inter_pupil
 from trainer.evaluation.stages.tasks import AlignmentTask, ParsingTask, Unit
 
 ALIGNMENT_JITTER = Jitter(scale=0.1, rotation=0.174, shift_ratio=0.05)
 PARSING_JITTER = Jitter(scale=0.1, rotation=0.314, shift_ratio=0.01)
 PARSING_RECIPE = Recipe(epochs=300, pyramid_lr=1e-3, head_lr=1e-3)
-# Centres of the eyes, tip of the nose, corners of the mouth, of LaPa's 106 points.
-LAPA_TEMPLATE_POINTS = (104, 105, 54, 84, 90)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ LAPA = Benchmark(
     name="lapa",
     read=READERS["lapa"],
     task=ParsingTask(
-        class_names=lapa.CLASSES, align_by=LAPA_TEMPLATE_POINTS, warp_factor=0.8, jitter=PARSING_JITTER,
+        class_names=lapa.CLASSES, align_by=lapa.TEMPLATE_POINTS, warp_factor=0.8, jitter=PARSING_JITTER,
         augment=augment.PARSING,
     ),
     recipe=PARSING_RECIPE,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
+from trainer.evaluation.readers.record import IGNORED
 from trainer.evaluation.stages.heads import centres, soft_argmax
 
 # Side of the target maps, and how far a point reaches on them: four deviations.
@@ -30,6 +31,10 @@ def point_maps(point_BP2: Tensor, size: int = MAP_SIZE, reach: float = REACH_PIX
 
 
 def parsing_loss(logit_BKHW: Tensor, mask_BSS: Tensor) -> Tensor:
-    """Mean cross-entropy over all pixels of the crop, background and outside of the image included."""
+    """Cross-entropy over all pixels of the crop, background and outside of the image included, by their number.
+
+    An ignored pixel adds nothing. It is still one of the number, so that a pixel weighs the same in every slice,
+    whatever part of it a rank computes.
+    """
     large_BKSS = interpolate(logit_BKHW, size=mask_BSS.shape[1:], mode="bilinear", align_corners=False)
-    return cross_entropy(large_BKSS, mask_BSS.long())
+    return cross_entropy(large_BKSS, mask_BSS.long(), ignore_index=IGNORED, reduction="sum") / mask_BSS.numel()

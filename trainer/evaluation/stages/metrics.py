@@ -7,25 +7,13 @@ Letters: N images, P points, C classes, G grid points of the error axis.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Aligned = Literal["aflw19", "300w", "wflw"]
-Points = tuple[int, ...]
-# Points of one eye and of the other, from 0. The outer corners:
-INTER_OCULAR: dict[Aligned, tuple[Points, Points]] = {
-    "aflw19": ((6,), (11,)),
-    "300w": ((36,), (45,)),
-    "wflw": ((60,), (72,)),
-}
-# The pupils; 300W has none, so the contours stand for them.
-INTER_PUPIL: dict[Aligned, tuple[Points, Points]] = {
-    "aflw19": ((7,), (10,)),
-    "300w": ((36, 37, 38, 39, 40, 41), (42, 43, 44, 45, 46, 47)),
-    "wflw": ((96,), (97,)),
-}
+from trainer.evaluation.readers.eyes import INTER_OCULAR, INTER_PUPIL, Aligned
+from trainer.evaluation.readers.record import IGNORED
+
 # Where AUC and FR end: NME_box for AFLW-19, inter-ocular NME for WFLW; 300W is not scored by them.
 THRESHOLD: dict[Aligned, float] = {"aflw19": 0.07, "wflw": 0.10}
 # Spacing of the error axis over which the share of images is summed.
@@ -118,11 +106,15 @@ class Confusion:
         self.count_CC += count_CC
 
     def count(self, guess: Tensor, target: Tensor) -> Tensor:
-        """Pixels [C, C] of class maps of one shape, integers 0..C-1. Raises ValueError for anything else."""
+        """Pixels [C, C] of class maps of one shape, integers 0..C-1, without those whose target is IGNORED.
+
+        Raises ValueError for anything else.
+        """
         if guess.shape != target.shape:
             raise ValueError(f"guess {tuple(guess.shape)} and target {tuple(target.shape)} differ in shape")
         num_classes = len(self.class_names)
-        one, other = target.flatten().long().cpu(), guess.flatten().long().cpu()
+        counts = target.flatten().cpu() != IGNORED
+        one, other = target.flatten().cpu()[counts].long(), guess.flatten().cpu()[counts].long()
         for name, value in ("target", one), ("guess", other):
             if len(value) and not 0 <= int(value.min()) <= int(value.max()) < num_classes:
                 raise ValueError(f"{name} has classes {int(value.min())}..{int(value.max())}, not 0..{num_classes - 1}")

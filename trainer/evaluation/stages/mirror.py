@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from trainer.evaluation.readers.record import IGNORED
+
 
 def _exchanged(num_points: int, *pairs: tuple[Iterable[int], Iterable[int]]) -> tuple[int, ...]:
     """Number of the point whose place point i takes; points without a pair lie in the middle."""
@@ -44,7 +46,7 @@ def mirrored_points(point_P2: Tensor) -> Tensor:
 def mirrored_classes(mask: Tensor, class_names: Sequence[str]) -> Tensor:
     """Classes of a mirrored view: `left X` and `right X`, or `l_X` and `r_X`, are exchanged where both exist."""
     number_of = {name: number for number, name in enumerate(class_names)}
-    table = torch.arange(len(class_names))
+    table = torch.arange(IGNORED + 1)
     for name, number in number_of.items():
         for left, right in ("left ", "right "), ("l_", "r_"):
             partner = right + name.removeprefix(left)

@@ -10,12 +10,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from trainer.data.manifest import DataError
-from trainer.evaluation.readers.record import Record
+from trainer.evaluation.readers.record import Record, read_rgb
 from trainer.evaluation.stages.augment import Augment
 from trainer.evaluation.stages.crop import SIZE, Crop, Jitter, box_crop, template_crop, whole_crop
 from trainer.evaluation.stages.heads import soft_argmax
@@ -241,7 +240,10 @@ class ParsingPixels:
 
     def metrics(self) -> dict[str, float]:
         """f1, and f1/CLASS of every class that counts."""
-        score = self.confusion.score()
+        try:
+            score = self.confusion.score()
+        except ValueError as error:
+            raise DataError(f"the masks of the faces to measure on have {error}") from error
         per_class = {f"f1/{name.replace(' ', '_')}": 100 * value for name, value in score.per_class.items()}
         return {"f1": 100 * score.mean, **per_class}
 
@@ -253,9 +255,4 @@ def _tossed(generator: torch.Generator | None) -> bool:
 
 def read_image(path: Path) -> Tensor:
     """Upright RGB [3, H, W] in 0..1. Raises DataError."""
-    try:
-        with Image.open(path) as picture:
-            pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except OSError as error:
-        raise DataError(f"image {path} cannot be read: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(read_rgb(path)).permute(2, 0, 1).float() / 255

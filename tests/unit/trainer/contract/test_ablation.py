@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from trainer.contract import RunSpec, SpecError
 from trainer.resolve import check_and_resolve
@@ -59,7 +61,7 @@ def test_many_mistakes_are_all_told_at_once(tiny_faces: Path) -> None:
 
 def test_a_teacher_file_with_another_digest_is_refused(tiny_faces: Path, tmp_path: Path) -> None:
     weights = tmp_path / "teacher.safetensors"
-    weights.write_bytes(b"weights")
+    save_file({"weight": np.zeros(1)}, weights)
     told = problems(request(tiny_faces, base={"teacher": {"source": str(weights), "sha256": "0" * 64}}))
     assert list(told) == ["teacher.sha256"]
 
@@ -68,8 +70,8 @@ def test_a_level_may_be_a_whole_teacher_and_its_digest_enters_the_run(tiny_faces
     weights = tmp_path / "faces.safetensors"
     factors = {"teacher": ["none", {"source": str(weights), "arch": "as-encoder"}]}
     digests = []
-    for content in b"one", b"two":
-        weights.write_bytes(content)
+    for content in 1, 2:
+        save_file({"weight": np.full(1, content)}, weights)
         arm = check_and_resolve(request(tiny_faces, factors=factors)).arms[1]
         assert arm.levels == {"teacher": "faces"}
         digests.append(arm.runs[0].digest)

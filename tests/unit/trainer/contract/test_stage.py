@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from trainer.contract import Data, RunSpec, SpecError
 from trainer.contract.recipe import Recipe, Selection
@@ -48,7 +49,7 @@ def test_a_stage_changes_of_the_published_recipe_what_it_says_and_takes_the_run_
         ({"input_size": 100}, "input_size: asked for 100; possible: a multiple of encoder.patch = 8, such as 96"),
         ({"uri": "WFLW"}, "uri: asked for WFLW; possible: an absolute path or s3://"),
         ({}, "face_landmarks_wflw_test_largepose.csv is missing"),
-        ({"benchmark": "faces68"}, "faces68 at an address that can be read"),
+        ({"benchmark": "faces68"}, "alignment.uri: .* a file of annotations that can be used: .* is no file"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(tiny_faces: Path, asked: dict[str, Any], told: str) -> None:
@@ -58,6 +59,44 @@ def test_what_cannot_be_is_refused_with_what_can(tiny_faces: Path, asked: dict[s
         check_and_resolve({"name": "x", "base": base, "seeds": 1})
 
 
+def asked_for(faces: Path, **stages: Any) -> dict[str, Any]:
+    base = {"preset": "tiny", "data": {"uri": str(faces)}, "teacher": "none", "evaluation": stages}
+    return {"name": "x", "base": base, "seeds": 1}
+
+
+def test_masks_are_looked_at_before_anything_runs(tiny_faces: Path, tmp_path: Path) -> None:
+    for split in "train", "val", "test":
+        for folder in "images", "labels", "landmarks":
+            (tmp_path / split / folder).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / split / "images/a.jpg")
+        Image.new("L", (4, 4), 255).save(tmp_path / split / "labels/a.png")
+        points = "".join(f"{place} {place}\n" for place in range(106))
+        (tmp_path / split / "landmarks/a.txt").write_text(f"106\n{points}")
+    asked = asked_for(tiny_faces, parsing={"benchmark": "lapa", "uri": str(tmp_path)})
+    assert check_and_resolve(asked).arms[0].runs[0].evaluation.parsing
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "val/labels/a.png")
+    with pytest.raises(SpecError, match=r"evaluation.parsing.uri: .* mask .*val/labels/a.png is in colours"):
+        check_and_resolve(asked)
+
+
+def test_faces68_needs_faces_on_both_sides_and_corners_of_eyes_apart(tiny_faces: Path, tmp_path: Path) -> None:
+    file = tmp_path / "landmarks.json"
+    asked = asked_for(tiny_faces, alignment={"benchmark": "faces68", "uri": str(file)}, held_out=8)
+    split = read_manifest(Data(uri=str(tiny_faces))).split(held_out=8, subset_size=None, subset_seed=0)
+    sides = list(split.held_out.keys()), list(split.train.keys())
+    for keys, told in (
+        (sides[0], "8 annotated images, of which 8"),
+        (sides[1], "40 annotated images, of which 0"),
+    ):
+        file.write_text(json.dumps({key: {"points68": POINTS} for key in keys}))
+        with pytest.raises(SpecError, match=rf"alignment.uri: asked for {told} are held out; possible: landmarks"):
+            check_and_resolve(asked)
+    closed = [*POINTS[:45], POINTS[36], *POINTS[46:]]
+    file.write_text(json.dumps({key: {"points68": closed} for key in sides[0] + sides[1]}))
+    with pytest.raises(SpecError, match=r"face of face\d+.png has both eyes \(points 36 and 45, from 0\) on one place"):
+        check_and_resolve(asked)
+
+
 def test_a_stage_may_be_a_factor_and_its_landmarks_are_in_the_digest(tiny_faces: Path, tmp_path: Path) -> None:
     file = tmp_path / "landmarks.json"
     stage = {"benchmark": "faces68", "uri": str(file)}
@@ -65,7 +104,8 @@ def test_a_stage_may_be_a_factor_and_its_landmarks_are_in_the_digest(tiny_faces:
     request = {"name": "x", "base": base, "factors": {"evaluation.alignment.frozen": [True, False]}, "seeds": 1}
     digests = set()
     for moved in 0, 1:
-        file.write_text(json.dumps({"face000.png": {"points68": [[x + moved, y] for x, y in POINTS]}}))
+        moved_points = [[x + moved, y] for x, y in POINTS]
+        file.write_text(json.dumps({path.name: {"points68": moved_points} for path in tiny_faces.iterdir()}))
         arms = check_and_resolve(request).arms
         assert [arm.name for arm in arms] == ["frozen=true", "frozen=false"]
         digests |= {arm.runs[0].digest for arm in arms}

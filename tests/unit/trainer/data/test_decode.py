@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer.data.decode import Fit, Undecodable, decode, jpeg_frame, upright_size
+from trainer.data.decode import Fit, decode, jpeg_frame, upright_size
+from trainer.data.pictures import Undecodable
 
 
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:

@@ -1,6 +1,7 @@
 """Databases in the published layout, with key lists as people have them."""
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import lmdb
@@ -46,10 +47,11 @@ def test_a_list_may_be_shorter_and_end_its_lines_as_it_likes(database: Path, end
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"train/face001.png 0\ntrain/face99.png 0\n", r"names 'train/face99.png 0', which .* does not hold"),
+        (b"train/face001.png 0\ntrain/face99.png 0\n", r"line 2 of .*keys.txt is no key of an image in .*db"),
         (b"train/face001.png 0\ntrain/face001.png 0", r"'train/face001.png 0' comes twice"),
-        (b"length\n", "names 'length', which .* does not hold as an image"),
-        (b"x" * 600, "does not hold"),
+        (b"length\n", "line 1 of .*keys.txt is no key"),
+        (b"x" * 600, "line 1 of .*keys.txt is no key"),
+        (b"x" * 60_000_000, "line 1 of .*keys.txt is no key"),
         (b"\n\n", "holds no images"),
     ],
 )
@@ -58,12 +60,51 @@ def test_a_list_that_does_not_fit_is_refused_with_the_line(database: Path, text:
         listed(database, text)
 
 
+def test_a_list_tells_nothing_of_what_a_file_holds(database: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        listed(database, b"MCF_TOKEN=hunter2")
+    assert "hunter2" not in str(refused.value)
+    for keys, reason in ("/dev/zero", "a device or a pipe"), (str(database), "Is a directory"):
+        with pytest.raises(DataError, match=reason):
+            read_manifest(Data(uri=str(database), format="lmdb", keys=keys))
+
+
+def damaged(database: Path, how: str) -> None:
+    file = database / "data.mdb"
+    data = file.read_bytes()
+    match how:
+        case "cut":
+            file.write_bytes(data[: len(data) // 4])
+        case "cut at the meta pages":
+            file.write_bytes(data[:8192])
+        case "text":
+            file.write_text("no database\n" * 1000)
+        case "empty":
+            file.write_bytes(b"")
+        case "garbage":
+            file.write_bytes(data[:8192] + b"\xa5" * (len(data) - 8192))
+
+
+@pytest.mark.parametrize("how", ["cut", "cut at the meta pages", "text", "empty", "garbage"])
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_damaged_database_is_refused_and_ends_nobody(database: Path, how: str, is_named: bool) -> None:
+    data = Data(uri=str(database), format="lmdb")
+    if is_named:
+        index = database.with_name("db.index")
+        shutil.copy(read_manifest(data).index.path, index)
+        data = data.model_copy(update={"index": str(index)})
+        assert len(read_manifest(data)) == 48
+    damaged(database, how)
+    with pytest.raises(DataError, match=r"db is (cut short or damaged: .* \(SIG|no LMDB that can be read)"):
+        read_manifest(data)
+
+
 def test_the_index_of_a_list_is_found_again_until_list_or_database_change(database: Path) -> None:
     data = Data(uri=str(database), format="lmdb")
     reads: list[int] = []
     first = read_manifest(data, reads.append).digest
     assert read_manifest(data, reads.append).digest == first
-    assert len(reads) == 48
+    assert sum(reads) == 48
     with lmdb.open(str(database.with_name("new")), map_size=1 << 20) as env, env.begin(write=True) as txn:
         txn.put(b"train/face001.png 0", b"other")
     database.with_name("new").joinpath("data.mdb").replace(database / "data.mdb")

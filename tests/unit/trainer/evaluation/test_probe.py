@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +14,8 @@ from trainer.contract import RunSpec
 from trainer.contract.presets import TINY
 from trainer.data.manifest import DataError
 from trainer.evaluation import probe
-from trainer.evaluation.annotations import Labels, Landmarks, parse
+from trainer.evaluation.annotations import Landmarks
+from trainer.evaluation.readers.annotations import Faces
 from trainer.method.mcf import build
 
 CPU = torch.device("cpu")
@@ -86,14 +88,15 @@ def test_missing_images_changed_files_and_too_few_faces_are_data_errors(
     landmarks.write_text(json.dumps({**json.loads(landmarks.read_text()), "gone.png": {"points68": POINTS}}))
     with pytest.raises(DataError, match=r"names 1 images that are not there: gone.png"):
         probe.probe_task(spec(images, landmarks=str(landmarks)))
-    with pytest.raises(DataError, match="cannot be read"):
-        parse(b'{"a.png": {"points68": [[1, 2]]}}', landmarks=True)
+    landmarks.write_text('{"a.png": {"points68": [[1, 2]]}}')
+    with pytest.raises(DataError, match=r"landmarks.json: image 'a.png': points68"):
+        probe.probe_task(spec(images, landmarks=str(landmarks)))
     assert probe.probe_task(spec(images)) is None
 
 
 def test_landmarks_follow_the_resize_and_the_centre_crop() -> None:
-    faces = {"wide": {"points68": [[100.0, 50.0]] * 67 + [[150.0, 100.0]]}}
-    found = Landmarks(faces).targets(["wide"], [(200, 100)], 64, "crop").view(68, 2)
+    points = np.array([[100.0, 50.0]] * 67 + [[150.0, 100.0]])
+    found = Landmarks(Faces({"wide": points}, 0)).targets(["wide"], [(200, 100)], 64, "crop").view(68, 2)
     # 200 x 100 becomes 128 x 64, of which 32 columns go on either side.
     torch.testing.assert_close(found[0], torch.tensor([0.5, 0.5]).double())
     torch.testing.assert_close(found[67], torch.tensor([1.0, 1.0]).double())
@@ -102,7 +105,7 @@ def test_landmarks_follow_the_resize_and_the_centre_crop() -> None:
 def test_an_error_of_a_tenth_of_the_eye_distance_is_ten_percent() -> None:
     points = torch.rand(68, 2).double()
     points[36:42], points[42:48] = torch.tensor([0.2, 0.4]), torch.tensor([0.7, 0.4])
-    annotations = Landmarks({"a": {"points68": points.tolist()}})
+    annotations = Landmarks(Faces({"a": points.numpy()}, 0))
     metric = annotations.score((points + torch.tensor([0.05, 0.0])).view(1, -1), points.view(1, -1))
     assert (metric.name, metric.higher_is_better) == ("probe/landmark_nme", False)
     assert metric.value == pytest.approx(10.0)
@@ -120,5 +123,3 @@ def test_labels_are_read_off_pixels_where_they_can_be(tmp_path: Path) -> None:
     metric = task.measure(probe.pixel_features(task.image_NCHW, CPU))
     assert (metric.name, metric.unit, metric.value) == ("probe/accuracy", "%", 100.0)
     assert "always the commonest one would reach 50.0 %" in task.note
-    with pytest.raises(ValueError, match="a classifier needs two"):
-        Labels("file,label\na,one\n")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from trainer.data.manifest import DataError
 from trainer.evaluation.readers import aflw19, celebamask, hrnet_csv, lapa
-from trainer.evaluation.readers.record import LabelImage, Layers, Record
+from trainer.evaluation.readers.record import IGNORED, LabelImage, Layers, Record, sample
 
 
 def picture(path: Path, side: int = 4) -> None:
@@ -75,14 +75,53 @@ def test_a_missing_list_and_a_short_line_and_a_missing_image_are_named(three_hun
         hrnet_csv.read_300w(three_hundred_w)
     broken = three_hundred_w / "face_landmarks_300w_valid_common.csv"
     broken.write_text(broken.read_text() + "4.jpg,1,2\n")
-    with pytest.raises(DataError, match=r"valid_common.csv line 3 has 3 columns; 140 were expected"):
+    with pytest.raises(DataError, match=r"valid_common.csv line 3: it has 3 columns; 140 were expected"):
         hrnet_csv.read_300w(three_hundred_w)
     broken.write_text(broken.read_text().replace("60.0", "sixty"))
-    with pytest.raises(DataError, match=r"line 2: could not convert"):
+    with pytest.raises(DataError, match=r"line 2: it has something else than numbers"):
         hrnet_csv.read_300w(three_hundred_w)
     broken.unlink()
     with pytest.raises(DataError, match=r"valid_common.csv is missing: the HRNet list with .* 68 points"):
         hrnet_csv.read_300w(three_hundred_w)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        (1, "0", "line 3: the scale is 0.0; possible: more than 0"),
+        (1, "nan", "line 3: it has a number that is not finite"),
+        (2, "inf", "line 3: it has a number that is not finite"),
+        (50, "nan", "line 3: it has a number that is not finite"),
+        (50, "1e300", "the face of .*4.jpg has a point that is no place of an image"),
+        (50, "\x00\xff", "is no text in UTF-8"),
+    ],
+)
+def test_a_face_that_no_error_can_be_measured_by_is_refused_with_its_line(
+    three_hundred_w: Path, column: int, value: str, told: str
+) -> None:
+    picture(three_hundred_w / "images/4.jpg")
+    line = hrnet_line("4.jpg", 10, 68).split(",")
+    line[column] = value
+    broken = three_hundred_w / "face_landmarks_300w_valid_common.csv"
+    broken.write_text(broken.read_text() + ",".join(line) + "\n", encoding="latin-1")
+    with pytest.raises(DataError, match=told):
+        hrnet_csv.read_300w(three_hundred_w)
+
+
+def test_eyes_on_one_place_are_refused_where_their_distance_is_the_unit(three_hundred_w: Path, wflw: Path) -> None:
+    for path, corners, points, read in (
+        ("300w_valid_challenge", (36, 45), 68, hrnet_csv.read_300w),
+        ("wflw_train", (96, 97), 98, hrnet_csv.read_wflw),
+    ):
+        file = three_hundred_w / f"face_landmarks_{path}.csv"
+        header, line = file.read_text().splitlines()
+        values = line.split(",")
+        first, second = (4 + 2 * corner for corner in corners)
+        values[second : second + 2] = values[first : first + 2]
+        file.write_text(f"{header}\n{','.join(values)}\n")
+        assert points == (len(values) - 4) / 2
+        with pytest.raises(DataError, match=rf"has both eyes \(points {corners[0]} and {corners[1]}, from 0\) on one"):
+            read(three_hundred_w)
 
 
 @pytest.fixture
@@ -166,6 +205,27 @@ def test_what_is_wrong_with_an_aflw_list_is_said(aflw: Path) -> None:
         aflw19.read_aflw19(aflw)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("bbox", [[1.0, 1.0, 2.0, 9.0]] * 3, "image1.jpg has the box .* without width or height"),
+        ("bbox", [[np.nan, 5.0, 2.0, 9.0]] * 3, "image1.jpg has the box .* without width or height"),
+        ("data", [[np.nan] * 38] * 3, "image1.jpg has a point that is no place"),
+        ("data", [["x"] * 38] * 3, "data holds something else than numbers"),
+        ("ra", [[np.nan, 1, 2]], "ra is no permutation"),
+        ("nameList", [[1.0], [2.0], [3.0]], "nameList is no list of names"),
+    ],
+)
+def test_a_face_of_aflw_that_no_error_can_be_measured_by_is_refused_by_name(
+    aflw: Path, name: str, value: list[list[float]], told: str
+) -> None:
+    path = aflw / "AFLWinfo_release.mat"
+    contents = {key: value for key, value in scipy.io.loadmat(path).items() if not key.startswith("__")}
+    scipy.io.savemat(path, contents | {name: np.array(value)})
+    with pytest.raises(DataError, match=told):
+        aflw19.read_aflw19(aflw)
+
+
 @pytest.fixture
 def lapa_root(tmp_path: Path) -> Path:
     for folder in "train", "val", "test":
@@ -188,6 +248,44 @@ def test_lapa_has_masks_and_points_in_three_splits(lapa_root: Path) -> None:
     assert mask.read().tolist() == [[0, 10], [6, 1]]
     assert points_P2 is not None
     assert (points_P2.shape, points_P2[105].tolist()) == ((106, 2), [105.5, 105.25])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (
+            np.array([[0, 11], [6, 1]], np.uint8),
+            "mask .*val_1.png has the values 11; possible: classes 0 to 10, and 255",
+        ),
+        (np.array([[[0, 1, 0]]], np.uint8), "mask .*val_1.png is in colours"),
+        (np.array([[0, 300]], np.uint16), "mask .*val_1.png has pixels of kind I;16; possible: 8 bits"),
+    ],
+)
+def test_a_mask_without_classes_is_refused_by_name(lapa_root: Path, pixels: np.ndarray, told: str) -> None:
+    Image.fromarray(pixels).save(lapa_root / "val/labels/val_1.png")
+    with pytest.raises(DataError, match=told):
+        sample(lapa.read_lapa(lapa_root))
+    (lapa_root / "val/labels/val_1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"val_1.png cannot be read"):
+        sample(lapa.read_lapa(lapa_root))
+
+
+def test_a_mask_may_say_where_nobody_knows_the_class(lapa_root: Path) -> None:
+    grey(lapa_root / "val/labels/val_1.png", [[IGNORED, 10]])
+    sample(lapa.read_lapa(lapa_root))
+
+
+@pytest.mark.parametrize("point", ["nan 1", "1e9 1"])
+def test_points_of_lapa_are_places(lapa_root: Path, point: str) -> None:
+    (lapa_root / "val/landmarks/val_1.txt").write_text("106\n" + "1 2\n" * 105 + point)
+    with pytest.raises(DataError, match=r"val_1.*"):
+        lapa.read_lapa(lapa_root)
+
+
+def test_points_of_lapa_that_align_nothing_are_refused(lapa_root: Path) -> None:
+    (lapa_root / "val/landmarks/val_1.txt").write_text("106\n" + "1 2\n" * 106)
+    with pytest.raises(DataError, match=r"val_1.txt has one place for points 104, 105, 54, 84, 90, which align"):
+        lapa.read_lapa(lapa_root)
 
 
 def test_what_lapa_lacks_is_named(lapa_root: Path) -> None:

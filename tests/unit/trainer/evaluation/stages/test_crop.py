@@ -154,6 +154,7 @@ def test_classes_of_sides_are_exchanged(classes: tuple[str, ...], one: str, othe
     named = [classes.index(name) for name in (one, other, same)]
     mask = torch.tensor([named], dtype=torch.uint8)
     assert mirrored_classes(mask, classes).tolist() == [[named[1], named[0], named[2]]]
+    assert mirrored_classes(torch.tensor([[255]], dtype=torch.uint8), classes).tolist() == [[255]]
     everything = torch.arange(len(classes))
     assert torch.equal(mirrored_classes(mirrored_classes(everything, classes), classes), everything)
 

@@ -76,7 +76,7 @@ def faces(tmp_path: Path) -> list[Record]:
                 image=path, split="train" if number < 9 else "test",
                 box=(left - 0.5, top - 0.5, left + 27.5, top + 27.5),
                 subsets=frozenset({"odd"} if number % 2 else ()), points_P2=places - 0.5,
-                mask=LabelImage(tmp_path / f"mask{number}.png"),
+                mask=LabelImage(tmp_path / f"mask{number}.png", 3),
             )
         )  # fmt: skip
     return found
@@ -108,6 +108,26 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
 
 
 # ---------------------------------------------------------------- tasks
+
+
+def test_pixels_that_nobody_knows_are_neither_trained_on_nor_measured(faces: list[Record]) -> None:
+    for place, record in enumerate(faces):
+        assert isinstance(record.mask, LabelImage)
+        mask = record.mask.read()
+        mask[:, 20:] = 255
+        if place == 0:
+            mask[:] = 255
+        Image.fromarray(mask).save(record.mask.path)
+    fit = fit_of(faces, PARSING, QUICK.model_copy(update={"epochs": 1}))
+    epoch = fit.run_epoch()
+    assert math.isfinite(epoch.loss)
+    assert 0 <= epoch.test["f1"] <= 100
+    score = PARSING.score()
+    found = score.read(PARSING.example(faces[12], None), torch.zeros(3, SIDE, SIDE))
+    assert int(found.sum()) == 48 * 20
+    score.add(faces[12], torch.zeros_like(found))
+    with pytest.raises(DataError, match="masks of the faces to measure on have no pixel of any class but"):
+        score.metrics()
 
 
 def test_maps_that_point_at_the_truth_have_no_error_and_shifted_ones_a_known_one(faces: list[Record]) -> None:

@@ -138,3 +138,9 @@ def test_class_maps_that_cannot_be_counted_are_refused() -> None:
         counted.count(torch.tensor([0, 2]), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="no pixel of any class but the background"):
         counted.score()
+
+
+def test_an_ignored_pixel_is_not_counted() -> None:
+    counted = metrics.Confusion(["background", "skin"])
+    found = counted.count(torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0, 1], [255, 0]], dtype=torch.uint8))
+    assert found.tolist() == [[1, 1], [0, 1]]

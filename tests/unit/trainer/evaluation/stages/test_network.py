@@ -83,6 +83,22 @@ def test_the_parsing_loss_is_the_mean_over_all_pixels() -> None:
     assert float(losses.parsing_loss(logit_BKHW, mask_BSS)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_ignored_pixels_train_nothing_and_leave_the_others_their_weight_whoever_computes_them() -> None:
+    mask_BSS = torch.randint(3, (2, 8, 8), generator=generator(0), dtype=torch.uint8)
+    logit_BKHW = torch.randn(2, 3, 8, 8, generator=generator(1), requires_grad=True)
+    whole = losses.parsing_loss(logit_BKHW, mask_BSS)
+    assert float(whole) == float(nn.functional.cross_entropy(logit_BKHW, mask_BSS.long())), "the numbers of before"
+    [gradient] = torch.autograd.grad(whole, logit_BKHW)
+    mask_BSS[0, :5] = 255
+    mixed = losses.parsing_loss(logit_BKHW, mask_BSS)
+    [without] = torch.autograd.grad(mixed, logit_BKHW)
+    assert not without[0, :, :5].any()
+    assert torch.equal(without[1], gradient[1])
+    alone = [losses.parsing_loss(logit_BKHW[face : face + 1], mask_BSS[face : face + 1]) for face in range(2)]
+    assert float(sum(alone) / 2) == pytest.approx(float(mixed), rel=1e-6)
+    assert float(losses.parsing_loss(logit_BKHW, torch.full_like(mask_BSS, 255))) == 0
+
+
 def test_a_slice_is_normalised_as_batch_norm_does_and_its_statistics_enter_once_a_step() -> None:
     x = torch.randn(2, 3, 4, 5, 5, generator=generator(2)) * 3 + 1
     ours, theirs = SliceNorm(4), nn.BatchNorm2d(4)

@@ -1,10 +1,12 @@
-"""The body of a request as plain data: JSON, or YAML where the content type says so."""
+"""The body of a request: bounded before anybody is asked for a token, and read as plain data, JSON or YAML."""
 
 import json
 from typing import Any
 
 import yaml
 from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, UnreadableBody
 
@@ -21,13 +23,31 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+class Bounded:
+    """Middleware: no more than MAX_BYTES of a body are read, at any address. Many routes read it before the token."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BYTES:
+                # FastAPI makes a 400 of what is no HTTPException.
+                detail = f"The body is larger than {MAX_BYTES} bytes; an experiment is a dozen lines"
+                raise HTTPException(BodyTooLarge.status, detail)
+            return message
+
+        await self.app(scope, bounded, send)
+
+
 async def payload(request: Request) -> dict[str, Any]:
-    """Dependency: the request's object. Raises BodyTooLarge, UnreadableBody."""
-    data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BYTES:
-            raise BodyTooLarge(f"The body is larger than {MAX_BYTES} bytes; an experiment is a dozen lines.")
+    """Dependency: the request's object. Raises UnreadableBody."""
+    data = await request.body()
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     try:
         found = _yaml(data) if kind in YAML_TYPES else json.loads(data, parse_constant=_refuse)

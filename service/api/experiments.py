@@ -136,7 +136,9 @@ def retry(request: Request, experiment_id: str) -> ExperimentDetail:
 
 
 @router.post(
-    "/{experiment_id}/extend", dependencies=MAY_SUBMIT, responses=responses(NotFound, NotExtendable, InvalidSpec)
+    "/{experiment_id}/extend",
+    dependencies=MAY_SUBMIT,
+    responses=responses(NotFound, NotExtendable, BodyTooLarge, InvalidSpec),
 )
 def extend(request: Request, experiment_id: str, more: Extension, principal: Submitter) -> ExperimentDetail:
     """Add seeds, or levels of factors. What has been trained is not trained again; doing it twice is harmless."""

@@ -1,12 +1,11 @@
 """A spec as people write it, made fit to be sent: read from YAML, with paths that mean the same to the service."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from trainer.contract import plain
 
 # Dotted fields of a RunSpec that name a file or a folder.
 PATHS = (
@@ -25,20 +24,18 @@ class UnreadableSpec(Exception):
 def read(path: Path) -> Json:
     """The spec in a YAML or JSON file, its paths taken relative to the file. Raises UnreadableSpec."""
     try:
-        found = yaml.safe_load(path.read_text())
+        found = plain.from_yaml(path.read_text())
     except FileNotFoundError as error:
         raise UnreadableSpec(f"{path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableSpec(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise UnreadableSpec(f"{path} is not YAML: {error}") from error
+    except plain.NotPlain as error:
+        raise UnreadableSpec(f"{path} is not YAML that can be sent: {error}") from error
     if not isinstance(found, dict):
         raise UnreadableSpec(
             f"{path} holds {_kind(found)}; an experiment is an object: name, base, factors, seeds, ..."
         )
-    # Through JSON and back: what YAML takes for a date is sent as it was written.
-    plain: Json = json.loads(json.dumps(found, default=str))
-    return with_absolute_paths(plain, path.resolve().parent)
+    return with_absolute_paths(found, path.resolve().parent)
 
 
 def with_absolute_paths(spec: Mapping[str, Any], folder: Path) -> Json:

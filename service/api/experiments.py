@@ -1,6 +1,6 @@
 """POST and GET /v1/experiments."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -155,8 +155,8 @@ def _cursor(last: Experiment) -> str:
 def _position(cursor: str) -> tuple[datetime, str]:
     at, _, last = cursor.rpartition("_")
     try:
-        return datetime.fromisoformat(at), last
-    except ValueError as error:
+        return datetime.fromisoformat(at).astimezone(UTC), last
+    except (ValueError, OverflowError) as error:
         raise InvalidCursor(
             f"cursor {cursor!r} is not the next_cursor of any page; leave it out for the first page"
         ) from error

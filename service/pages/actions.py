@@ -5,12 +5,14 @@ from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
 
 from service.api.auth import Require, Submitter
 from service.errors import UnreadableBody
 from service.experiments import extend as extending
 from service.experiments import service as experiments
 from service.experiments.extend import Extension
+from service.experiments.service import MAX_RUNS_OF_EXPERIMENT
 from service.experiments.shelf import Shelf
 from service.pages.render import PageRoute, page
 from service.states import Scope
@@ -55,9 +57,12 @@ async def wanted_seeds(request: Request) -> Extension:
         if len(body) > MAX_FORM_BYTES:
             break
     text = parse_qs(body[:MAX_FORM_BYTES].decode("utf-8", "replace")).get("seeds", [""])[-1]
-    if not text.isascii() or not text.isdigit():
-        raise UnreadableBody(f"Go back and enter the number of seeds in digits, not {text!r}.")
-    return Extension(seeds=int(text))
+    try:
+        return Extension.model_validate_strings({"seeds": text})
+    except ValidationError as error:
+        raise UnreadableBody(
+            f"Go back and enter the number of seeds in digits, from 1 to {MAX_RUNS_OF_EXPERIMENT}, not {text[:40]!r}."
+        ) from error
 
 
 @router.post("/extend")

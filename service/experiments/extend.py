@@ -127,7 +127,8 @@ def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved
         ]
         if new:
             service.add_trials(session, experiment, new, resolved)
-            experiment.published, experiment.next_check_at = False, datetime.now(UTC)
+        # A new cap counts from now on, too: whoever looks at the experiment now has read the old one.
+        repository.reopen(session, [experiment_id], datetime.now(UTC))
     return True
 
 

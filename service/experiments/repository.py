@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session, defer
 
 from service.states import FINAL, RunState
@@ -142,9 +142,30 @@ def failed_runs(session: Session, experiment_id: str) -> Sequence[Run]:
     return session.scalars(query.with_for_update(of=Run)).all()
 
 
-def experiments_with(session: Session, run_ids: Iterable[str]) -> Sequence[Experiment]:
-    ids = select(Trial.experiment_id).where(Trial.run_id.in_(list(run_ids)))
-    return session.scalars(select(Experiment).where(Experiment.id.in_(ids))).all()
+def requeue(session: Session, runs: Collection[Run], home: str, now: datetime) -> None:
+    """Let ended runs go on: what was checkpointed counts, and the next attempt has the next number.
+
+    What was published of them is out of date, in every experiment that uses one.
+    """
+    for run in runs:
+        run.state, run.settled, run.admitted = RunState.QUEUED, False, False
+        run.cancel_reason = run.reason = run.kind = run.waiting_reason = ""
+        run.not_before, run.ended_at, run.fruitless = None, None, 0
+        run.home_id = home
+        run.next_check_at = now
+        # Whoever is still settling its end has lost the right to.
+        run.lease_token = run.lease_expires_at = None
+    users = select(Trial.experiment_id).where(Trial.run_id.in_([run.id for run in runs]))
+    reopen(session, session.scalars(users.distinct()).all(), now)
+
+
+def reopen(session: Session, ids: Collection[str], now: datetime) -> None:
+    """These experiments are looked at again, and published when their runs have ended.
+
+    Whoever is publishing one of them, or about to cancel it, has lost the right to: it looked before this.
+    """
+    values = {"published": False, "next_check_at": now, "lease_token": None, "lease_expires_at": None}
+    session.execute(update(Experiment).where(Experiment.id.in_(ids)).values(values))
 
 
 def cancel(session: Session, experiment: Experiment, reason: str, now: datetime) -> None:

@@ -116,6 +116,12 @@ def write_experiment(session: Session, lease: ExperimentLease, values: dict[str,
     session.execute(owned.values({**values, "lease_token": None, "lease_expires_at": None}))
 
 
+def still_leased(session: Session, lease: ExperimentLease) -> Experiment | None:
+    """The experiment, locked; None when the lease is no longer ours."""
+    query = select(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)
+    return session.scalar(query.with_for_update())
+
+
 def waiting(session: Session) -> list[Waiting]:
     """Runs without a place, the first to get one first."""
     rows = session.execute(

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from service.reconciler.admission import Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
 from service.states import FINAL, AttemptState
-from service.tables import Arm, Attempt, Experiment, Run, Trial
+from service.tables import Arm, Attempt, Charge, Experiment, Run, Trial
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,11 @@ def write_run(
 ) -> bool:
     """Write what was decided. False, and nothing written, when the lease is no longer ours."""
     owned = update(Run).where(Run.id == lease.run.id, Run.lease_token == lease.token)
-    if session.execute(owned.values(values)).rowcount == 0:  # type: ignore[attr-defined]
+    home = session.scalar(owned.values(values).returning(Run.home_id))
+    if home is None:
         return False
+    if "process_seconds" in values:
+        _charge(session, lease.run.id, home, values["process_seconds"])
     if attempt:
         row = session.get(Attempt, (lease.run.id, attempt.number))
         if row is None:
@@ -109,6 +112,15 @@ def write_run(
         if not attempt.is_live and row.ended_at is None:
             row.ended_at = now
     return True
+
+
+def _charge(session: Session, run_id: str, home: str, process_seconds: float) -> None:
+    """Of all that the run has cost, the home pays what no other experiment has paid before."""
+    charges = {row.experiment_id: row for row in session.scalars(select(Charge).where(Charge.run_id == run_id))}
+    own = charges.setdefault(home, Charge(run_id=run_id, experiment_id=home, process_seconds=0.0))
+    session.add(own)
+    others = sum(row.process_seconds for row in charges.values() if row is not own)
+    own.process_seconds = max(0.0, process_seconds - others)
 
 
 def write_experiment(session: Session, lease: ExperimentLease, values: dict[str, Any]) -> None:
@@ -147,12 +159,16 @@ def in_flight(session: Session) -> tuple[int, dict[str, int]]:
 
 
 def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
-    """Of an experiment: process-seconds its own runs took, runs that go on, runs not settled yet."""
-    own = func.sum(Run.process_seconds).filter(Run.home_id == experiment_id)
+    """Of an experiment: process-seconds it has paid for, runs that go on, runs not settled yet."""
+    paid = func.sum(Charge.process_seconds)
     going = func.count().filter(Run.state.not_in(FINAL))
     unsettled = func.count().filter(~Run.settled)
     row = session.execute(
-        select(own, going, unsettled).select_from(Trial).join(Run).where(Trial.experiment_id == experiment_id)
+        select(paid, going, unsettled)
+        .select_from(Trial)
+        .join(Run)
+        .outerjoin(Charge, and_(Charge.run_id == Run.id, Charge.experiment_id == Trial.experiment_id))
+        .where(Trial.experiment_id == experiment_id)
     ).one()
     return row[0] or 0.0, row[1], row[2]
 

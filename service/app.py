@@ -50,6 +50,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.curves = Curves(state.tracker)
     outside = Outside(settings, state.launcher, state.tracker)
     state.reconciler = Reconciler(state.db, settings, outside, state.telemetry)
+    state.questions = health.questions(state.db, state.tracker, settings)
     state.stopping = asyncio.Event()
 
     refusals.install(app)

@@ -7,9 +7,9 @@ never a run's numbers.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from trainer.contract import plain
 from trainer.contract.frozen import Frozen
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9.]+(m|[EPTGMk]i?)?$")]
@@ -125,9 +125,9 @@ class Pool(Frozen):
 def read_pools(path: Path) -> dict[str, Pool]:
     """The pools of a file `name: {...}`. Raises PoolsError with everything that is wrong in it."""
     try:
-        return TypeAdapter(dict[str, Pool]).validate_python(yaml.safe_load(path.read_text()) or {})
-    except (OSError, yaml.YAMLError) as error:
-        raise PoolsError(f"{path} cannot be read: {error}") from error
+        return TypeAdapter(dict[str, Pool]).validate_python(plain.from_yaml(path.read_text()) or {})
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise PoolsError(f"{path}: {wrong}") from error
+    except (OSError, UnicodeDecodeError, plain.NotPlain) as error:
+        raise PoolsError(f"{path} cannot be read: {error}") from error

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from service.app import create_app
 from service.settings import Settings
+from trainer.store import objects
 
 # After it, log followers are cut off; they reconnect to the next service.
 SHUTDOWN_SECONDS = 3
@@ -24,6 +25,7 @@ def main() -> int:
             sys.stderr.write(f"{field}: {problem['msg']}\n" if problem["loc"] else f"{problem['msg']}\n")
         return 2
     _log_as_json()
+    objects.patience = objects.Patience(connect_seconds=2, read_seconds=5, tries=2)
     app = create_app(settings)
     uvicorn.run(
         app, host=settings.host, port=settings.port, log_config=None, access_log=False,

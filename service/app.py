@@ -12,6 +12,7 @@ from k8s.pools import Pool, read_pools
 from service import errors
 from service.api import health, refusals
 from service.api.auth import Require
+from service.api.body import Bounded
 from service.api.comparison import router as comparison
 from service.api.experiments import router as experiments
 from service.api.pools import router as pools
@@ -49,9 +50,11 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.curves = Curves(state.tracker)
     outside = Outside(settings, state.launcher, state.tracker)
     state.reconciler = Reconciler(state.db, settings, outside, state.telemetry)
+    state.questions = health.questions(state.db, state.tracker, settings)
     state.stopping = asyncio.Event()
 
     refusals.install(app)
+    app.add_middleware(Bounded)
     app.include_router(health.router)
     # To read is the least; what changes something demands more by itself.
     protected = [Depends(Require(Scope.READ))]

@@ -26,6 +26,7 @@ from service.schemas.pools import PoolList, PoolView
 from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
 from service.states import Scope
+from trainer.contract import plain
 
 if TYPE_CHECKING:
     import pandas
@@ -250,7 +251,7 @@ class Experiment:
             "evaluation": dict(evaluation or {}),
         }
         # Read again, to name the new runs by what they see.
-        return self._act("extend", json=more | given(gpu_hours=gpu_hours), timeout=SUBMIT_SECONDS)
+        return self._act("extend", json=_sendable(more | given(gpu_hours=gpu_hours)), timeout=SUBMIT_SECONDS)
 
     def _act(self, verb: str, **options: Any) -> "Experiment":
         answer = self._connection.call("POST", f"/v1/experiments/{self.id}/{verb}", **options)
@@ -273,8 +274,16 @@ def _submission(spec: Mapping[str, Any] | str | Path, **params: Any) -> dict[str
 
 def _payload(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     if isinstance(spec, Mapping):
-        return specfile.with_absolute_paths(spec, Path.cwd())
+        return specfile.with_absolute_paths(_sendable(spec), Path.cwd())
     try:
         return specfile.read(Path(spec))
     except specfile.UnreadableSpec as error:
         raise McfError(str(error)) from error
+
+
+def _sendable(data: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = plain.as_json(dict(data))
+    except plain.NotPlain as error:
+        raise McfError(f"This cannot be sent: {error}") from error
+    return found

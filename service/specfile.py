@@ -1,12 +1,11 @@
 """A spec as people write it, made fit to be sent: read from YAML, with paths that mean the same to the service."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from trainer.contract import plain
 
 # Dotted fields of a RunSpec that name a file or a folder.
 PATHS = (
@@ -54,14 +53,12 @@ def _text(path: Path) -> str:
 
 def _parsed(text: str, name: str, wanted: str) -> Json:
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UnreadableSpec(f"{name} is not YAML: {error}") from error
+        found = plain.from_yaml(text)
+    except plain.NotPlain as error:
+        raise UnreadableSpec(f"{name} is not YAML that can be sent: {error}") from error
     if not isinstance(found, dict):
         raise UnreadableSpec(f"{name} holds {_kind(found)}; {wanted}")
-    # Through JSON and back: what YAML takes for a date is sent as it was written.
-    plain: Json = json.loads(json.dumps(found, default=str))
-    return plain
+    return found
 
 
 def with_absolute_paths(spec: Mapping[str, Any], folder: Path) -> Json:

@@ -109,7 +109,7 @@ class Run(Leased, Base):
     spec: Mapped[dict[str, Any]]
     placement: Mapped[dict[str, Any]]
     home_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), index=True)
-    """The experiment that has it trained: placement, MLflow experiment and cost are that one's."""
+    """The experiment that has it trained: placement, MLflow experiment and, from then on, cost are that one's."""
     created_at: Mapped[datetime]
 
     state: Mapped[RunState] = mapped_column(default=RunState.QUEUED)
@@ -181,6 +181,16 @@ class Attempt(Base):
     @property
     def name(self) -> str:
         return f"{self.run_id}-{self.number}"
+
+
+class Charge(Base):
+    """What a run cost while an experiment was its home: the hours before were another experiment's."""
+
+    __tablename__ = "charges"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), primary_key=True, index=True)
+    process_seconds: Mapped[float]
 
 
 class Token(Base):

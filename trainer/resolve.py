@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from trainer.contract import Data, ExperimentSpec, Initial, Placement, Problem, RunSpec, SpecError, TeacherSpec
 from trainer.contract.ablation import Arm, across_arms, expand, parse_experiment
+from trainer.contract.frozen import MAX_INTEGER
 from trainer.contract.stage import FACES68, Stage
 from trainer.data.manifest import DataError, Manifest, read_manifest
 from trainer.evaluation.readers import READERS
@@ -82,6 +83,9 @@ class _Look:
             if run.data.sha256 not in (None, manifest.digest):
                 report("data.sha256", str(run.data.sha256), f"{manifest.digest}, the digest of {run.data.uri} today")
             updates["data"] = run.data.model_copy(update={"sha256": manifest.digest})
+        if (steps := run.total_steps(size)) > MAX_INTEGER:
+            asked = f"{run.schedule.length:g} {run.schedule.unit}, which is {steps:.3g} steps"
+            report("schedule.length", asked, f"at most {MAX_INTEGER} steps")
         if run.teacher.is_file and (teacher := self._teacher(run, report)):
             updates["teacher"] = teacher
         if run.initial.is_file and (initial := self._initial(run, report)):

@@ -1,6 +1,6 @@
 """POST and GET /v1/experiments."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -136,7 +136,9 @@ def retry(request: Request, experiment_id: str) -> ExperimentDetail:
 
 
 @router.post(
-    "/{experiment_id}/extend", dependencies=MAY_SUBMIT, responses=responses(NotFound, NotExtendable, InvalidSpec)
+    "/{experiment_id}/extend",
+    dependencies=MAY_SUBMIT,
+    responses=responses(NotFound, NotExtendable, BodyTooLarge, InvalidSpec),
 )
 def extend(request: Request, experiment_id: str, more: Extension, principal: Submitter) -> ExperimentDetail:
     """Add seeds, levels of factors, or measurements. What has been trained is not trained again.
@@ -156,8 +158,8 @@ def _cursor(last: Experiment) -> str:
 def _position(cursor: str) -> tuple[datetime, str]:
     at, _, last = cursor.rpartition("_")
     try:
-        return datetime.fromisoformat(at), last
-    except ValueError as error:
+        return datetime.fromisoformat(at).astimezone(UTC), last
+    except (ValueError, OverflowError) as error:
         raise InvalidCursor(
             f"cursor {cursor!r} is not the next_cursor of any page; leave it out for the first page"
         ) from error

@@ -48,7 +48,7 @@ def _invalid_request(request: Request, error: Exception) -> JSONResponse:
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    name = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    name = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
     detail = f"{request.method} {request.url.path}: {error.detail}. The API is described at /docs"
     return _answer(error.status_code, name, detail, headers=dict(error.headers or {}))
 

@@ -16,8 +16,7 @@ from service.tokens import repository, service
 log = structlog.get_logger()
 
 router = APIRouter(prefix="/v1", tags=["tokens"])
-# A body is read before anybody is asked for a token.
-tokens = APIRouter(prefix="/tokens", dependencies=[Depends(Require(Scope.ADMIN))], max_body_size=4096)
+tokens = APIRouter(prefix="/tokens", dependencies=[Depends(Require(Scope.ADMIN))])
 
 
 @router.get("/whoami")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import yaml
 from rich.console import Console
 
 from service.cli import show
@@ -23,7 +22,7 @@ from service.cli.guard import die_with_parent
 from service.cli.home import Home, Up
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError, ServiceAway
-from trainer.contract import Data
+from trainer.contract import Data, plain
 from trainer.data.manifest import DataError, read_manifest
 
 SPEC = Path(__file__).parents[2] / "examples" / "ablation.yaml"
@@ -79,7 +78,7 @@ def _spec(folder: Path, data: Path | None) -> dict[str, Any]:
         raise McfError(
             f"The demo needs {SPEC.name} of the source tree, which is not here; `mcf submit FILE` takes any spec."
         )
-    spec: dict[str, Any] = yaml.safe_load(SPEC.read_text())
+    spec: dict[str, Any] = plain.from_yaml(SPEC.read_text())
     base = spec["base"]
     if data is None:
         lfw = _lfw(folder / "data" / "lfw")

@@ -1,14 +1,13 @@
 """`mcf extend`: more arms, seeds or measurements for an experiment."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from service import specfile
 from service.cli import show
+from trainer.contract import plain
 
 
 def extend(
@@ -42,9 +41,9 @@ def _factors(added: list[str]) -> dict[str, list[Any]]:
     for text in added:
         factor, equals, level = text.partition("=")
         try:
-            found = json.loads(json.dumps(yaml.safe_load(level), default=str))
-        except yaml.YAMLError as error:
-            raise typer.BadParameter(f"{level!r} is not YAML: {error}", param_hint="--add") from error
+            found = plain.from_yaml(level)
+        except plain.NotPlain as error:
+            raise typer.BadParameter(f"{level!r} is not a level: {error}", param_hint="--add") from error
         if not (factor and equals and level):
             raise typer.BadParameter(f"{text!r} is not FACTOR=LEVEL, as in mask_ratio=0.9", param_hint="--add")
         factors.setdefault(factor, []).append(found)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import IntegrityError
@@ -14,14 +14,18 @@ from service.errors import InvalidSpec, NotExtendable
 from service.experiments import repository, service
 from service.tables import Arm, Experiment, Run
 from trainer.contract import ExperimentSpec, Problem, RunSpec
+from trainer.contract.frozen import MAX_INTEGER
 from trainer.resolve import Resolved
 from trainer.weights.sources import Library
 
+NumSeeds = Annotated[int, Field(ge=1, le=service.MAX_RUNS_OF_EXPERIMENT)]
+Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+
 
 class Extension(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    seeds: int | list[int] = Field(default_factory=list)
+    seeds: NumSeeds | list[Seed] = Field(default_factory=list)
     """Repeats that every arm is to have: a number n (seeds 0..n-1), or seeds to add to those there are."""
     factors: dict[str, list[Any]] = Field(default_factory=dict)
     """Factor of the experiment -> levels to add; every combination with the other factors is an arm."""
@@ -136,8 +140,8 @@ def _write(
         ]
         if new:
             service.add_trials(session, experiment, new, resolved)
-        if new or anew:
-            experiment.published, experiment.next_check_at = False, datetime.now(UTC)
+        # A new cap counts from now on, too: whoever looks at the experiment now has read the old one.
+        repository.reopen(session, [experiment_id], datetime.now(UTC))
     return True
 
 

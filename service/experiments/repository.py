@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session, defer
 
 from service.states import FINAL, RunState
-from service.tables import Arm, Experiment, Run, Trial
+from service.tables import Arm, Charge, Experiment, Run, Trial
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Tally:
     train_seconds: float = 0.0
     steps_left: int = 0
     process_seconds: float = 0.0
-    own_process_seconds: float = 0.0
+    paid_process_seconds: float = 0.0
+    """What it cost while this experiment was the home of a run."""
     own_steps_left: int = 0
 
     @property
@@ -71,20 +72,20 @@ def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
     done: ColumnElement[float] = case((final, 1.0), else_=Run.step * 1.0 / Run.total_steps)
     left: ColumnElement[int] = case((final, 0), else_=Run.total_steps - Run.step)
     is_own = Run.home_id == Trial.experiment_id
-    own: ColumnElement[float] = case((is_own, Run.process_seconds), else_=0.0)
     own_left: ColumnElement[int] = case((is_own, left), else_=0)
     rows = session.execute(
         select(
             Trial.experiment_id, Run.state, func.count(), func.sum(done), func.sum(Run.step),
-            func.sum(Run.train_seconds), func.sum(left), func.sum(Run.process_seconds), func.sum(own),
-            func.sum(own_left),
+            func.sum(Run.train_seconds), func.sum(left), func.sum(Run.process_seconds), 
+            func.sum(func.coalesce(Charge.process_seconds, 0.0)), func.sum(own_left),
         )
         .join(Run, Run.id == Trial.run_id)
+        .outerjoin(Charge, and_(Charge.run_id == Run.id, Charge.experiment_id == Trial.experiment_id))
         .where(Trial.experiment_id.in_(list(ids)))
         .group_by(Trial.experiment_id, Run.state)
     )  # fmt: skip
     found: dict[str, Tally] = {}
-    for experiment, state, count, done_sum, steps, train_seconds, left_sum, seconds, own_sum, own_left_sum in rows:
+    for experiment, state, count, done_sum, steps, train_seconds, left_sum, seconds, paid, own_left_sum in rows:
         tally = found.setdefault(experiment, Tally())
         tally.counts[state] = count
         tally.done += done_sum
@@ -92,7 +93,7 @@ def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
         tally.train_seconds += train_seconds
         tally.steps_left += left_sum
         tally.process_seconds += seconds
-        tally.own_process_seconds += own_sum
+        tally.paid_process_seconds += paid
         tally.own_steps_left += own_left_sum
     return found
 
@@ -165,9 +166,30 @@ def failed_runs(session: Session, experiment_id: str) -> Sequence[Run]:
     return session.scalars(query.with_for_update(of=Run)).all()
 
 
-def experiments_with(session: Session, run_ids: Iterable[str]) -> Sequence[Experiment]:
-    ids = select(Trial.experiment_id).where(Trial.run_id.in_(list(run_ids)))
-    return session.scalars(select(Experiment).where(Experiment.id.in_(ids))).all()
+def requeue(session: Session, runs: Collection[Run], home: str, now: datetime) -> None:
+    """Let ended runs go on: what was checkpointed counts, and the next attempt has the next number.
+
+    What was published of them is out of date, in every experiment that uses one.
+    """
+    for run in runs:
+        run.state, run.settled, run.admitted = RunState.QUEUED, False, False
+        run.cancel_reason = run.reason = run.kind = run.waiting_reason = ""
+        run.not_before, run.ended_at, run.fruitless = None, None, 0
+        run.home_id = home
+        run.next_check_at = now
+        # Whoever is still settling its end has lost the right to.
+        run.lease_token = run.lease_expires_at = None
+    users = select(Trial.experiment_id).where(Trial.run_id.in_([run.id for run in runs]))
+    reopen(session, session.scalars(users.distinct()).all(), now)
+
+
+def reopen(session: Session, ids: Collection[str], now: datetime) -> None:
+    """These experiments are looked at again, and published when their runs have ended.
+
+    Whoever is publishing one of them, or about to cancel it, has lost the right to: it looked before this.
+    """
+    values = {"published": False, "next_check_at": now, "lease_token": None, "lease_expires_at": None}
+    session.execute(update(Experiment).where(Experiment.id.in_(ids)).values(values))
 
 
 def cancel(session: Session, experiment: Experiment, reason: str, now: datetime) -> None:
@@ -175,10 +197,11 @@ def cancel(session: Session, experiment: Experiment, reason: str, now: datetime)
     experiment.cancelled_at, experiment.cancel_reason = now, reason
     experiment.next_check_at = now
     other = (
-        select(Trial.run_id, func.min(Experiment.id))
+        select(Trial.run_id, Experiment.id)
         .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(Experiment.cancelled_at.is_(None), Experiment.id != experiment.id)
-        .group_by(Trial.run_id)
+        # Of several the oldest: the last one stays in the dictionary.
+        .order_by(Experiment.created_at.desc(), Experiment.id)
     )
     own = select(Trial.run_id).where(Trial.experiment_id == experiment.id)
     wanted = dict(session.execute(other.where(Trial.run_id.in_(own))).all())

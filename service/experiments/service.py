@@ -17,7 +17,6 @@ from service.errors import AlreadyEnded, InvalidSpec, KeyReused, NotFound, Nothi
 from service.experiments import repository, views
 from service.experiments.estimate import estimate
 from service.launching.port import Launch, Launcher
-from service.runs import repository as run_rows
 from service.schemas.experiments import ExperimentDetail, Plan, PlannedArm, PlannedRun
 from service.settings import Settings
 from service.states import DEFAULT_PROJECT, RunState
@@ -155,10 +154,7 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
     now = _now()
     with db.write() as session:
         runs = [run for run in repository.failed_runs(session, experiment_id) if run.id in failed]
-        for run in runs:
-            run_rows.requeue(session, run, experiment_id, now)
-        for user in repository.experiments_with(session, failed):
-            user.published, user.next_check_at = False, now
+        repository.requeue(session, runs, experiment_id, now)
 
 
 def get(session: Session, experiment_id: str, *, lock: bool = False, project: str | None = None) -> Experiment:
@@ -252,7 +248,7 @@ def ensure_runs(
 def _join(session: Session, run: Run, experiment: Experiment, placement: dict[str, Any], now: datetime) -> None:
     """An equal run exists: share it, and bring it back where it was given up for no fault of its own."""
     if _is_new(run):
-        run_rows.requeue(session, run, experiment.id, now)
+        repository.requeue(session, [run], experiment.id, now)
         run.placement = placement
     elif run.cancel_reason and not run.state.is_final:
         # Being stopped for another experiment: what it is told next is to go on.

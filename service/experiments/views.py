@@ -57,7 +57,7 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         counts=tally.counts,
         progress=tally.done / tally.num_runs if tally.num_runs else 0.0,
         eta_seconds=_eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
-        gpu_hours=tally.own_process_seconds / 3600,
+        gpu_hours=tally.paid_process_seconds / 3600,
         gpu_hours_left=_hours_left(tally),
         gpu_hours_cap=experiment.gpu_hours,
         cancel_reason=experiment.cancel_reason,

@@ -6,6 +6,7 @@ from urllib.parse import parse_qs
 import yaml
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
 
 from service import specfile
 from service.api.auth import Require, Submitter
@@ -13,6 +14,7 @@ from service.errors import UnreadableBody
 from service.experiments import extend as extending
 from service.experiments import service as experiments
 from service.experiments.extend import Extension
+from service.experiments.service import MAX_RUNS_OF_EXPERIMENT
 from service.experiments.shelf import Shelf
 from service.pages.render import PageRoute, page
 from service.states import Scope
@@ -68,9 +70,12 @@ async def wanted(request: Request) -> Extension:
         except specfile.UnreadableSpec as error:
             raise UnreadableBody(f"Go back and write what is to be measured as YAML: {error}.") from error
     text = fields.get("seeds", [""])[-1]
-    if not text.isascii() or not text.isdigit():
-        raise UnreadableBody(f"Go back and enter the number of seeds in digits, not {text!r}.")
-    return Extension(seeds=int(text))
+    try:
+        return Extension.model_validate_strings({"seeds": text})
+    except ValidationError as error:
+        raise UnreadableBody(
+            f"Go back and enter the number of seeds in digits, from 1 to {MAX_RUNS_OF_EXPERIMENT}, not {text[:40]!r}."
+        ) from error
 
 
 @router.post("/extend")

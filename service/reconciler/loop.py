@@ -26,7 +26,7 @@ from service.reconciler.repository import ExperimentLease, RunLease
 from service.reconciler.transitions import decide
 from service.settings import Settings
 from service.states import RunState
-from service.tables import Experiment, Run
+from service.tables import Run
 from service.telemetry import Telemetry
 from service.tracking import TrackingAway
 from trainer.store.objects import StorageError
@@ -256,8 +256,8 @@ class Reconciler:
 
     def _cancel(self, lease: ExperimentLease, reason: str) -> None:
         with self._db.write() as session:
-            experiment = session.get_one(Experiment, lease.experiment.id)
-            experiments.cancel(session, experiment, reason, self._clock())
+            if experiment := repository.still_leased(session, lease):
+                experiments.cancel(session, experiment, reason, self._clock())
 
     def _sweep(self) -> None:
         """Stop attempts that live although their end is written down: submitted by a service that woke up too late."""

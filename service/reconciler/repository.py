@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, aliased
 from service.reconciler.admission import Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
 from service.states import FINAL, AttemptState, RunState
-from service.tables import Arm, Attempt, Experiment, Run, Trial
+from service.tables import Arm, Attempt, Charge, Experiment, Run, Trial
 from trainer.contract import RunSpec
 
 
@@ -97,8 +97,11 @@ def write_run(
 ) -> bool:
     """Write what was decided. False, and nothing written, when the lease is no longer ours."""
     owned = update(Run).where(Run.id == lease.run.id, Run.lease_token == lease.token)
-    if session.execute(owned.values(values)).rowcount == 0:  # type: ignore[attr-defined]
+    home = session.scalar(owned.values(values).returning(Run.home_id))
+    if home is None:
         return False
+    if "process_seconds" in values:
+        _charge(session, lease.run.id, home, values["process_seconds"])
     if attempt:
         row = session.get(Attempt, (lease.run.id, attempt.number))
         if row is None:
@@ -112,9 +115,24 @@ def write_run(
     return True
 
 
+def _charge(session: Session, run_id: str, home: str, process_seconds: float) -> None:
+    """Of all that the run has cost, the home pays what no other experiment has paid before."""
+    charges = {row.experiment_id: row for row in session.scalars(select(Charge).where(Charge.run_id == run_id))}
+    own = charges.setdefault(home, Charge(run_id=run_id, experiment_id=home, process_seconds=0.0))
+    session.add(own)
+    others = sum(row.process_seconds for row in charges.values() if row is not own)
+    own.process_seconds = max(0.0, process_seconds - others)
+
+
 def write_experiment(session: Session, lease: ExperimentLease, values: dict[str, Any]) -> None:
     owned = update(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)
     session.execute(owned.values({**values, "lease_token": None, "lease_expires_at": None}))
+
+
+def still_leased(session: Session, lease: ExperimentLease) -> Experiment | None:
+    """The experiment, locked; None when the lease is no longer ours."""
+    query = select(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)
+    return session.scalar(query.with_for_update())
 
 
 def waiting(session: Session) -> list[Waiting]:
@@ -172,12 +190,16 @@ def weights_for(session: Session, run_ids: Collection[str]) -> dict[str, str]:
 
 
 def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
-    """Of an experiment: process-seconds its own runs took, runs that go on, runs not settled yet."""
-    own = func.sum(Run.process_seconds).filter(Run.home_id == experiment_id)
+    """Of an experiment: process-seconds it has paid for, runs that go on, runs not settled yet."""
+    paid = func.sum(Charge.process_seconds)
     going = func.count().filter(Run.state.not_in(FINAL))
     unsettled = func.count().filter(~Run.settled)
     row = session.execute(
-        select(own, going, unsettled).select_from(Trial).join(Run).where(Trial.experiment_id == experiment_id)
+        select(paid, going, unsettled)
+        .select_from(Trial)
+        .join(Run)
+        .outerjoin(Charge, and_(Charge.run_id == Run.id, Charge.experiment_id == Trial.experiment_id))
+        .where(Trial.experiment_id == experiment_id)
     ).one()
     return row[0] or 0.0, row[1], row[2]
 

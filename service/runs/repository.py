@@ -1,7 +1,6 @@
 """The SQL of runs."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -56,17 +55,6 @@ def used_by(session: Session, run_id: str, project: str | None) -> Sequence[tupl
     )
     rows = session.execute(query.where(Experiment.project == project) if project else query)
     return [(experiment, arm, seed) for experiment, arm, seed in rows]
-
-
-def requeue(session: Session, run: Run, home: str, now: datetime) -> None:
-    """Let an ended run go on: what was checkpointed counts, and the next attempt has the next number."""
-    run.state, run.settled, run.admitted = RunState.QUEUED, False, False
-    run.cancel_reason = run.reason = run.kind = run.waiting_reason = ""
-    run.not_before, run.ended_at, run.fruitless = None, None, 0
-    run.home_id = home
-    run.next_check_at = now
-    # Whoever is still settling its end has lost the right to.
-    run.lease_token = run.lease_expires_at = None
 
 
 def _used_in(project: str) -> Select[str]:

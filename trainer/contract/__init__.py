@@ -6,6 +6,7 @@
 `presets` and `recipe` the values that are filled in.
 `checks` finds what does not fit together, as `problems`. `ablation` expands an experiment into arms and runs.
 `records` is what a run writes into its directory. `request` is what `mcf evaluate` asks for.
+`plain` reads YAML and JSON.
 """
 
 from trainer.contract.experiment import ExperimentSpec, Placement

@@ -125,9 +125,6 @@ def _experiment_problems(spec: ExperimentSpec) -> Iterator[Problem]:
             yield Problem(
                 field=f"factors.{name}", asked=f"level {_label(twice[0])} twice", possible="levels that differ"
             )
-    seeds = spec.seed_list
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        yield Problem(field="seeds", asked=str(spec.seeds), possible="a number from 1, or different numbers from 0")
     if spec.placement.min_nodes > spec.placement.max_nodes:
         yield Problem(
             field="placement.min_nodes", asked=str(spec.placement.min_nodes),

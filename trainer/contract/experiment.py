@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from trainer.contract.frozen import Frozen
+from trainer.contract.frozen import MAX_INTEGER, Asked
 
 
-class Placement(Frozen):
+class Placement(Asked):
     """Where runs go. This decides speed and cost, never numbers."""
 
     pool: str | tuple[str, ...] = "local"
@@ -35,7 +35,7 @@ class Placement(Frozen):
         return self.max_nodes * self.processes_per_node
 
 
-class ExperimentSpec(Frozen):
+class ExperimentSpec(Asked):
     """A question: arms that differ in named factors, repeated over seeds, compared with a baseline."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -57,6 +57,21 @@ class ExperimentSpec(Frozen):
     share: bool = True
     """`false` trains runs again that another experiment has already trained."""
 
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds_are_numbers_that_differ(cls, asked: Any) -> Any:
+        seeds = asked if isinstance(asked, list | tuple) else [asked - 1] if type(asked) is int else []
+        if not seeds or len(set(map(repr, seeds))) < len(seeds) or not all(map(_is_seed, seeds)):
+            raise ValueError(
+                f"a number of seeds from 1, or a list of different seeds from 0 to {MAX_INTEGER}, such as [0, 1, 2]"
+            )
+        return asked
+
     @property
     def seed_list(self) -> list[int]:
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+
+def _is_seed(value: Any) -> bool:
+    # In Python, true is the number 1.
+    return type(value) is int and 0 <= value <= MAX_INTEGER

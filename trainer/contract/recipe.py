@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from trainer.contract.frozen import Frozen
+from trainer.contract.frozen import Asked
 
 
 class Selection(StrEnum):
@@ -17,7 +17,7 @@ class Selection(StrEnum):
     """As most published numbers are chosen: too good by what the choice picks up, and labelled so."""
 
 
-class Recipe(Frozen):
+class Recipe(Asked):
     """Training of pyramid and head, and of the encoder unless it is frozen. Defaults: FaRL's, for alignment."""
 
     frozen: bool = False

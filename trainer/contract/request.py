@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from trainer.contract.frozen import Frozen
+from trainer.contract.frozen import Asked
 from trainer.contract.run import Data
 from trainer.contract.stage import Alignment, Parsing, Stage
 
@@ -17,7 +17,7 @@ STAGE_OF = {
 """Benchmark -> the stage it is one of."""
 
 
-class Request(Frozen):
+class Request(Asked):
     """A stage of evaluation on an encoder that is there."""
 
     model: str

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from trainer.contract import identity
 from trainer.contract.checks import misfits
-from trainer.contract.frozen import Frozen
+from trainer.contract.frozen import Asked
 from trainer.contract.problems import SpecError
 from trainer.contract.stage import Alignment, Parsing, Stage
 
@@ -20,7 +20,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Data(Frozen):
+class Data(Asked):
     """The images to train on."""
 
     uri: str = ""
@@ -45,7 +45,7 @@ class Data(Frozen):
     """Digest of the keys and contents of all images. Filled in on submission; if you give it, it is checked."""
 
 
-class EncoderSpec(Frozen):
+class EncoderSpec(Asked):
     """A plain ViT: pre-norm blocks, MLP ratio 4, one cls token (paper: ViT-B/16)."""
 
     width: int = Field(ge=8, multiple_of=4)
@@ -58,7 +58,7 @@ class EncoderSpec(Frozen):
     """Side of a patch in pixels."""
 
 
-class DecoderSpec(Frozen):
+class DecoderSpec(Asked):
     """The trained half (M0) of the decoder. The frozen half (M1) is the teacher."""
 
     width: int = Field(ge=8, multiple_of=4)
@@ -73,7 +73,7 @@ class DecoderSpec(Frozen):
 EXPORTED_ARCH = r"vit-(?P<width>\d+)x(?P<depth>\d+)x(?P<heads>\d+)-p(?P<patch>\d+)"
 
 
-class Initial(Frozen):
+class Initial(Asked):
     """The weights before the first step."""
 
     source: str = "none"
@@ -91,7 +91,7 @@ class Initial(Frozen):
         return self.source != "none"
 
 
-class TeacherSpec(Frozen):
+class TeacherSpec(Asked):
     """The frozen half (M1) of the decoder. The loss compares its features of the prediction with those of the image."""
 
     source: str = ""
@@ -145,7 +145,7 @@ class TeacherSpec(Frozen):
         return {"mocov3-vit-b16": 12, "face-api": 4, "as-encoder": encoder.depth}.get(self.arch)
 
 
-class Pixels(Frozen):
+class Pixels(Asked):
     """The pixel loss: mean squared error of the predicted patches, as in MAE. The published method has none."""
 
     weight: float | None = Field(None, ge=0)
@@ -157,7 +157,7 @@ class Pixels(Frozen):
     """The patches whose error counts (MAE: hidden)."""
 
 
-class Batch(Frozen):
+class Batch(Asked):
     """The grid of one optimizer step (docs/method.md). It depends on the spec only, never on the number of GPUs."""
 
     slice: int = Field(64, ge=2)
@@ -180,7 +180,7 @@ class Batch(Frozen):
         return self.global_batch // self.slice
 
 
-class Contrastive(Frozen):
+class Contrastive(Asked):
     """Contrastive learning between two random masks of an image."""
 
     weight: float = Field(1.0, ge=0)
@@ -195,7 +195,7 @@ class Contrastive(Frozen):
     """Share of patches hidden from the target, which makes the keys. Default: mask_ratio (published). 0: none."""
 
 
-class Ema(Frozen):
+class Ema(Asked):
     """The target's moving average: target <- m * target + (1 - m) * online."""
 
     momentum: float = Field(0.99, ge=0, le=1)
@@ -206,7 +206,7 @@ class Ema(Frozen):
     """How often the target moves (published: once per contrastive group)."""
 
 
-class Optimizer(Frozen):
+class Optimizer(Asked):
     """AdamW with lr = base_lr * global_batch / 256. Biases and tensors with one axis have no weight decay."""
 
     base_lr: float = Field(1.5e-4, gt=0)
@@ -218,7 +218,7 @@ class Optimizer(Frozen):
     """Largest L2 norm of the whole gradient; a larger one is scaled down. Default: never (published)."""
 
 
-class Schedule(Frozen):
+class Schedule(Asked):
     """Linear warm-up, then half a cosine down to min_lr, per step."""
 
     unit: Literal["epochs", "steps"] = "epochs"
@@ -231,7 +231,7 @@ class Schedule(Frozen):
     """Learning rate at the end."""
 
 
-class Cadence(Frozen):
+class Cadence(Asked):
     """How often a run saves and logs, in steps."""
 
     checkpoint_steps: int = Field(500, ge=1)
@@ -244,7 +244,7 @@ class Cadence(Frozen):
     """Steps between two pictures of reconstructions."""
 
 
-class Evaluation(Frozen):
+class Evaluation(Asked):
     """What is measured at the end of a run. All arms share the held-out images and the folds."""
 
     held_out: int = Field(1000, ge=2)
@@ -301,7 +301,7 @@ ENCODERS = {
 }
 
 
-class RunSpec(Frozen):
+class RunSpec(Asked):
     """Everything that decides a run's numbers. The defaults are the published recipe."""
 
     data: Data = Data()

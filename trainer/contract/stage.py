@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.contract.frozen import Frozen
+from trainer.contract.frozen import Asked
 from trainer.contract.recipe import Recipe, Selection
 
 FACES68 = "faces68"
@@ -15,7 +15,7 @@ NUM_LEVELS = 4
 PUBLISHED_TAPS: Mapping[int, tuple[int, ...]] = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23), 32: (8, 14, 20, 31)}
 
 
-class Stage(Frozen):
+class Stage(Asked):
     """A head on the trained encoder, fitted to a benchmark (docs/evaluation.md). The default `null` takes the value
     published for the benchmark."""
 

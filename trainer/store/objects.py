@@ -33,6 +33,19 @@ TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 <
 # Largest object that is read into memory because somebody has named it: a service has a few GiB for everything.
 MAX_READ = 256 << 20
 
+
+@dataclass(frozen=True)
+class Patience:
+    """With an S3 server that does not answer; AWS_MAX_ATTEMPTS counts more than `tries`."""
+
+    connect_seconds: float = 5
+    read_seconds: float = 60
+    tries: int = 5
+
+
+patience = Patience()
+"""Of this process, set before its first request. A trainer has little else to do than wait; a service has."""
+
 # Prefix of a file on its way into a directory store.
 ASIDE = ".aside-"
 
@@ -280,9 +293,9 @@ def _s3() -> Any:
         region_name=os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")),
         # Checksums only where the protocol asks for them: several S3 servers reject the newer default.
         config=Config(
-            retries={"mode": "standard", "max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "5"))},
-            connect_timeout=5,
-            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", patience.tries))},
+            connect_timeout=patience.connect_seconds,
+            read_timeout=patience.read_seconds,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             s3={"addressing_style": "path"} if "AWS_ENDPOINT_URL" in os.environ else {},

@@ -1,11 +1,11 @@
 """A service without its web part, a clock that is set, and a scheduler that obeys the test."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Engine, event, select
 
@@ -16,9 +16,10 @@ from service.launching.port import Job, JobState, Launch
 from service.reconciler.loop import Reconciler
 from service.reconciler.outside import Outside
 from service.settings import Settings
-from service.tables import Attempt, Run
+from service.states import RunState
+from service.tables import Attempt, Experiment, Run
 from service.telemetry import Telemetry
-from service.tracking import Tracker
+from service.tracking import TrackedRun, Tracker
 from trainer.contract import Placement, RunSpec, records
 from trainer.contract.records import Floors, Metric, Outcome, Result, Session, Verdict
 from trainer.resolve import check_and_resolve
@@ -158,6 +159,27 @@ def result(spec: RunSpec | None, **changes: Any) -> Result:
     return Result(**(fields | changes))
 
 
+class Board:
+    """An MLflow that takes everything, and knows how every run of it ended."""
+
+    uri = "http://mlflow"
+
+    def __init__(self) -> None:
+        self.ended: dict[str, RunState] = {}
+
+    def ensure_parent(self, *, experiment_id: str, **rest: Any) -> TrackedRun:
+        return TrackedRun("1", f"parent of {experiment_id}")
+
+    def ensure_child(self, parent: TrackedRun, *, own: Mapping[str, str], **rest: Any) -> TrackedRun:
+        return TrackedRun("1", " ".join(own.values()))
+
+    def finish(self, run_id: str, state: RunState, tags: Mapping[str, str]) -> None:
+        self.ended[run_id] = state
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **options: None
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = datetime.now(UTC)  # what requests write is never in its future
@@ -169,7 +191,7 @@ class Clock:
 class Bench:
     """A service without its web part."""
 
-    def __init__(self, db: Database, settings: Settings, tracker: Tracker | None = None) -> None:
+    def __init__(self, db: Database, settings: Settings, tracker: Tracker | Board | None = None) -> None:
         self.db, self.settings, self.tracker = db, settings, tracker
         self.clock = Clock()
         self.cluster = Cluster(settings, self.clock)
@@ -177,7 +199,7 @@ class Bench:
 
     def start(self) -> Reconciler:
         """A service is started, on what it finds."""
-        outside = Outside(self.settings, self.cluster, self.tracker)
+        outside = Outside(self.settings, self.cluster, cast("Tracker | None", self.tracker))
         self.reconciler = Reconciler(self.db, self.settings, outside, Telemetry(), clock=self.clock)
         return self.reconciler
 
@@ -205,6 +227,10 @@ class Bench:
     def attempts(self) -> list[Attempt]:
         with self.db.read() as session:
             return list(session.scalars(select(Attempt).order_by(Attempt.run_id, Attempt.number)))
+
+    def experiment(self, id: str) -> Experiment:
+        with self.db.read() as session:
+            return session.get_one(Experiment, id)
 
     def states(self) -> dict[str, int]:
         return dict(Counter(run.state.value for run in self.runs()))

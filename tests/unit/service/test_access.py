@@ -1,5 +1,6 @@
 """Who may do what: tokens, scopes and projects, as a client meets them."""
 
+import asyncio
 import re
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,8 +10,10 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from pydantic import SecretStr
 from sqlalchemy import text, update
+from starlette.types import Message
 
-from service.api.auth import COOKIE
+from service.api.auth import COOKIE, ONLY_LOOKS
+from service.api.body import MAX_BYTES
 from service.db import Database
 from service.settings import Settings
 from service.states import Scope
@@ -305,7 +308,39 @@ def test_a_wrong_wish_for_a_token_is_refused_with_every_problem(guarded: Guarded
     answer = guarded.ask(FIRST, "POST", "/v1/tokens", json=wanted)
     assert (answer.status_code, answer.json()["error"]) == (422, "invalid_request")
     assert {problem["field"] for problem in answer.json()["problems"]} == set(wanted)
-    assert guarded.http.post("/v1/tokens", content=b" " * 10_000).status_code == 413
+
+
+# ---------------------------------------------------------------- bodies of strangers
+
+
+def test_of_an_endless_body_no_address_reads_more_than_a_mebibyte(guarded: Guarded) -> None:
+    chunk, read = b" " * 2**16, 0
+
+    async def receive() -> Message:
+        nonlocal read
+        read += len(chunk)
+        assert read <= 2 * MAX_BYTES, "the body is read without a bound"
+        return {"type": "http.request", "body": chunk, "more_body": True}
+
+    for method, path in guarded.routes:
+        if method in ONLY_LOOKS:
+            continue
+        read, sent = 0, list[Message]()
+
+        async def send(message: Message, sent: list[Message] = sent) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
+        asyncio.run(guarded.app(scope, receive, send))
+        assert read <= MAX_BYTES + len(chunk), (method, path)
+        assert sent[0]["status"] in (401, 405, 413), (method, path)
+
+
+def test_a_body_that_is_too_large_is_refused_in_words(guarded: Guarded) -> None:
+    answer = guarded.http.post("/v1/experiments/e0123456789/extend", content=b" " * (MAX_BYTES + 1))
+    assert (answer.status_code, answer.json()["error"]) == (413, "body_too_large")
+    assert f"larger than {MAX_BYTES} bytes" in answer.json()["detail"]
 
 
 # ---------------------------------------------------------------- the page, and no token at all

@@ -288,6 +288,37 @@ def test_the_cap_on_gpu_hours_cancels_what_is_left_with_that_reason(bench: Bench
     assert experiments.show(bench.db, bench.settings, experiment).state == "cancelled"
 
 
+def test_a_cap_counts_the_hours_of_its_own_experiment_alone(bench: Bench, spec: dict[str, Any]) -> None:
+    capped = spec | {"gpu_hours": 1.5, "seeds": 1}
+    first = bench.submit(capped)
+    bench.go(3)
+    for name in bench.cluster.live():
+        bench.cluster.train(name, 5)  # a process-hour each
+    bench.go(6)
+    assert bench.states() == {"cancelled": 2}
+    again = bench.submit(capped | {"name": "again"})
+    bench.go(4)
+    # Cancelled in its turn, and the third goes on with what runs: neither pays for the two hours before.
+    third = bench.submit(capped | {"name": "third"})
+    bench.go(2)
+    experiments.cancel(bench.db, again)
+    finish_all(bench)
+    assert bench.states() == {"succeeded": 2}
+    shown = {name: experiments.show(bench.db, bench.settings, name) for name in (first, again, third)}
+    assert shown[first].gpu_hours == pytest.approx(2.0)
+    assert sum(found.gpu_hours for found in shown.values()) == pytest.approx(
+        sum(run.process_seconds for run in bench.runs()) / 3600
+    )
+    assert shown[third].state == "succeeded"
+
+
+def test_a_run_goes_to_the_oldest_experiment_that_still_wants_it(bench: Bench, spec: dict[str, Any]) -> None:
+    first, *others = (bench.submit(spec | {"name": f"e{number}"}) for number in range(8))
+    bench.go(2)
+    experiments.cancel(bench.db, first)
+    assert {run.home_id for run in bench.runs()} == {others[0]}
+
+
 def test_an_attempt_that_lives_after_its_end_was_written_is_stopped(bench: Bench, spec: dict[str, Any]) -> None:
     bench.submit(spec | {"factors": {}, "seeds": 1})
     finish_all(bench)

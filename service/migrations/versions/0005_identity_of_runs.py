@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from trainer.contract import RunSpec
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 
 
 def upgrade() -> None:

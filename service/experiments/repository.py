@@ -67,7 +67,7 @@ def page(
 
 
 def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
-    """One statement for any number of experiments."""
+    """Two statements for any number of experiments."""
     final = Run.state.in_(FINAL)
     done: ColumnElement[float] = case((final, 1.0), else_=Run.step * 1.0 / Run.total_steps)
     left: ColumnElement[int] = case((final, 0), else_=Run.total_steps - Run.step)
@@ -76,16 +76,15 @@ def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
     rows = session.execute(
         select(
             Trial.experiment_id, Run.state, func.count(), func.sum(done), func.sum(Run.step),
-            func.sum(Run.train_seconds), func.sum(left), func.sum(Run.process_seconds), 
-            func.sum(func.coalesce(Charge.process_seconds, 0.0)), func.sum(own_left),
+            func.sum(Run.train_seconds), func.sum(left), func.sum(Run.process_seconds),
+            func.sum(own_left),
         )
         .join(Run, Run.id == Trial.run_id)
-        .outerjoin(Charge, and_(Charge.run_id == Run.id, Charge.experiment_id == Trial.experiment_id))
         .where(Trial.experiment_id.in_(list(ids)))
         .group_by(Trial.experiment_id, Run.state)
     )  # fmt: skip
     found: dict[str, Tally] = {}
-    for experiment, state, count, done_sum, steps, train_seconds, left_sum, seconds, paid, own_left_sum in rows:
+    for experiment, state, count, done_sum, steps, train_seconds, left_sum, seconds, own_left_sum in rows:
         tally = found.setdefault(experiment, Tally())
         tally.counts[state] = count
         tally.done += done_sum
@@ -93,8 +92,11 @@ def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
         tally.train_seconds += train_seconds
         tally.steps_left += left_sum
         tally.process_seconds += seconds
-        tally.paid_process_seconds += paid
         tally.own_steps_left += own_left_sum
+    # Also for runs that others have taken the place of since, which measure more.
+    paid = select(Charge.experiment_id, func.sum(Charge.process_seconds)).group_by(Charge.experiment_id)
+    for experiment, seconds in session.execute(paid.where(Charge.experiment_id.in_(list(found)))):
+        found[experiment].paid_process_seconds = seconds
     return found
 
 

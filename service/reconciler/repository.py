@@ -191,17 +191,13 @@ def weights_for(session: Session, run_ids: Collection[str]) -> dict[str, str]:
 
 def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
     """Of an experiment: process-seconds it has paid for, runs that go on, runs not settled yet."""
-    paid = func.sum(Charge.process_seconds)
+    paid = select(func.sum(Charge.process_seconds)).where(Charge.experiment_id == experiment_id)
     going = func.count().filter(Run.state.not_in(FINAL))
     unsettled = func.count().filter(~Run.settled)
     row = session.execute(
-        select(paid, going, unsettled)
-        .select_from(Trial)
-        .join(Run)
-        .outerjoin(Charge, and_(Charge.run_id == Run.id, Charge.experiment_id == Trial.experiment_id))
-        .where(Trial.experiment_id == experiment_id)
+        select(going, unsettled).select_from(Trial).join(Run).where(Trial.experiment_id == experiment_id)
     ).one()
-    return row[0] or 0.0, row[1], row[2]
+    return session.scalar(paid) or 0.0, row[0], row[1]
 
 
 def look_soon(session: Session, names: Collection[str], now: datetime) -> None:

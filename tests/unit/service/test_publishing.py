@@ -24,15 +24,6 @@ def bench(database: Database, settings: Settings) -> Iterator[Bench]:
     made.reconciler.stop()
 
 
-def ends_with_a_failure(bench: Bench, spec: dict[str, Any]) -> str:
-    experiment = bench.submit(spec)
-    bench.go(3)
-    for name in bench.cluster.live():
-        bench.cluster.fail(name)
-    bench.go_until(lambda: all(run.settled for run in bench.runs()))
-    return experiment
-
-
 def add_a_seed(bench: Bench, experiment: str) -> None:
     extending.extend(bench.db, experiment, Extension(seeds=[7]), FILES_ONLY, None)
 
@@ -45,7 +36,7 @@ def retry(bench: Bench, experiment: str) -> None:
 def test_what_is_asked_for_while_an_experiment_is_being_published_is_published_too(
     bench: Bench, spec: dict[str, Any], act: Callable[[Bench, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = ends_with_a_failure(bench, spec | {"factors": {}, "seeds": 1})
+    experiment = bench.submit(spec | {"factors": {}, "seeds": 1})
     publish, published = loop.publish, list[dict[str, int]]()
 
     def publish_slowly(*args: Any) -> None:
@@ -55,6 +46,9 @@ def test_what_is_asked_for_while_an_experiment_is_being_published_is_published_t
         publish(*args)
 
     monkeypatch.setattr(loop, "publish", publish_slowly)
+    bench.go(3)
+    for name in bench.cluster.live():
+        bench.cluster.fail(name)
     bench.go_until(lambda: bool(published))
     assert not bench.experiment(experiment).published
     finish_all(bench)

@@ -7,6 +7,7 @@ import typer
 
 from service import specfile
 from service.cli import show
+from service.schemas.experiments import ExperimentDetail
 from trainer.contract import plain
 
 
@@ -26,13 +27,22 @@ def extend(
     if seeds is None and not add and evaluation is None and gpu_hours is None:
         raise typer.BadParameter("nothing to add: give --seeds, --add FACTOR=LEVEL, --evaluation FILE or --gpu-hours")
     experiment = ctx.obj().experiment(name)
-    before = experiment.detail.num_runs
+    before = _runs(experiment.detail)
     asked = specfile.read_evaluation(evaluation) if evaluation else {}
     detail = experiment.extend(
         seeds=seeds or (), factors=_factors(add or []), evaluation=asked, gpu_hours=gpu_hours
     ).detail
-    added = detail.num_runs - before
-    typer.echo(f"{detail.name} ({detail.id}) has {added} more run{'s' * (added != 1)}: {show.counts(detail)}")
+    after = _runs(detail)
+    added = len(after.keys() - before.keys())
+    news = f"has {added} more run{'s' * (added != 1)}"
+    if anew := sum(run != after[trial] for trial, run in before.items()):
+        news += f", and measures {anew} anew"
+    typer.echo(f"{detail.name} ({detail.id}) {news}: {show.counts(detail)}")
+
+
+def _runs(detail: ExperimentDetail) -> dict[tuple[str, int], str]:
+    """(arm, seed) -> the run of that trial."""
+    return {(arm.name, trial.seed): trial.run_id for arm in detail.arms for trial in arm.trials}
 
 
 def _factors(added: list[str]) -> dict[str, list[Any]]:

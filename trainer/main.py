@@ -19,12 +19,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from trainer.conclude import conclude, painter, taken_over
 from trainer.contract import RunSpec, records
-from trainer.contract.records import Checkpoint, MemoryNote, Outcome, StageResult, Verdict
+from trainer.contract.records import Checkpoint, FaultNote, MemoryNote, Outcome, StageResult, Verdict
 from trainer.data.batches import slices, split_of
 from trainer.data.manifest import DataError, Rows, open_images
+from trainer.elastic.blame import Fault, fault_of, is_clusters
 from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
 from trainer.elastic.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.elastic.waiting import on_first
@@ -38,7 +40,7 @@ from trainer.state.checkpoint import CheckpointStore, OtherRun
 from trainer.state.hostcopy import HostCopy
 from trainer.state.keeper import Keeper
 from trainer.store.objects import Store, open_store, split_uri
-from trainer.store.rundir import list_checkpoints, read_memory_note, read_outcome, read_spec
+from trainer.store.rundir import list_checkpoints, read_fault, read_memory_note, read_outcome, read_spec
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
 from trainer.teachers.tapcache import TapCache, cache_bytes
@@ -71,38 +73,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="trainer.main", description="Train one run.")
     parser.add_argument("--spec", required=True, help="RunSpec as JSON: a path or an s3:// address")
     folder, name = split_uri(parser.parse_args(argv).spec)
-    run = RunSpec.model_validate_json(open_store(folder).get(name))
+    text = open_store(folder).get(name)
+    try:
+        run = RunSpec.model_validate_json(text)
+    except ValidationError as error:
+        if uri := os.environ.get("MCF_RUN_URI"):
+            fail(open_store(uri), f"this version of mcf cannot read the spec: {error}", type(error).__name__)
+        stop_agent()
+        raise
     store = open_store(os.environ.get("MCF_RUN_URI", f"runs/{run.digest[:12]}"))
     if outcome := read_outcome(store):
         return over_already(store, outcome)
+    # Before anything is done: what is noted now, another start has met.
+    before = read_fault(store)
     try:
         return train(run, store)
-    except OWN_ERRORS as error:
-        logger.error("%s: %s", type(error).__name__, error)
-        fail(run, store, str(error), type(error).__name__)
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        logger.error("%s: %s", type(error).__name__, error)
-        if not (first := noted_before(store, str(error))):
-            return 1  # the agent starts the workers once more
-        when = f"at {first.at:%Y-%m-%d %H:%M} UTC and now"
-        reason = f"out of memory twice, {when} ({error}); lower batch.slice, or slice of a stage"
-        fail(run, store, reason, "OutOfMemory")
     except START_ERRORS as error:
         logger.error("%s: %s", type(error).__name__, error)
+    except Exception as error:
+        if not (end := own_end(store, before, error)):
+            raise  # the agent starts the workers once more
+        logger.error("%s: %s", end.kind, end.reason)
+        fail(store, end.reason, end.kind)
+        HostCopy(store.uri, run.pretraining).remove()
     stop_agent()
     return 1
 
 
-def fail(run: RunSpec, store: Store, reason: str, kind: str) -> None:
+def fail(store: Store, reason: str, kind: str) -> None:
     """The run has ended for good."""
     kept = list_checkpoints(store)
     outcome = Outcome(
         verdict=Verdict.FAILED, step=kept[-1].step if kept else 0, reason=reason, kind=kind, ended_at=datetime.now(UTC)
     )
     store.put(records.OUTCOME, outcome.model_dump_json(indent=1).encode())
-    HostCopy(store.uri, run.pretraining).remove()
+
+
+def own_end(store: Store, before: FaultNote | None, error: Exception) -> Fault | None:
+    """The error, where it is the run's own and ends it. What may be an accident once is noted, and ends it twice."""
+    if isinstance(error, OWN_ERRORS):
+        return Fault(type(error).__name__, "", str(error))
+    if ran_out_of_memory(error):
+        if not (first := noted_before(store, str(error))):
+            return None
+        when = f"at {first.at:%Y-%m-%d %H:%M} UTC and now"
+        reason = f"out of memory twice, {when} ({error}); lower batch.slice, or slice of a stage"
+        return Fault("OutOfMemory", "", reason)
+    if is_clusters(error):
+        return None
+    fault = fault_of(error)
+    if before and before.is_of(fault.kind, fault.place):
+        return fault
+    note = FaultNote(at=datetime.now(UTC), kind=fault.kind, place=fault.place, reason=fault.reason)
+    store.put(records.FAULT, note.model_dump_json(indent=1).encode())
+    return None
 
 
 def ran_out_of_memory(error: Exception) -> bool:

@@ -22,7 +22,7 @@ from service.settings import Settings
 from service.states import DEFAULT_PROJECT, RunState
 from service.tables import Arm, Experiment, Run, Trial
 from trainer.contract import Placement, Problem, RunSpec, SpecError
-from trainer.contract.records import OUT_OF_MEMORY, OUTCOME
+from trainer.contract.records import FAULT, OUT_OF_MEMORY, OUTCOME
 from trainer.resolve import Resolved, check_and_resolve
 from trainer.store.objects import StorageError, open_store
 from trainer.weights.sources import Library
@@ -148,7 +148,7 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
     # Before the database says queued: a trainer that finds an outcome believes it and does not train.
     try:
         for id in failed:
-            open_store(settings.run_uri(id)).delete([OUTCOME, OUT_OF_MEMORY])
+            open_store(settings.run_uri(id)).delete([OUTCOME, OUT_OF_MEMORY, FAULT])
     except StorageError as error:
         raise Unavailable(f"The store does not answer, so nothing was queued: {error}") from error
     now = _now()

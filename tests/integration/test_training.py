@@ -157,6 +157,32 @@ def test_a_run_fails_for_want_of_memory_the_second_time_and_not_the_first(tiny_f
     assert "lower batch.slice" in outcome.reason
 
 
+def test_an_error_of_python_s_fails_the_run_the_second_time_and_not_the_first(tiny_faces: Path, tmp_path: Path) -> None:
+    store = DirectoryStore(str(tmp_path / "run"))
+    first = train_alone(small(tiny_faces), tmp_path / "run", "tests.integration.faulty")
+    assert first.returncode == 1
+    assert "ValueError: the numbers do not add up" in first.stderr
+    assert read_outcome(store) is None
+    assert train_alone(small(tiny_faces), tmp_path / "run", "tests.integration.faulty").returncode == 1
+    outcome = read_outcome(store)
+    assert outcome is not None
+    assert (outcome.verdict, outcome.kind, outcome.step) == (Verdict.FAILED, "ValueError", STEPS)
+    assert re.search(r"^ValueError in .*: the numbers do not add up\n", outcome.reason)
+    assert "return answer" not in outcome.reason
+    assert outcome.reason.endswith("ValueError: the numbers do not add up")
+
+
+def test_a_spec_that_this_version_cannot_read_fails_the_run_at_once(tiny_faces: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "given.json"
+    spec.write_text(small(tiny_faces).model_dump_json().replace('"mask_ratio"', '"mask_ration"'))
+    env = {**os.environ, **ENV, "MCF_RUN_URI": str(tmp_path / "run")}
+    assert forks.run("trainer.main", "--spec", str(spec), env=env).returncode == 1
+    outcome = read_outcome(DirectoryStore(str(tmp_path / "run")))
+    assert outcome is not None
+    assert (outcome.kind, outcome.step) == ("ValidationError", 0)
+    assert "mask_ration" in outcome.reason
+
+
 def test_a_missing_teacher_fails_the_run_without_a_step(tiny_faces: Path, tmp_path: Path) -> None:
     run = small(tiny_faces, teacher={"source": str(tmp_path / "gone.pt")})
     assert train_alone(run, tmp_path / "run").returncode == 1

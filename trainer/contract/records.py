@@ -6,6 +6,7 @@
         checkpoints/000000120/COMMITTED ... this Checkpoint stands beside it
         sessions/0001.json              a Session: one stretch of training at one world size, refreshed as it goes
         out_of_memory.json              a MemoryNote: it has run out of memory once, and once more would end it
+        fault.json                      a FaultNote: an exception of its own, and the same one once more would end it
         outcome.json                    an Outcome: how the run ended for good
         stages/alignment/checkpoints/   those of a stage of evaluation, which are gone once it has ended, and then ...
         stages/alignment/result.json    ... its StageResult
@@ -26,6 +27,7 @@ from trainer.contract.frozen import Frozen
 SPEC = "spec.json"
 OUTCOME = "outcome.json"
 OUT_OF_MEMORY = "out_of_memory.json"
+FAULT = "fault.json"
 RESULT = "result.json"
 SESSIONS = "sessions/"
 CHECKPOINTS = "checkpoints/"
@@ -107,6 +109,18 @@ class MemoryNote(Frozen):
 
     at: datetime
     reason: str
+
+
+class FaultNote(Frozen):
+    """An exception that no other part of the cluster has caused. Once may be an accident; twice it is the spec."""
+
+    at: datetime
+    kind: str
+    place: str
+    reason: str
+
+    def is_of(self, kind: str, place: str) -> bool:
+        return (self.kind, self.place) == (kind, place)
 
 
 class Metric(Frozen):

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 MEMORY = Path("/dev/shm")
 PREFIX = "mcf-state-"
+# Of the names of files that a process is about to replace or to remove.
+ASIDE = "aside"
 # Left free in memory for others, such as NCCL and the workers that load images.
 MARGIN_BYTES = 256 << 20
 
@@ -39,6 +41,9 @@ class HostCopy:
         self._base: Path | None = None
         for base in _bases():
             _sweep(base)
+            # A worker that is killed leaves what it was writing, or uploading: gigabytes of memory.
+            for left in (base / self._name).glob(f"{ASIDE}*"):
+                left.unlink(missing_ok=True)
 
     def newest(self) -> tuple[Checkpoint, dict[str, Any]] | None:
         """The newest copy that is what its marker says, mapped into memory; None when there is none."""
@@ -58,23 +63,38 @@ class HostCopy:
     def write(self, state: dict[str, Any], step: int, world_size: int) -> tuple[Checkpoint, Path]:
         """Replace the copy. Raises StorageError when there is no room; the copy from before then stays."""
         folder = self._folder(state)
-        aside, path = folder / "aside", folder / f"{step:09d}.pt"
+        try:
+            written = self._written(folder, state, step, world_size)
+        except (OSError, StorageError) as error:
+            disk = _bases()[-1]
+            if self._base == disk:
+                raise StorageError(f"the state could not be kept in {folder}: {error}") from error
+            # Others have filled the memory since it was chosen.
+            logger.warning("%s takes no state any more, it is kept in %s: %s", self._base, disk, error)
+            self._base = disk
+            return self.write(state, step, world_size)
+        for old in (old for base in _bases() for old in (base / self._name).glob("0*")):
+            if old.stem != written[1].stem:
+                old.unlink()
+        return written
+
+    def _written(self, folder: Path, state: dict[str, Any], step: int, world_size: int) -> tuple[Checkpoint, Path]:
+        aside, path = folder / ASIDE, folder / f"{step:09d}.pt"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            checkpoint = write_state(
-                state, aside, step=step, spec_digest=self.spec_digest, world_size=world_size
-            )  # fmt: skip
+            checkpoint = write_state(state, aside, step=step, spec_digest=self.spec_digest, world_size=world_size)
             aside.replace(path)
             aside.write_text(checkpoint.model_dump_json())
             aside.replace(path.with_suffix(".json"))
-            for old in folder.glob("0*"):
-                if old.stem != path.stem:
-                    old.unlink()
-        except OSError as error:
-            raise StorageError(f"the state could not be kept in {folder}: {error}") from error
         finally:
             aside.unlink(missing_ok=True)
         return checkpoint, path
+
+    def kept_aside(self, path: Path) -> Path:
+        """A second name of a copy, which stays when the next one replaces it; whoever asks removes it."""
+        aside = path.with_name(f"{ASIDE}-{path.name}")
+        os.link(path, aside)
+        return aside
 
     def remove(self) -> None:
         """Nobody will go on from it."""

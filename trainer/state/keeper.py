@@ -5,7 +5,6 @@ checkpoint is due another one uploads that file to the run's directory (checkpoi
 """
 
 import logging
-import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +39,10 @@ class Keeper:
         self.world, self.host, self.checkpoints, self.every_steps = world, host, checkpoints, every_steps
         self.stall_seconds = 0.0
         """What the loop waited for the last copy."""
-        self._asked_for = step
+        self._safe = step
+        """Step of the last checkpoint."""
+        self._tried = False
+        """Whether a checkpoint after that one was asked for. If it comes to nothing, the next copy is tried."""
         self._next_copy = time.monotonic() + REFRESH_SECONDS
         self._staging = Staging()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state-writer")
@@ -53,7 +55,7 @@ class Keeper:
         """Whether rank 0 wants the state after `step` kept; a checkpoint waits until the one before is uploaded."""
         if not self.world.is_first or _busy(self._writing):
             return False
-        return self._checkpoint_due(step) or time.monotonic() >= self._next_copy
+        return (self._checkpoint_due(step) and not self._tried) or time.monotonic() >= self._next_copy
 
     def keep(self, step: int, state: dict[str, Any]) -> None:
         """Copy the state and see to the rest in the background. Every rank calls this at the same steps."""
@@ -64,8 +66,7 @@ class Keeper:
         self.stall_seconds = time.monotonic() - started
         self._wait_for_next(self.stall_seconds)
         upload = self.world.is_first and self._checkpoint_due(step)
-        if upload:
-            self._asked_for = step
+        self._tried = self._tried or upload
         self._writing = self._writer.submit(self._write, step, staged, upload)
 
     def finish(self, step: int, state: dict[str, Any]) -> None:
@@ -89,7 +90,7 @@ class Keeper:
             self.host.remove()
 
     def _checkpoint_due(self, step: int) -> bool:
-        return step // self.every_steps > self._asked_for // self.every_steps and not _busy(self._uploading)
+        return step // self.every_steps > self._safe // self.every_steps and not _busy(self._uploading)
 
     def _wait_for_next(self, taken_seconds: float) -> None:
         self._next_copy = time.monotonic() + max(REFRESH_SECONDS, taken_seconds / MAX_SHARE)
@@ -102,15 +103,14 @@ class Keeper:
             self._wait_for_next(self.stall_seconds + time.monotonic() - started)
             if upload:
                 # A name of its own: the next copy replaces this one while it is still being uploaded.
-                on_its_way = path.with_name(f"upload-{path.name}")
-                os.link(path, on_its_way)
-                self._uploading = self._uploader.submit(self._upload, checkpoint, on_its_way)
+                self._uploading = self._uploader.submit(self._upload, checkpoint, self.host.kept_aside(path))
         except (StorageError, OSError) as error:
             logger.warning("the state of step %d was not kept, training goes on: %s", step, error)
 
     def _upload(self, checkpoint: Checkpoint, path: Path) -> None:
         try:
             self._insist(checkpoint, path, PATIENCE_SECONDS, self._leaving)
+            self._safe, self._tried = checkpoint.step, False
         except StorageError as error:
             logger.warning("no checkpoint at step %d, training goes on: %s", checkpoint.step, error)
         finally:

@@ -271,7 +271,11 @@ class S3Store:
         with self._errors(prefix):
             for page in pages:
                 for item in page.get("Contents", []):
-                    yield Entry(item["Key"][len(self.prefix) :], item["Size"], item["ETag"].strip('"'))
+                    name = item["Key"][len(self.prefix) :]
+                    # Consoles mark a folder by an empty object that ends like one.
+                    if name and not name.endswith("/"):
+                        # Whoever lists may write the object to a file of this name.
+                        yield Entry(_checked(self.uri, name), item["Size"], item["ETag"].strip('"'))
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from trainer.contract import RunSpec, records
 from trainer.contract.frozen import Frozen
-from trainer.contract.records import Checkpoint, MemoryNote, Outcome, Result, Session, StageResult
+from trainer.contract.records import Checkpoint, FaultNote, MemoryNote, Outcome, Result, Session, StageResult
 from trainer.store.objects import ObjectMissing, StorageError, Store
 
 Record = TypeVar("Record", bound=Frozen)
@@ -26,6 +26,11 @@ def read_outcome(store: Store) -> Outcome | None:
 def read_memory_note(store: Store) -> MemoryNote | None:
     """That the run has run out of memory once; None while it has not. Raises StorageError."""
     return _read(store, records.OUT_OF_MEMORY, MemoryNote)
+
+
+def read_fault(store: Store) -> FaultNote | None:
+    """The last exception of the run's own; None while there was none. Raises StorageError."""
+    return _read(store, records.FAULT, FaultNote)
 
 
 def read_result(store: Store) -> Result | None:

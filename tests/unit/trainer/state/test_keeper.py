@@ -232,6 +232,61 @@ def test_a_state_that_cannot_be_kept_costs_a_warning_and_at_the_end_the_run(
         mine.finish(3, state(weights, 3))
 
 
+def test_a_worker_that_was_killed_while_it_uploaded_leaves_nothing_and_costs_no_checkpoint(
+    store: Gate, memory: Path
+) -> None:
+    # Its agent lives on, and with it the folder; what it was doing is left in it.
+    _, path = HostCopy(store.uri, DIGEST).write(state(torch.ones(3), 2), 2, 1)
+    HostCopy(store.uri, DIGEST).kept_aside(path)
+    (path.parent / "aside").write_bytes(b"half a state")
+    mine, weights = keeper_of(store), torch.zeros(1000)
+    assert sorted(file.suffix for file in path.parent.iterdir()) == [".json", ".pt"]
+    run_steps(mine, weights, range(2, 3))
+    wait_for(lambda: [c.step for c in checkpoints(store).list()] == [2])
+
+
+def test_a_checkpoint_that_came_to_nothing_is_made_up_for_with_the_next_copy(
+    store: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeper, "PATIENCE_SECONDS", 0.0)
+    mine, weights = keeper_of(store, every_steps=1000), torch.zeros(1000)
+    store.failures = 1
+    run_steps(mine, weights, range(1000, 1001))
+    wait_for(lambda: "no checkpoint at step 1000" in caplog.text and not keeper._busy(mine._uploading))
+    mine._next_copy = time.monotonic() + 1000
+    assert not mine.due(1001), "not a copy every step"
+    mine._next_copy = 0
+    run_steps(mine, weights, range(1002, 1003))
+    wait_for(lambda: [c.step for c in checkpoints(store).list()] == [1002])
+    wait_for(lambda: not keeper._busy(mine._uploading))
+    assert not mine._tried
+    assert not mine._checkpoint_due(1999)
+
+
+def test_memory_that_fills_up_later_costs_neither_copies_nor_checkpoints(
+    store: Gate, memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
+    mine, weights = keeper_of(store), torch.zeros(1000)
+    run_steps(mine, weights, range(1, 2))
+    wait_for(lambda: mine.host.newest())
+    write_state = hostcopy.write_state
+
+    def full(whole: Any, path: Path, **of: Any) -> Any:
+        if path.is_relative_to(memory):
+            raise StorageError("no space left")
+        return write_state(whole, path, **of)
+
+    monkeypatch.setattr(hostcopy, "write_state", full)
+    run_steps(mine, weights, range(2, 3))
+    wait_for(lambda: [c.step for c in checkpoints(store).list()] == [2])
+    assert "takes no state any more, it is kept in" in caplog.text
+    assert not list(memory.rglob("*.pt")), "what it held is worth nothing any more"
+    mine.finish(3, state(weights, 3))
+    assert [c.step for c in checkpoints(store).list()] == [2, 3]
+
+
 def test_copying_takes_five_percent_of_the_time_at_most(store: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "MAX_SHARE", 0.05)
     mine = keeper_of(store, every_steps=10**9)

@@ -2,9 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from trainer.evaluation.readers.source import local_folder
+from trainer.store import objects
 from trainer.store.objects import ObjectMissing, StorageError, Store, open_store, split_uri
 
 
@@ -55,8 +58,6 @@ def test_a_directory_shows_no_half_written_object(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_server_is_a_storage_error(monkeypatch: pytest.MonkeyPatch, s3_server: str) -> None:
-    from trainer.store import objects
-
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     objects._s3.cache_clear()
@@ -65,6 +66,39 @@ def test_an_unreachable_server_is_a_storage_error(monkeypatch: pytest.MonkeyPatc
             open_store(s3_server).get("anything")
     finally:
         objects._s3.cache_clear()
+
+
+class Bucket:
+    """A client of a bucket with these keys; other servers than S3 itself do not take all of them."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+
+    def get_paginator(self, operation: str) -> "Bucket":
+        return self
+
+    def paginate(self, Bucket: str, Prefix: str) -> list[dict[str, Any]]:
+        found = [key for key in self.keys if key.startswith(Prefix)]
+        return [{"Contents": [{"Key": key, "Size": 1, "ETag": '"1"'} for key in found]}]
+
+
+@pytest.mark.parametrize("key", ["prefix//etc/x", "prefix/../../x", "prefix/a/../../x", "prefix/.."])
+def test_a_key_that_leads_out_of_the_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
+    monkeypatch.setattr(objects, "_s3", lambda: Bucket("prefix/a.jpg", key))
+    store = open_store("s3://bucket/prefix")
+    for listed in store.scan, store.list:
+        with pytest.raises(StorageError, match=r"is not a name below s3://bucket/prefix"):
+            list(listed())
+    with pytest.raises(StorageError, match="is not a name below"):
+        local_folder("s3://bucket/prefix", tmp_path / "scratch")
+    assert not list(tmp_path.iterdir())
+
+
+def test_marks_of_folders_are_no_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_s3", lambda: Bucket("prefix/", "prefix/a/", "prefix/a/b..jpg", "prefix/a/b/..c"))
+    assert [entry.name for entry in open_store("s3://bucket/prefix").list()] == ["a/b..jpg", "a/b/..c"]
 
 
 def test_an_address_splits_into_folder_and_name() -> None:

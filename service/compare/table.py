@@ -1,13 +1,13 @@
 """From runs to the comparison. Reads nothing but what it is given; what is missing stays missing."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from statistics import fmean
 
 from service.compare.factors import Cell, interactions, main_effects
-from service.compare.ranking import beside, measured, ranking
+from service.compare.ranking import Evaluation, beside, measured, ranking
 from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
 from service.compare.words import describe
 from service.schemas.comparison import (
@@ -37,6 +37,8 @@ class TrialRow:
     tracking_url: str | None
     world_sizes: Sequence[int] = ()
     """Of its stretches of training, in their order."""
+    evaluation: Evaluation = field(default_factory=dict)
+    """What it is measured on, with digests."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def compare(
     experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, asked: str | None = None
 ) -> Comparison:  # fmt: skip
     """The table of an experiment, finished or not, by the metric `asked` for (ranking.py). Raises NoSuchMetric."""
-    metric, doubt = ranking([trial.result for arm in arms for trial in arm.trials if trial.result], asked)
+    finished = [(trial.result, trial.evaluation) for arm in arms for trial in arm.trials if trial.result]
+    metric, doubt = ranking(finished, asked)
     baseline = next((arm for arm in arms if arm.is_baseline), arms[0])
     base_values = _values(baseline, metric)
     differences = {arm.name: paired(_values(arm, metric), base_values) for arm in arms if arm is not baseline}

@@ -18,6 +18,10 @@ class RankingMetric(Part):
     unit: str
     higher_is_better: bool
     note: str = ""
+    benchmark: str = ""
+    """Of a stage's metric; empty for the probe."""
+    digest: str = ""
+    """Of the images and annotations it is measured on. Only numbers of one benchmark and digest can be compared."""
 
 
 class SeedValue(Part):

@@ -151,18 +151,24 @@ def _floors(arm: ArmTrials, metric: RankingMetric | None) -> FloorCheck | None:
     pixels = fmean(floor.pixels for floor in floors)
     random_encoder = fmean(floor.random_encoder for floor in floors)
     sign = 1.0 if metric.higher_is_better else -1.0
-    own = _values(arm, metric, lambda result: result.floors.random_encoder if result.floors else None)
-    gain = summarise([sign * (values[seed] - own[seed]) for seed in values.keys() & own.keys()])
+    gains = {}
+    for name, floor_of in ("untrained encoder", "random_encoder"), ("raw pixels", "pixels"):
+        floor = _values(arm, metric, partial(_floor, floor_of))
+        gains[name] = summarise([sign * (values[seed] - floor[seed]) for seed in values.keys() & floor.keys()])
     above: bool | None
-    if gain.n < MIN_PAIRS or gain.low is None:
-        above, words = None, f"n = {gain.n}: no verdict"
+    fewest = min(gain.n for gain in gains.values())
+    if fewest < MIN_PAIRS:
+        above, words = None, f"n = {fewest}: no verdict"
     else:
-        over_random = gain.low > 0
-        over_pixels = sign * (fmean(values.values()) - pixels) > 0
-        above = over_random and over_pixels
-        below = [name for name, over in (("untrained encoder", over_random), ("raw pixels", over_pixels)) if not over]
+        below = [name for name, gain in gains.items() if gain.low is None or gain.low <= 0]
+        above = not below
         words = "better than both" if above else f"not shown to be better than: {', '.join(below)}"
     return FloorCheck(pixels=pixels, random_encoder=random_encoder, above=above, words=words)
+
+
+def _floor(name: str, result: Result) -> float | None:
+    found: float | None = getattr(result.floors, name, None)
+    return found
 
 
 def _means(metrics: Sequence[Metric]) -> dict[str, float]:

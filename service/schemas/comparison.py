@@ -112,7 +112,8 @@ class FloorCheck(Floors):
     """Means of the floors over the arm's runs, and whether the arm is above them."""
 
     above: bool | None
-    """Above both floors; None = too few seeds to say."""
+    """Above both floors: for each, the 95 % interval of the paired difference over seeds, which is not adjusted for
+    the number of arms. None = too few seeds to say."""
     words: str
 
 

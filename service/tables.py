@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, Index, String, TypeDecorator, UniqueConstraint, false
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -148,6 +148,8 @@ class Trial(Base):
     arm_id: Mapped[int] = mapped_column(ForeignKey("arms.id"), index=True)
     seed: Mapped[int]
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    published: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """MLflow has all that the service knows of its run."""
 
     __table_args__ = (UniqueConstraint("arm_id", "seed"),)
 

@@ -12,7 +12,7 @@ from service.states import DEFAULT_PROJECT, AttemptState, RunState, Scope
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Times are aware and in UTC on both sides; SQLite forgets the zone."""
+    """Times are aware and in UTC on both sides. SQLite forgets the zone, PostgreSQL gives the connection's."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -21,7 +21,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")

@@ -24,7 +24,7 @@ from service.experiments import service as experiments
 from service.schemas.comparison import Comparison
 from service.settings import Settings
 from service.states import RunState
-from service.tables import Run
+from service.tables import Charge, Run
 from tests.unit.service.bench import Clock, Cluster, counting_statements, result
 from trainer.contract import RunSpec
 from trainer.resolve import check_and_resolve
@@ -38,7 +38,7 @@ class Scene:
         self.app: FastAPI = create_app(settings, self.cluster)
         self.db = self.app.state.db
         self.db.migrate()
-        self.http = TestClient(self.app, raise_server_exceptions=False)
+        self.http = TestClient(self.app, "http://localhost", raise_server_exceptions=False)
 
     def finish(self, how: RunState = RunState.SUCCEEDED) -> None:
         """Every run ends at once."""
@@ -48,6 +48,7 @@ class Scene:
                 values = {"state": how, "step": 10, "result": found if how is RunState.SUCCEEDED else None}
                 values |= {"process_seconds": 3600.0, "train_seconds": 1800.0, "ended_at": datetime.now(UTC)}
                 session.execute(update(Run).where(Run.id == run.id).values(values))
+                session.merge(Charge(run_id=run.id, experiment_id=run.home_id, process_seconds=3600.0))
 
 
 @pytest.fixture

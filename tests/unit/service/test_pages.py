@@ -17,7 +17,7 @@ from service.experiments.curves import _over_seeds
 from service.experiments.repository import TrackedTrial
 from service.settings import Settings
 from service.states import RunState, Scope
-from service.tables import Experiment, Run
+from service.tables import Charge, Experiment, Run
 from tests.unit.service.bench import counting_statements, result
 from tests.unit.service.test_api import Scene
 from trainer.contract.records import Metric
@@ -130,6 +130,7 @@ def test_the_cost_to_the_end_is_at_the_speed_so_far(scene: Scene, spec: dict[str
     with scene.db.write() as session:
         run = session.scalars(select(Run).order_by(Run.id)).first()
         run.state, run.step, run.process_seconds = RunState.RUNNING, 5, 3600.0
+        session.add(Charge(run_id=run.id, experiment_id=run.home_id, process_seconds=3600.0))
     found = scene.http.get(f"/v1/experiments/{body['id']}").json()
     # 5 of 10 steps took an hour: 5 more here, 10 in each of the three others.
     assert (found["gpu_hours"], found["gpu_hours_left"]) == (1.0, 7.0)

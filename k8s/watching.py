@@ -87,12 +87,15 @@ class Watched:
                 pause = FIRST_PAUSE_SECONDS
             except Gone:
                 self._version = ""
-            except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            except Exception as error:
+                # Whatever it was: without this thread the copy would stand still, and everybody would believe it.
                 if self._stopping.is_set():
                     return
-                log.warning("watch interrupted", what=self._what, error=_short(error), again_in=round(pause, 1))
-                # What failed may have been the version itself.
-                if isinstance(error, ApiException):
+                known = isinstance(error, ApiException | urllib3.exceptions.HTTPError | OSError | ValueError)
+                tell = log.warning if known else log.exception
+                tell("watch interrupted", what=self._what, error=_short(error), again_in=round(pause, 1))
+                # A line that broke is taken up again where it was. Else what failed may have been the version itself.
+                if not known or isinstance(error, ApiException):
                     self._version = ""
                 self._stopping.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

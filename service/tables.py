@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, Index, String, TypeDecorator, UniqueConstraint, false
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -12,7 +12,7 @@ from service.states import DEFAULT_PROJECT, AttemptState, RunState, Scope
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Times are aware and in UTC on both sides; SQLite forgets the zone."""
+    """Times are aware and in UTC on both sides. SQLite forgets the zone, PostgreSQL gives the connection's."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -21,7 +21,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
@@ -155,6 +157,8 @@ class Trial(Base):
     arm_id: Mapped[int] = mapped_column(ForeignKey("arms.id"), index=True)
     seed: Mapped[int]
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    published: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """MLflow has all that the service knows of its run."""
 
     __table_args__ = (UniqueConstraint("arm_id", "seed"),)
 

@@ -28,7 +28,8 @@ from service.states import RunState
 FINAL_STATUS = {RunState.SUCCEEDED: "FINISHED", RunState.FAILED: "FAILED", RunState.CANCELLED: "KILLED"}
 FAIL_AT_ONCE_SECONDS = 5.0
 """After a failure."""
-MAX_PARAMS = 100
+MAX_PARAMS, MAX_METRICS = 100, 1000
+"""In one request."""
 NOTE, OUR_NOTE = "mlflow.note.content", "mcf.note"
 PICTURES = "pictures"
 MAX_RUNS_AT_ONCE = 100
@@ -119,6 +120,21 @@ class Tracker:
         rows = [Metric(key, value, round(at.timestamp() * 1000), 0) for key, value in metrics.items()]
         with self._calling(f"the MLflow run {run_id}"):
             self._client.log_batch(run_id, metrics=rows)
+
+    def send(self, run_id: str, rows: Iterable[tuple[int, int, Mapping[str, float]]]) -> None:
+        """Metrics by step and time in milliseconds; what MLflow has already stays there once."""
+        metrics = [Metric(key, value, at, step) for step, at, values in rows for key, value in values.items()]
+        with self._calling(f"the MLflow run {run_id}"):
+            for start in range(0, len(metrics), MAX_METRICS):
+                self._client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+
+    def upload(self, run_id: str, name: str, data: bytes) -> None:
+        """An artifact; the same name again replaces."""
+        folder, _, file = name.rpartition("/")
+        with self._calling(f"artifacts of the MLflow run {run_id}"), tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, file)
+            path.write_bytes(data)
+            self._client.log_artifact(run_id, str(path), folder or None)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         with self._calling(f"the MLflow run {run_id}"):

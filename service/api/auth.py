@@ -17,6 +17,7 @@ from starlette.datastructures import State
 from service.errors import Forbidden, Unauthorized
 from service.experiments import service as experiments
 from service.runs import service as runs
+from service.settings import LOOPBACK
 from service.states import Scope
 from service.tables import Token
 
@@ -83,6 +84,7 @@ class Require:
         principal: Principal | None = getattr(request.state, "principal", None)
         if principal is None:
             _refuse_other_sites(request)
+            _refuse_other_names(request)
             secret = bearer.credentials if bearer else request.cookies.get(COOKIE, "")
             principal = principal_of(request.app.state, secret)
             _refuse_what_is_not_there_for(principal, request)
@@ -108,6 +110,19 @@ def _refuse_other_sites(request: Request) -> None:
     # The host alone: behind an ingress that ends TLS the scheme is another one here than in the browser.
     if urlsplit(origin).netloc != request.headers.get("host"):
         raise Forbidden(f"A page of {origin} sent this request; the service accepts it only from its own pages.")
+
+
+def _refuse_other_names(request: Request) -> None:
+    """Without a token only the address protects the service, and a page may give its own name this address.
+
+    A browser then takes both for one site. It still says which name it asked for.
+    """
+    host = request.headers.get("host", "")
+    if not request.app.state.settings.token and urlsplit(f"//{host}").hostname not in LOOPBACK:
+        raise Forbidden(
+            f"This service has no token, so it answers only as {', '.join(LOOPBACK)}, not as {host!r}. Use one of "
+            "these names, or start it with MCF_TOKEN."
+        )
 
 
 def _refuse_what_is_not_there_for(principal: Principal, request: Request) -> None:

@@ -10,6 +10,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from service.api.auth import Reader
 from service.api.refusals import responses
+from service.db import Database
 from service.errors import NotFound, Unavailable
 from service.runs import logs, repository, service
 from service.schemas.base import ProjectName
@@ -108,8 +109,13 @@ async def _events(request: Request, run_id: str) -> AsyncIterator[str]:
             yield f"data: {json.dumps(line.rstrip())}\n\n"
         elif quiet % 50 == 0:
             yield ": waiting\n\n"  # so that proxies keep the connection
-    with state.db.read() as session:
-        yield f"event: end\ndata: {json.dumps(service.get(session, run_id).state.value)}\n\n"
+    ended = await anyio.to_thread.run_sync(_state, state.db, run_id)
+    yield f"event: end\ndata: {json.dumps(ended)}\n\n"
+
+
+def _state(db: Database, run_id: str) -> str:
+    with db.read() as session:
+        return service.get(session, run_id).state.value
 
 
 def _next(lines: Iterator[str]) -> str | None:

@@ -154,9 +154,7 @@ def _across(found: "Across") -> RenderableType:
             pair.one, mean(pair.probe), mean(pair.other_probe), signed(pair.unpaired), signed_interval(pair.unpaired),
             signed(pair.paired), str(pair.paired.n) if pair.paired else "", signed_interval(pair.paired), same,
         )  # fmt: skip
-    words = [f"{unit}: second minus first."] if found.metric else [
-        "The two were not measured by the same probe, or one has no finished run: no numbers stand side by side."
-    ]  # fmt: skip
+    words = [f"{unit}: second minus first."] if found.metric else [_why_not(found)]
     for pair in found.pairs:
         if pair.differs:
             told = "; ".join(f"{field} {was} there, {now} here" for field, (was, now) in pair.differs.items())
@@ -164,6 +162,16 @@ def _across(found: "Across") -> RenderableType:
     words += [f"Only in {one}: {'; '.join(found.only_one)}."] if found.only_one else []
     words += [f"Only in {other}: {'; '.join(found.only_other)}."] if found.only_other else []
     return Group(_filled(table), *(Text(f"* {word}") for word in words))
+
+
+def _why_not(found: "Across") -> str:
+    from service.compare.ranking import in_words, kind
+
+    told = (in_words(kind(item.metric)) if item.metric else "nothing" for item in (found.one, found.other))
+    return (
+        f"No numbers stand side by side: one was measured by {' and the other by '.join(told)}. Only numbers of the "
+        "same metric, benchmark, images and annotations can be subtracted."
+    )
 
 
 def _filled(table: Table) -> RenderableType:

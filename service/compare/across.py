@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from service.compare.ranking import kind
 from service.compare.stats import Paired, paired, unpaired
 from service.schemas.comparison import ArmRow, Comparison, Estimate, Part, RankingMetric
 
@@ -31,7 +32,8 @@ class Across(Part):
     one: Comparison
     other: Comparison
     metric: RankingMetric | None
-    """None where they were not measured by the same probe: then no values stand beside one another."""
+    """None where they were not measured by the same probe, on the same images and annotations: then no values stand
+    beside one another."""
     pairs: list[ArmPair]
     only_one: list[str]
     only_other: list[str]
@@ -39,7 +41,8 @@ class Across(Part):
 
 def across(one: Comparison, other: Comparison, specs: Specs, other_specs: Specs) -> Across:
     """Arms are matched by their whole spec first, then by their levels; names do not count."""
-    metric = one.metric if _kind(one) == _kind(other) else None
+    same = one.metric and other.metric and kind(one.metric) == kind(other.metric)
+    metric = one.metric if same else None
     matched = list(_matches(one, other, specs, other_specs))
     pairs = [
         _pair(row, other_row, metric, _differing(specs[row.name], other_specs[other_row.name]))
@@ -86,11 +89,6 @@ def _estimate(found: Paired) -> Estimate:
 
 def _values(row: ArmRow) -> dict[int, float]:
     return {run.seed: run.value for run in row.runs if run.value is not None}
-
-
-def _kind(table: Comparison) -> tuple[str, str, bool] | None:
-    metric = table.metric
-    return (metric.name, metric.unit, metric.higher_is_better) if metric else None
 
 
 def _differing(spec: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -32,17 +32,18 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
     rows = session.execute(
         select(
             Trial.arm_id, Trial.seed, Run.id, Run.state, Run.reason, Run.result, Run.process_seconds, Run.restarts,
-            Run.tracking_id, Run.tracking_run_id, Run.world_sizes,
+            Run.tracking_id, Run.tracking_run_id, Run.world_sizes, Run.spec["evaluation"],
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.seed)
     )  # fmt: skip
     trials: dict[int, list[TrialRow]] = {arm.id: [] for arm in arms}
-    for arm_id, seed, run_id, state, reason, result, seconds, restarts, tracking_id, tracking_run_id, sizes in rows:
-        url = run_in_mlflow(tracking_uri, tracking_id, tracking_run_id)
+    for arm_id, seed, run_id, state, reason, result, seconds, restarts, *tracked, sizes, evaluation in rows:
+        url = run_in_mlflow(tracking_uri, *tracked)
         parsed = Result.model_validate(result) if result else None
-        trials[arm_id].append(TrialRow(seed, run_id, state, reason, parsed, seconds, restarts, url, sizes))
+        row = TrialRow(seed, run_id, state, reason, parsed, seconds, restarts, url, sizes, evaluation or {})
+        trials[arm_id].append(row)
     return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id]) for arm in arms]
 
 

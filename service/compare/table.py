@@ -1,13 +1,13 @@
 """From runs to the comparison. Reads nothing but what it is given; what is missing stays missing."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from statistics import fmean
 
 from service.compare.factors import Cell, interactions, main_effects
-from service.compare.ranking import beside, measured, ranking
+from service.compare.ranking import Evaluation, beside, measured, ranking
 from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
 from service.compare.words import describe
 from service.schemas.comparison import (
@@ -37,6 +37,8 @@ class TrialRow:
     tracking_url: str | None
     world_sizes: Sequence[int] = ()
     """Of its stretches of training, in their order."""
+    evaluation: Evaluation = field(default_factory=dict)
+    """What it is measured on, with digests."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def compare(
     experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, asked: str | None = None
 ) -> Comparison:  # fmt: skip
     """The table of an experiment, finished or not, by the metric `asked` for (ranking.py). Raises NoSuchMetric."""
-    metric, doubt = ranking([trial.result for arm in arms for trial in arm.trials if trial.result], asked)
+    finished = [(trial.result, trial.evaluation) for arm in arms for trial in arm.trials if trial.result]
+    metric, doubt = ranking(finished, asked)
     baseline = next((arm for arm in arms if arm.is_baseline), arms[0])
     base_values = _values(baseline, metric)
     differences = {arm.name: paired(_values(arm, metric), base_values) for arm in arms if arm is not baseline}
@@ -148,18 +151,24 @@ def _floors(arm: ArmTrials, metric: RankingMetric | None) -> FloorCheck | None:
     pixels = fmean(floor.pixels for floor in floors)
     random_encoder = fmean(floor.random_encoder for floor in floors)
     sign = 1.0 if metric.higher_is_better else -1.0
-    own = _values(arm, metric, lambda result: result.floors.random_encoder if result.floors else None)
-    gain = summarise([sign * (values[seed] - own[seed]) for seed in values.keys() & own.keys()])
+    gains = {}
+    for name, floor_of in ("untrained encoder", "random_encoder"), ("raw pixels", "pixels"):
+        floor = _values(arm, metric, partial(_floor, floor_of))
+        gains[name] = summarise([sign * (values[seed] - floor[seed]) for seed in values.keys() & floor.keys()])
     above: bool | None
-    if gain.n < MIN_PAIRS or gain.low is None:
-        above, words = None, f"n = {gain.n}: no verdict"
+    fewest = min(gain.n for gain in gains.values())
+    if fewest < MIN_PAIRS:
+        above, words = None, f"n = {fewest}: no verdict"
     else:
-        over_random = gain.low > 0
-        over_pixels = sign * (fmean(values.values()) - pixels) > 0
-        above = over_random and over_pixels
-        below = [name for name, over in (("untrained encoder", over_random), ("raw pixels", over_pixels)) if not over]
+        below = [name for name, gain in gains.items() if gain.low is None or gain.low <= 0]
+        above = not below
         words = "better than both" if above else f"not shown to be better than: {', '.join(below)}"
     return FloorCheck(pixels=pixels, random_encoder=random_encoder, above=above, words=words)
+
+
+def _floor(name: str, result: Result) -> float | None:
+    found: float | None = getattr(result.floors, name, None)
+    return found
 
 
 def _means(metrics: Sequence[Metric]) -> dict[str, float]:

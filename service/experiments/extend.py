@@ -131,7 +131,8 @@ def _write(
         _refuse_unfinished(experiment, [runs[key][1] for key in anew])
         measured = service.ensure_runs(session, experiment, [today[key] for key in anew], resolved)
         for key, run in zip(anew, measured, strict=True):
-            runs[key][0].run_id = run.id
+            trial, _ = runs[key]
+            trial.run_id, trial.published = run.id, False
         new = [
             (arms[arm.name], seed, arm.runs[seed])
             for seed in spec.seed_list

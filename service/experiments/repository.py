@@ -181,6 +181,7 @@ def requeue(session: Session, runs: Collection[Run], home: str, now: datetime) -
         run.next_check_at = now
         # Whoever is still settling its end has lost the right to.
         run.lease_token = run.lease_expires_at = None
+    session.execute(update(Trial).where(Trial.run_id.in_([run.id for run in runs])).values(published=False))
     users = select(Trial.experiment_id).where(Trial.run_id.in_([run.id for run in runs]))
     reopen(session, session.scalars(users.distinct()).all(), now)
 

@@ -26,23 +26,22 @@ def alias_of(arm: str) -> str:
 
 
 def register(
-    tracker: Tracker, experiment: Experiment, comparison: Comparison, rows: Sequence[tuple[Run, Arm, int]]
-) -> None:
-    """Raises TrackingAway; doing it again makes no second version."""
-    best = next((arm.name for arm in comparison.arms if arm.rank == 1), None)
-    for run, arm, seed in _first_seeds(rows):
-        aliases = [alias_of(arm.name), *([BEST] if arm.name == best else [])]
-        assert run.tracking_run_id
-        tracker.register(
-            model_name(experiment), run.tracking_run_id, EXPORT.rstrip("/"), aliases=aliases,
-            tags={
-                "mcf.experiment_id": experiment.id, "mcf.arm": arm.name, "mcf.seed": str(seed), "mcf.run_id": run.id,
-                "mcf.spec_digest": run.digest,
-            },
-        )  # fmt: skip
+    tracker: Tracker, experiment: Experiment, comparison: Comparison, run: Run, arm: Arm, seed: int
+) -> None:  # fmt: skip
+    """An arm's encoder. Raises TrackingAway; doing it again makes no second version."""
+    best = next((row.name for row in comparison.arms if row.rank == 1), None)
+    aliases = [alias_of(arm.name), *([BEST] if arm.name == best else [])]
+    assert run.tracking_run_id
+    tracker.register(
+        model_name(experiment), run.tracking_run_id, EXPORT.rstrip("/"), aliases=aliases,
+        tags={
+            "mcf.experiment_id": experiment.id, "mcf.arm": arm.name, "mcf.seed": str(seed), "mcf.run_id": run.id,
+            "mcf.spec_digest": run.digest,
+        },
+    )  # fmt: skip
 
 
-def _first_seeds(rows: Sequence[tuple[Run, Arm, int]]) -> Iterator[tuple[Run, Arm, int]]:
+def first_seeds(rows: Sequence[tuple[Run, Arm, int]]) -> Iterator[tuple[Run, Arm, int]]:
     """Of each arm the first seed that has trained: the one that does best would be a better model than the arm is."""
     done: set[int] = set()
     for run, arm, seed in sorted(rows, key=lambda row: (row[1].position, row[2])):

@@ -1,6 +1,7 @@
 """When an experiment has ended: comparison, report, figures, encoders, shared runs and final state go into MLflow."""
 
 from datetime import datetime
+from typing import Protocol
 
 from sqlalchemy import select
 
@@ -18,24 +19,42 @@ from service.tracking import TrackedRun, Tracker
 from trainer.contract.records import Result, final_metrics
 
 
-def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedRun) -> None:
-    """Raises TrackingAway; doing it again replaces what is there. No session is open while MLflow is waited for."""
+class Keep(Protocol):
+    """Called after each step with the trial that MLflow now has: that is written down, and the lease renewed.
+
+    Raises Superseded when the lease has been lost or the service stops: then somebody else publishes.
+    """
+
+    def __call__(self, done: Trial | None = None) -> None: ...
+
+
+class Superseded(Exception):
+    """What is being published is out of date, or somebody else's to publish."""
+
+
+def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedRun, keep: Keep) -> None:
+    """Raises TrackingAway and Superseded; doing it again replaces what is there, and skips the trials that are done.
+
+    No session is open while MLflow is waited for.
+    """
+    keep()  # it may have waited for longer than the lease
     with db.read() as session:
         found = report_of(session, experiment_id, tracker.uri)
         experiment = session.get_one(Experiment, experiment_id)
         rows = session.execute(
-            select(Run, Arm, Trial.seed)
+            select(Run, Arm, Trial)
             .join(Trial, Trial.run_id == Run.id)
             .join(Arm, Arm.id == Trial.arm_id)
             .where(Trial.experiment_id == experiment_id)
         ).all()
-    for run, arm, seed in rows:
-        if run.state is not RunState.SUCCEEDED:
+    for run, arm, trial in rows:
+        if run.state is not RunState.SUCCEEDED or trial.published:
             continue
         if run.home_id != experiment_id:
-            _copy(tracker, parent, experiment_id, run, arm, seed)
+            _copy(tracker, parent, experiment_id, run, arm, trial.seed)
         elif run.tracking_run_id:
             _complete(tracker, run.tracking_run_id, run)
+        keep(trial)
     comparison = found.comparison
     drawn = {name: figures.draw(comparison, name, "svg").decode() for name in figures.drawable(comparison)}
     files = {
@@ -47,9 +66,14 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
         "comparison.svg": svg(comparison),
         **{f"figures/{name}.svg": text for name, text in drawn.items()},
     }
-    tracker.write(parent.run_id, files)
+    for name, text in files.items():
+        keep()
+        tracker.write(parent.run_id, {name: text})
     tracker.describe(parent, note(comparison, encoders.model_name(experiment)))
-    encoders.register(tracker, experiment, comparison, [(run, arm, seed) for run, arm, seed in rows])
+    for encoder in encoders.first_seeds([(run, arm, trial.seed) for run, arm, trial in rows]):
+        keep()
+        encoders.register(tracker, experiment, comparison, *encoder)
+    keep()
     states = {run.state for run, _, _ in rows}
     state = RunState.FAILED if RunState.FAILED in states else RunState.SUCCEEDED
     if experiment.cancelled_at:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,7 +18,7 @@ from sqlalchemy import update
 from service.db import Database
 from service.experiments import repository as experiments
 from service.launching.port import LauncherAway
-from service.publishing.publish import publish
+from service.publishing.publish import Superseded, publish
 from service.reconciler import repository
 from service.reconciler.admission import admit
 from service.reconciler.facts import Action, RunFacts
@@ -26,9 +27,9 @@ from service.reconciler.repository import ExperimentLease, RunLease
 from service.reconciler.transitions import decide
 from service.settings import Settings
 from service.states import RunState
-from service.tables import Run
+from service.tables import Run, Trial
 from service.telemetry import Telemetry
-from service.tracking import TrackingAway
+from service.tracking import TrackedRun, TrackingAway
 from trainer.store.objects import StorageError
 
 log = structlog.get_logger()
@@ -38,6 +39,8 @@ MAX_LOOKS = 3
 # After a fault of the store, of MLflow or of ours; the reason is shown meanwhile.
 FAULT_SECONDS = 5.0
 SWEEP_SECONDS = 10.0
+# Experiments that are published at a time; more would only wait for the same MLflow.
+PUBLISHERS = 2
 
 
 def utc_now() -> datetime:
@@ -59,6 +62,8 @@ class Reconciler:
         self._db, self._settings, self._outside, self._telemetry, self._clock = db, settings, outside, telemetry, clock
         self._pool = ThreadPoolExecutor(settings.reconcile_threads, thread_name_prefix="look")
         self._busy: set[Future[None]] = set()
+        self._publishers = ThreadPoolExecutor(PUBLISHERS, thread_name_prefix="publish")
+        self._publishing: set[Future[None]] = set()
         self._stopping, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reconciler")
         self._news: set[str] = set()
@@ -75,6 +80,7 @@ class Reconciler:
         if self._thread.is_alive():
             self._thread.join()
         self._pool.shutdown()
+        self._publishers.shutdown()
         self._outside.launcher.close()
 
     def hear(self, attempt: str) -> None:
@@ -109,6 +115,7 @@ class Reconciler:
         """Wait for the looks under way."""
         for look in wait(self._busy).done:
             look.result()
+        wait(list(self._publishing))
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -240,17 +247,45 @@ class Reconciler:
             cap = experiment.gpu_hours
             if cap is not None and going and seconds >= cap * 3600 and experiment.cancelled_at is None:
                 self._cancel(lease, f"the cap of {cap:g} GPU-hours is reached ({seconds / 3600:.3g} used)")
-            if unsettled == 0:
-                if self._outside.tracker and parent:
-                    publish(self._db, self._outside.tracker, experiment.id, parent)
-                values["published"] = True
+            if unsettled == 0 and self._outside.tracker and parent:
+                publication = self._publishers.submit(self._publish, lease, values, parent)
+                self._publishing.add(publication)
+                publication.add_done_callback(self._publishing.discard)
+                return
+            values["published"] = unsettled == 0
         except TrackingAway as error:
             log.warning("experiment waits for MLflow", experiment_id=experiment.id, error=str(error))
             pause = FAULT_SECONDS
         except Exception:
             log.exception("look failed", experiment_id=experiment.id)
             pause = FAULT_SECONDS
-        values["next_check_at"] = self._clock() + timedelta(seconds=pause)
+        self._release(lease, values, pause)
+
+    def _publish(self, lease: ExperimentLease, values: dict[str, Any], parent: TrackedRun) -> None:
+        """Takes minutes where there are many runs, so it has threads of its own, and renews its lease."""
+        experiment, pause, tracker = lease.experiment, FAULT_SECONDS, self._outside.tracker
+        assert tracker
+        try:
+            publish(self._db, tracker, experiment.id, parent, partial(self._keep, lease))
+            values, pause = values | {"published": True}, 0.0
+        except Superseded as error:
+            log.info("publishing is left to another look", experiment_id=experiment.id, reason=str(error))
+        except TrackingAway as error:
+            log.warning("experiment waits for MLflow", experiment_id=experiment.id, error=str(error))
+        except Exception:
+            log.exception("publishing failed", experiment_id=experiment.id)
+        self._release(lease, values, pause)
+
+    def _keep(self, lease: ExperimentLease, done: Trial | None = None) -> None:
+        expires = self._clock() + timedelta(seconds=self._settings.lease_seconds)
+        with self._db.write() as session:
+            if not repository.renew(session, lease, expires, done):
+                raise Superseded("the experiment was reopened, or its lease has run out")
+        if self._stopping.is_set():
+            raise Superseded("the service stops")
+
+    def _release(self, lease: ExperimentLease, values: dict[str, Any], pause: float) -> None:
+        values = values | {"next_check_at": self._clock() + timedelta(seconds=pause)}
         with self._db.write() as session:
             repository.write_experiment(session, lease, values)
 

@@ -1,5 +1,6 @@
 """What the reconciler sees and does outside of the database: launcher, run directory, MLflow. No SQL here."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,12 +12,12 @@ from service.reconciler.facts import Action, Observed, RunFacts
 from service.reconciler.repository import RunLease
 from service.settings import Settings
 from service.tables import Experiment
-from service.tracking import TrackedRun, Tracker, TrackingAway
+from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingGone
 from trainer.contract import Placement, RunSpec
-from trainer.contract.records import SPEC, Result, Verdict
+from trainer.contract.records import SPEC, UNSENT, UNSENT_FILES, Result, Verdict
 from trainer.contract.records import Session as TrainingSession
 from trainer.store.objects import Store, open_store
-from trainer.store.rundir import read_outcome, read_result, read_sessions
+from trainer.store.rundir import read_outcome, read_result, read_sessions, read_unsent
 
 # The last lines of every node that are kept when an attempt ends.
 TAIL_LINES = 60
@@ -87,12 +88,25 @@ class Outside:
         self.launcher.submit(Launch(run.id, facts.attempt.number, placement, run.tracking_run_id, run.weights_of))
 
     def settle(self, lease: RunLease) -> None:
-        """Tell MLflow how the run ended. Raises TrackingAway."""
+        """Tell MLflow how the run ended, and what the run itself could not. Raises TrackingAway, StorageError."""
         run = lease.run
         self._known_sessions.pop(run.id, None)
         if self.tracker and run.tracking_run_id:
+            self._send_unsent(open_store(self._settings.run_uri(run.id)), self.tracker, run.tracking_run_id)
             tags = {"mcf.state": run.state.value, "mcf.reason": run.reason or "-"}
             self.tracker.finish(run.tracking_run_id, run.state, tags)
+
+    def _send_unsent(self, store: Store, tracker: Tracker, tracking_run_id: str) -> None:
+        unsent = read_unsent(store)
+        if unsent is None:
+            return
+        files = {name: UNSENT_FILES + name for name in unsent.files}
+        # A run that was deleted there is nobody's worry.
+        with contextlib.suppress(TrackingGone):
+            tracker.send(tracking_run_id, unsent.rows)
+            for name, kept in files.items():
+                tracker.upload(tracking_run_id, name, store.get(kept))
+        store.delete([UNSENT, *files.values()])
 
     def parent_of(self, experiment: Experiment) -> TrackedRun | None:
         """The experiment's parent run in MLflow, created where it does not exist. Raises TrackingAway."""

@@ -129,6 +129,16 @@ def write_experiment(session: Session, lease: ExperimentLease, values: dict[str,
     session.execute(owned.values({**values, "lease_token": None, "lease_expires_at": None}))
 
 
+def renew(session: Session, lease: ExperimentLease, expires: datetime, published: Trial | None) -> bool:
+    """False, and nothing written, when the lease is no longer ours; else it holds on, and the trial is published."""
+    owned = update(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)
+    if session.scalar(owned.values(lease_expires_at=expires).returning(Experiment.id)) is None:
+        return False
+    if published:
+        session.execute(update(Trial).where(Trial.id == published.id).values(published=True))
+    return True
+
+
 def still_leased(session: Session, lease: ExperimentLease) -> Experiment | None:
     """The experiment, locked; None when the lease is no longer ours."""
     query = select(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)

@@ -18,6 +18,10 @@ class RankingMetric(Part):
     unit: str
     higher_is_better: bool
     note: str = ""
+    benchmark: str = ""
+    """Of a stage's metric; empty for the probe."""
+    digest: str = ""
+    """Of the images and annotations it is measured on. Only numbers of one benchmark and digest can be compared."""
 
 
 class SeedValue(Part):
@@ -108,7 +112,8 @@ class FloorCheck(Floors):
     """Means of the floors over the arm's runs, and whether the arm is above them."""
 
     above: bool | None
-    """Above both floors; None = too few seeds to say."""
+    """Above both floors: for each, the 95 % interval of the paired difference over seeds, which is not adjusted for
+    the number of arms. None = too few seeds to say."""
     words: str
 
 

@@ -1,6 +1,7 @@
 """The log against a real MLflow server that is killed, restarted, and has its answers swallowed."""
 
 import io
+import math
 import os
 import signal
 import socket
@@ -18,7 +19,15 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
+from service.reconciler.outside import Outside
+from service.reconciler.repository import RunLease
+from service.settings import Settings
+from service.states import RunState
+from service.tables import Arm, Experiment, Run
+from service.tracking import Tracker, TrackingAway
 from tests.conftest import free_port, running_mlflow
+from trainer.conclude import leave_unsent
+from trainer.store.objects import open_store
 from trainer.tracking import log as log_module
 from trainer.tracking.log import RunLog
 
@@ -145,6 +154,41 @@ def test_what_a_killed_process_could_not_send_travels_in_its_checkpoint(mlflow_s
     assert resumed.close(30) == 0
     assert steps(mlflow_server, run_id) == [1, 2, 3, 4, 5, 6]
     assert len(MlflowClient(mlflow_server).list_artifacts(run_id, "pictures")) == 1
+
+
+def test_what_mlflow_did_not_take_at_the_end_the_service_sends_once_it_is_back(
+    mlflow_server: str, tmp_path: Path
+) -> None:
+    settings = Settings(work_dir=tmp_path)
+    run = Run(id="r0123456789ab", state=RunState.SUCCEEDED, reason="", tracking_run_id=new_run(mlflow_server))
+    store = open_store(settings.run_uri(run.id))
+    log = RunLog(f"http://127.0.0.1:{free_port()}", run.tracking_run_id, attempt=1)
+    for step in range(1, LAST + 1):
+        log.metrics(step, row(step))
+    log.metrics(LAST, {"probe/nme": 5.0, "broken": math.inf})
+    log.picture(LAST, b"a picture")
+    log.artifact("export/export.json", b"{}")
+    began = time.monotonic()
+    leave_unsent(log, store)
+    assert log.close(60) == 0
+    assert time.monotonic() - began < 15, "all ranks hold their GPUs meanwhile"
+
+    lease = RunLease("token", run, None, Experiment(), Arm(), 0)
+    away = Outside(settings, None, Tracker(f"http://127.0.0.1:{free_port()}", 1))  # type: ignore[arg-type]
+    with pytest.raises(TrackingAway):
+        away.settle(lease)
+    back = Outside(settings, None, Tracker(mlflow_server, 20))  # type: ignore[arg-type]
+    back._send_unsent(store, back.tracker, run.tracking_run_id)  # type: ignore[arg-type]
+    assert not list(store.list("unsent"))
+    back.settle(lease)
+    client = MlflowClient(mlflow_server)
+    assert steps(mlflow_server, run.tracking_run_id or "") == list(range(1, LAST + 1))
+    assert client.get_run(run.tracking_run_id).data.metrics["probe/nme"] == 5.0
+    assert client.get_run(run.tracking_run_id).info.status == "FINISHED"
+    found = [
+        item.path for folder in ("pictures", "export") for item in client.list_artifacts(run.tracking_run_id, folder)
+    ]
+    assert found == [f"pictures/step-{LAST:06d}.png", "export/export.json"]
 
 
 def test_a_full_buffer_drops_its_oldest_rows_and_counts_them(mlflow_server: str) -> None:

@@ -125,7 +125,7 @@ def test_kill_9_at_random_moments_loses_no_run_and_starts_none_twice(
 @pytest.fixture
 def http(folder: Path) -> Iterator[TestClient]:
     settings = Settings(work_dir=folder, max_concurrent_runs=9, tick_seconds=0.1, observe_seconds=0.2)
-    with TestClient(create_app(settings, LocalLauncher(settings, CHEAP_TRAINER))) as client:
+    with TestClient(create_app(settings, LocalLauncher(settings, CHEAP_TRAINER)), "http://localhost") as client:
         yield client
 
 

@@ -147,7 +147,7 @@ def test_an_arms_encoder_is_a_registered_model_with_the_arms_alias(
         parent = session.get_one(Experiment, experiment)
         found = TrackedRun(parent.tracking_id, parent.tracking_run_id)
         best = next(arm for arm in comparison_of(session, experiment, mlflow_server).arms if arm.rank == 1)
-    publish(bench.db, bench.tracker, experiment, found)  # as after a crash at its end
+    publish(bench.db, bench.tracker, experiment, found, lambda done=None: None)  # as after a crash at its end
     versions = client.search_model_versions(f"name='{name}'")
     assert {(version.tags["mcf.arm"], version.tags["mcf.seed"]) for version in versions} == {
         ("mask_ratio=0.75", "0"), ("mask_ratio=0.5", "0"),
@@ -179,7 +179,7 @@ def test_every_number_of_the_table_can_be_computed_anew_from_mlflow_by_somebody_
     with bench.db.read() as session:
         parent = session.get_one(Experiment, experiment)
         found = TrackedRun(parent.tracking_id, parent.tracking_run_id)
-    publish(bench.db, bench.tracker, experiment, found)  # as after a crash at its end
+    publish(bench.db, bench.tracker, experiment, found, lambda done=None: None)  # as after a crash at its end
     for name in "cost/process_hours", "probe/landmark_nme":
         assert len(client.get_metric_history(children[0].info.run_id, name)) == 1
     name = next(name for name in children[0].data.metrics if name.startswith("probe/"))

@@ -10,10 +10,12 @@
         outcome.json                    an Outcome: how the run ended for good
         stages/alignment/checkpoints/   those of a stage of evaluation, which are gone once it has ended, and then ...
         stages/alignment/result.json    ... its StageResult
+        unsent.json, unsent/            an Unsent and its files: what MLflow had not taken in the end, until the service
+                                        has sent it
         result.json                     a Result: the numbers the comparison is made of
         export/                         the online encoder as a plain timm ViT, with its model card
 
-The trainer writes, the service reads. Nothing here is ever changed by two writers.
+The trainer writes, the service reads; what is unsent is the service's once there is an outcome.
 """
 
 from datetime import datetime
@@ -32,6 +34,7 @@ RESULT = "result.json"
 SESSIONS = "sessions/"
 CHECKPOINTS = "checkpoints/"
 STAGES = "stages/"
+UNSENT, UNSENT_FILES = "unsent.json", "unsent/"
 STATE = "state.pt"
 COMMITTED = "COMMITTED"
 EXPORT = "export/"
@@ -102,6 +105,15 @@ class Outcome(Frozen):
     kind: str = ""
     """Class of the error, such as NonFiniteLoss; empty when the run succeeded."""
     ended_at: datetime
+
+
+class Unsent(Frozen):
+    """What MLflow had not taken when the run ended; the service sends it when it settles the run, then removes it."""
+
+    rows: list[tuple[int, int, dict[str, float]]]
+    """Step, time in milliseconds, numbers."""
+    files: list[str]
+    """Names of artifacts; each is below UNSENT_FILES."""
 
 
 class MemoryNote(Frozen):

@@ -31,7 +31,8 @@ class Fault(NamedTuple):
 
 def is_clusters(error: Exception) -> bool:
     """Whether storage, a device or another process has failed: signals, lost peers, collectives that timed out."""
-    if isinstance(error, StorageError | OSError | dist.DistError):
+    # The end of a pipe is the end of whoever had its other end.
+    if isinstance(error, StorageError | OSError | EOFError | dist.DistError):
         return True
     frames = traceback.extract_tb(error.__traceback__)
     if frames and "/torch/distributed/" in frames[-1].filename:

@@ -7,7 +7,16 @@ from pydantic import ValidationError
 
 from trainer.contract import RunSpec, records
 from trainer.contract.frozen import Frozen
-from trainer.contract.records import Checkpoint, FaultNote, MemoryNote, Outcome, Result, Session, StageResult
+from trainer.contract.records import (
+    Checkpoint,
+    FaultNote,
+    MemoryNote,
+    Outcome,
+    Result,
+    Session,
+    StageResult,
+    Unsent,
+)  # fmt: skip
 from trainer.store.objects import ObjectMissing, StorageError, Store
 
 Record = TypeVar("Record", bound=Frozen)
@@ -36,6 +45,11 @@ def read_fault(store: Store) -> FaultNote | None:
 def read_result(store: Store) -> Result | None:
     """The numbers of the finished run; None before. Raises StorageError."""
     return _read(store, records.RESULT, Result)
+
+
+def read_unsent(store: Store) -> Unsent | None:
+    """What MLflow had not taken when the run ended; None where there is nothing left of it. Raises StorageError."""
+    return _read(store, records.UNSENT, Unsent)
 
 
 def read_stage(store: Store, stage: str) -> StageResult | None:

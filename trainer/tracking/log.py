@@ -119,11 +119,22 @@ class RunLog:
             return 0
         self._closing.set()
         self._wake.set()
+        if not (self._rows or self._files):
+            return 0
         self._thread.join(deadline_seconds)
         left = len(self._rows) + len(self._files)
         if left:
             logger.warning("MLflow did not take %d rows and files within %.0f s", left, deadline_seconds)
         return left
+
+    def hand_over(self, deadline_seconds: float) -> tuple[list[Row], list[tuple[str, bytes]]]:
+        """Close it, and give away what MLflow did not get. What is on its way may arrive twice, and counts once."""
+        self.close(deadline_seconds)
+        with self._lock:
+            rows, files = list(self._rows), list(self._files)
+            self._rows.clear()
+            self._files.clear()
+        return rows, files
 
     def _shorten(self) -> None:
         while len(self._rows) > self.max_rows:

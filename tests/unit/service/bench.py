@@ -199,9 +199,13 @@ class Bench:
 
     def start(self) -> Reconciler:
         """A service is started, on what it finds."""
-        outside = Outside(self.settings, self.cluster, cast("Tracker | None", self.tracker))
-        self.reconciler = Reconciler(self.db, self.settings, outside, Telemetry(), clock=self.clock)
+        self.reconciler = self.another()
         return self.reconciler
+
+    def another(self) -> Reconciler:
+        """A second service on the same database."""
+        outside = Outside(self.settings, self.cluster, cast("Tracker | None", self.tracker))
+        return Reconciler(self.db, self.settings, outside, Telemetry(), clock=self.clock)
 
     def submit(self, spec: dict[str, Any], key: str | None = None) -> str:
         return experiments.submit(self.db, check_and_resolve(spec), key, experiments.request_digest(spec))

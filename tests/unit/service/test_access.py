@@ -62,7 +62,7 @@ class Guarded(Scene):
 
     def ask(self, secret: str, method: str, path: str, **options: Any) -> Any:
         # As a browser that is on a page of the service's own.
-        headers = {"Authorization": f"Bearer {secret}", "Origin": "http://testserver"}
+        headers = {"Authorization": f"Bearer {secret}", "Origin": "http://localhost"}
         return self.http.request(method, path, headers=headers, **options)
 
     def get(self, secret: str, path: str) -> Any:
@@ -388,4 +388,20 @@ def test_without_a_token_no_other_site_s_page_can_act_through_a_browser(
         assert refused.status_code == 403
         assert "https://elsewhere.org" in refused.text
     assert http.get(f"/v1/experiments/{id}").json()["state"] == "queued"
-    assert http.post(f"/v1/experiments/{id}/cancel", headers={"Origin": "http://testserver"}).status_code == 200
+    assert http.post(f"/v1/experiments/{id}/cancel", headers={"Origin": "http://localhost"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example:8000", "localhost.evil.example", "10.0.0.7", "", "[::2]:80"])
+def test_without_a_token_no_other_name_than_loopback_is_answered(settings: Settings, host: str) -> None:
+    http = Scene(settings).http
+    for path in "/v1/experiments", "/v1/whoami", "/":
+        answer = http.get(path, headers={"Host": host})
+        assert answer.status_code == 403, path
+        assert "MCF_TOKEN" in answer.text
+    for name in "127.0.0.1:8000", "localhost", "[::1]:8000", "LOCALHOST:1":
+        assert http.get("/v1/experiments", headers={"Host": name}).status_code == 200
+
+
+def test_with_a_token_the_name_does_not_matter(guarded: Guarded) -> None:
+    headers = {"Host": "mcf.example.org", "Authorization": f"Bearer {FIRST}"}
+    assert guarded.http.get("/v1/experiments", headers=headers).status_code == 200

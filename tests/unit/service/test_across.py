@@ -1,16 +1,19 @@
 """Two experiments side by side, and a report against the same request trained again."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from scipy import stats as reference
 
+from service.cli.papers import _why_not
 from service.compare.across import Across, across, dotted
 from service.compare.reproduce import numbers, other_digests
 from service.compare.stats import unpaired
 from service.compare.table import ArmTrials, compare
 from service.schemas.comparison import Comparison, Digest
 from tests.unit.service.test_compare import NOW, arm, trial
+from trainer.contract.records import Metric, StageResult
 
 
 def experiment(*arms: ArmTrials) -> Comparison:
@@ -67,6 +70,42 @@ def test_other_probes_are_not_put_side_by_side() -> None:
     other = experiment(ArmTrials("a", {"arm": "a"}, True, [trial(0, 1.0, **accuracy)]))
     found = side_by_side(one, other, {"a": {}}, {"a": {}})
     assert (found.metric, found.pairs[0].probe, found.pairs[0].paired) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "evaluation"),
+    [
+        ("wflw", {"alignment": {"sha256": "a" * 64}}),
+        ("300w", {"alignment": {"sha256": "b" * 64}}),
+    ],
+)
+def test_nor_are_other_benchmarks_or_labels_of_the_same_name(benchmark: str, evaluation: dict[str, Any]) -> None:
+    def fitted(benchmark: str, evaluation: dict[str, Any]) -> Comparison:
+        metric = Metric(name="alignment/last/nme", value=5.0, unit="%", higher_is_better=False)
+        stage = StageResult(
+            stage="alignment", benchmark=benchmark, selection="last", epoch=1, epochs=1, primary=metric.name,
+            metrics=(metric,), note="",
+        )  # fmt: skip
+        rows = [replace(trial(seed, 1.0, probe=None, stages=(stage,)), evaluation=evaluation) for seed in range(3)]
+        return experiment(ArmTrials("a", {"arm": "a"}, True, rows))
+
+    one = fitted("300w", {"alignment": {"sha256": "a" * 64}})
+    found = side_by_side(one, fitted(benchmark, evaluation), {"a": {}}, {"a": {}})
+    assert (found.metric, found.pairs[0].probe, found.pairs[0].paired) == (None, None, None)
+    assert f"alignment/last/nme on {benchmark}" in _why_not(found)
+    assert side_by_side(one, one, {"a": {}}, {"a": {}}).metric
+
+
+def test_a_probe_of_other_labels_is_another_probe_also_within_an_experiment() -> None:
+    def probed(name: str, digest: str, is_baseline: bool) -> ArmTrials:
+        rows = [replace(trial(seed, 5.0), evaluation={"sha256": digest}) for seed in range(3)]
+        return ArmTrials(name, {"arm": name}, is_baseline, rows)
+
+    one, other = (experiment(probed("a", digest * 64, True)) for digest in "ab")
+    assert side_by_side(one, other, {"a": {}}, {"a": {}}).metric is None
+    mixed = experiment(probed("a", "a" * 64, True), probed("b", "b" * 64, False))
+    assert mixed.metric is None
+    assert "aaaaaaaaaaaa" in " ".join(mixed.words)
 
 
 def test_seed_and_logging_do_not_tell_arms_apart() -> None:

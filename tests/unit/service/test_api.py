@@ -38,7 +38,7 @@ class Scene:
         self.app: FastAPI = create_app(settings, self.cluster)
         self.db = self.app.state.db
         self.db.migrate()
-        self.http = TestClient(self.app, raise_server_exceptions=False)
+        self.http = TestClient(self.app, "http://localhost", raise_server_exceptions=False)
 
     def finish(self, how: RunState = RunState.SUCCEEDED) -> None:
         """Every run ends at once."""

@@ -157,6 +157,15 @@ def test_arms_not_shown_to_be_above_both_floors_are_named() -> None:
     assert "Not shown to be better than both floors (raw pixels, the untrained encoder): floor." in words(made)
 
 
+def test_a_mean_that_happens_to_be_above_raw_pixels_is_not_shown_to_be() -> None:
+    # Raw pixels reach 9.0, the untrained encoder 21: 0.01 better than pixels in the mean, with an sd of 3.5.
+    floors = Floors(pixels=9.0, random_encoder=21.0)
+    trials = [trial(seed, value, floors=floors) for seed, value in enumerate((5.5, 8.99, 12.48))]
+    [row] = table(ArmTrials("base", {}, True, trials)).arms
+    assert row.floors
+    assert (row.floors.above, row.floors.words) == (False, "not shown to be better than: raw pixels")
+
+
 def test_without_a_probe_nothing_is_ranked() -> None:
     bare = [trial(n, 1.0, probe=None, floors=None) for n in range(3)]
     made = table(ArmTrials("base", {}, True, bare))

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.db import MIGRATIONS, Database
-from service.tables import Attempt, Base, Experiment, Trial
+from service.states import Scope
+from service.tables import Attempt, Base, Experiment, Token, Trial
 from tests.unit.service.bench import Bench
 
 
@@ -189,3 +191,16 @@ def test_neither_side_waits_for_long_for_one_that_has_been_cut_off(postgres: str
         asked = raw.info.get_parameters()
     assert found == {"idle_in_transaction_session_timeout": "1min", "client_connection_check_interval": "10s"}
     assert (asked["keepalives_idle"], asked["keepalives_count"], asked["tcp_user_timeout"]) == ("10", "2", "20000")
+
+
+def test_times_are_in_utc_whatever_the_zone_of_the_connection(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("SQLite has no zones")
+    at = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    with database.write() as session:
+        session.execute(text("SET TIME ZONE 'Asia/Kolkata'"))
+        session.add(Token(id="t1", name="n", digest="d", scope=Scope.READ, created_at=at))
+        session.flush()
+        session.expire_all()
+        found = session.get_one(Token, "t1").created_at
+    assert f"{found:%H:%M} UTC" == "03:04 UTC"

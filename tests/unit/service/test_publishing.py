@@ -1,6 +1,7 @@
 """What MLflow is told of an experiment is what is true of it in the end, whatever happens while it is told."""
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from service.experiments.extend import Extension
 from service.reconciler import loop
 from service.settings import Settings
 from service.states import RunState
+from service.tracking import TrackingAway
 from tests.unit.service.bench import Bench, Board
 from tests.unit.service.test_reconciler import finish_all
 from trainer.weights.sources import FILES_ONLY
@@ -93,3 +95,44 @@ def test_a_cap_that_is_raised_while_it_is_looked_at_cancels_nothing(
     assert bench.experiment(experiment).gpu_hours == 100
     finish_all(bench)
     assert bench.states() == {"succeeded": 4}
+
+
+class Slow(Board):
+    """Each of its answers takes longer than half a lease."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self._bench = bench
+        self.told: list[str] = []
+        self.fails_at = 0
+
+    def log_metrics(self, run_id: str, *rest: Any) -> None:
+        if len(self.told) + 1 == self.fails_at:
+            self.fails_at = 0
+            raise TrackingAway("MLflow is away")
+        self.told.append(run_id)
+        self._bench.clock.now += timedelta(seconds=0.6 * self._bench.settings.lease_seconds)
+        other = self._bench.another()
+        other.tick()
+        other.stop()
+
+
+def test_publishing_that_takes_longer_than_a_lease_is_done_by_one_service_and_once(
+    bench: Bench, spec: dict[str, Any]
+) -> None:
+    bench.tracker = Slow(bench)
+    bench.start()
+    experiment = bench.submit(spec)
+    finish_all(bench)
+    bench.go_until(lambda: bench.experiment(experiment).published)
+    assert sorted(bench.tracker.told) == sorted(run.id for run in bench.runs())
+
+
+def test_publishing_goes_on_where_it_was_cut_off(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.tracker = Slow(bench)
+    bench.tracker.fails_at = 3
+    bench.start()
+    experiment = bench.submit(spec)
+    finish_all(bench)
+    bench.go_until(lambda: bench.experiment(experiment).published)
+    assert sorted(bench.tracker.told) == sorted(run.id for run in bench.runs())

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from trainer.contract import RunSpec
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 
 
 def upgrade() -> None:

@@ -10,7 +10,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -114,6 +114,21 @@ class Tracker:
                 self._client.set_terminated(run_id, FINAL_STATUS[state])
         except TrackingGone:
             return
+
+    def retire(self, parent: TrackedRun, experiment_id: str, current: Collection[str]) -> None:
+        """Children of an experiment that are of none of these runs: others measure the same weights since."""
+        mine = f"tags.`mcf.experiment_id` = '{experiment_id}' and tags.`mcf.kind` = 'run'"
+        with self._calling(f"the runs of the MLflow experiment {parent.experiment_id}"):
+            token, retired = None, list[str]()
+            while token or token is None:
+                page = self._client.search_runs([parent.experiment_id], mine, max_results=1000, page_token=token)
+                for child in page:
+                    tags = child.data.tags
+                    if tags.get("mcf.copy_of", tags.get("mcf.run_id")) not in current:
+                        retired.append(child.info.run_id)
+                token = page.token or ""
+            for run_id in retired:
+                self._client.set_tag(run_id, "mcf.kind", "superseded")
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], at: datetime) -> None:
         """In one request. Logged again with the same time, the same numbers are still there once."""

@@ -55,6 +55,7 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
         elif run.tracking_run_id:
             _complete(tracker, run.tracking_run_id, run)
         keep(trial)
+    tracker.retire(parent, experiment_id, {run.id for run, _, _ in rows})
     comparison = found.comparison
     drawn = {name: figures.draw(comparison, name, "svg").decode() for name in figures.drawable(comparison)}
     files = {

@@ -18,6 +18,7 @@ from service.compare.service import comparison_of
 from service.db import Database
 from service.experiments import service as experiments
 from service.experiments.curves import Curves
+from service.experiments.extend import Extension, extend
 from service.experiments.repository import TrackedTrial
 from service.publishing.publish import publish
 from service.reconciler.loop import Reconciler
@@ -30,6 +31,7 @@ from service.tracking import NOTE, TrackedRun, Tracker, TrackingAway, TrackingGo
 from tests.unit.service.bench import Bench, Killed
 from trainer.contract.records import EXPORT, POINTER
 from trainer.weights.mlflow_files import MlflowFiles
+from trainer.weights.sources import FILES_ONLY
 
 RECOMPUTE = Path(__file__).parents[2] / "examples" / "recompute.py"
 
@@ -91,6 +93,19 @@ def tracked(url: str, name: str) -> tuple[list[Run], list[Run]]:
         [run for run in runs if run.data.tags["mcf.kind"] == "experiment"],
         [run for run in runs if run.data.tags["mcf.kind"] == "run"],
     )
+
+
+def test_runs_that_measure_more_take_the_places_of_those_before(
+    bench: Bench, spec: dict[str, Any], mlflow_server: str
+) -> None:
+    experiment = bench.submit(spec)
+    finish(bench)
+    extend(bench.db, experiment, Extension(evaluation={"mask_ratio": 0.5}), FILES_ONLY, None)
+    finish(bench)
+    [_], children = tracked(mlflow_server, spec["name"])
+    used = {run.id for run in bench.runs() if run.weights_of}
+    assert {child.data.tags["mcf.run_id"] for child in children} == used
+    assert len(used) == 6
 
 
 def test_an_experiment_is_a_parent_with_a_finished_child_for_every_trial(

@@ -30,13 +30,11 @@ STEPS, EPOCHS = 2, 3
 
 
 def run_of(shape: Shape, state: reference.State, teacher: Path, *, slice: int, ranks: int, micro_steps: int) -> RunSpec:
-    shown = spec_of_published(state)
+    shown = spec_of_published(state, encoder_heads=shape.heads, decoder_heads=shape.decoder_heads)
     return RunSpec.model_validate({
         **shown,
         "data": {"uri": "/none"},
         "mask_ratio": shape.mask_ratio,
-        "encoder": {**shown["encoder"], "heads": shape.heads},
-        "decoder": {**shown["decoder"], "heads": shape.decoder_heads},
         "teacher": {
             "source": str(teacher), "arch": arch_of(shape), "taps": shape.taps, "input_size": shape.teacher_image,
             "normalise": ("tokens", "channels")[shape.along - 1], "weight": shape.weight,

@@ -42,9 +42,8 @@ def state() -> dict[str, Tensor]:
 
 
 def run_of(state: dict[str, Tensor], **fields: object) -> RunSpec:
-    shown = spec_of_published(state)
-    sizes = {"encoder": {**shown["encoder"], "heads": 2}, "decoder": {**shown["decoder"], "heads": 4}}
-    return RunSpec.model_validate({**shown, **sizes, "data": {"uri": "/none"}, "teacher": "none", **fields})
+    shown = spec_of_published(state, encoder_heads=2, decoder_heads=4)
+    return RunSpec.model_validate({**shown, "data": {"uri": "/none"}, "teacher": "none", **fields})
 
 
 def released(state: dict[str, Tensor], path: Path, prefix: str = "") -> Path:
@@ -160,8 +159,16 @@ def test_a_real_b16_has_the_published_names_and_number_of_values() -> None:
     shown = spec_of_published(online)
     assert shown == {
         "input_size": 224, "encoder": {"width": 768, "depth": 12, "patch": 16, "heads": 12},
-        "decoder": {"width": 512, "depth": 8}, "contrastive": {"hidden": 4096, "dim": 256},
+        "decoder": {"width": 512, "depth": 8, "heads": 16}, "contrastive": {"hidden": 4096, "dim": 256},
     }  # fmt: skip
+
+
+def test_heads_that_no_shape_tells_have_to_be_told_and_what_is_told_counts(state: dict[str, Tensor]) -> None:
+    for told, missing in ({}, "encoder of width 24"), ({"encoder_heads": 2}, "decoder of width 16"):
+        with pytest.raises(WeightsError, match=f"how many heads its {missing} has"):
+            spec_of_published(state, **told)
+    shown = spec_of_published(state, encoder_heads=3, decoder_heads=8)
+    assert (shown["encoder"]["heads"], shown["decoder"]["heads"]) == (3, 8)
 
 
 @pytest.mark.parametrize("kind", ["run", "run in s3", "file", "file in s3"])

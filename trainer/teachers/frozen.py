@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,10 @@ class Teacher(nn.Module):
         return interpolate(image_BCHW, size=self.size, mode="bilinear", antialias=now > self.size)
 
 
-def build(run: RunSpec, device: torch.device) -> Teacher | None:
+def build(run: RunSpec, device: torch.device, weights: Mapping[str, Tensor] | None = None) -> Teacher | None:
     """The run's teacher on its device, in the dtype it computes in; None where the spec says `none`.
+
+    `weights`: of its network, in place of the file that the spec names.
 
     Raises TeacherError where weights are missing, are other than the spec says, or do not fit; StorageError where
     they cannot be reached for now.
@@ -79,11 +82,20 @@ def build(run: RunSpec, device: torch.device) -> Teacher | None:
         return None
     library = MlflowFiles()
     try:
-        teacher = settled(run.teacher, library)
+        teacher = settled(run.teacher, library) if weights is None else run.teacher
     except UnknownWeights as error:
         raise TeacherError(f"teacher.{error.field}: asked for {error.asked}; possible: {error.possible}") from error
     network = make(teacher, run)
-    if teacher.is_file:
+    # The identity of what the network holds: kept features are named by it.
+    if weights is not None:
+        loading.fit(network, weights, "the weights", teacher.arch)
+        origin = _sha256(
+            {
+                name: hashlib.sha256(value.numpy(force=True).tobytes()).hexdigest()
+                for name, value in sorted(weights.items())
+            }
+        )
+    elif teacher.is_file:
         origin = loading.load(network, teacher, library)
     else:
         origin = _sha256("random", teacher.seed, own.model_dump() if (own := own_encoder(teacher.arch, run)) else None)

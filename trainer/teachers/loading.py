@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,16 @@ def load(network: Network, teacher: TeacherSpec, library: sources.Library) -> st
             state = read(path)
         except WeightsError as error:
             raise TeacherError(f"{teacher.source} cannot be read as weights: {error}") from error
+    fit(network, state, teacher.source, teacher.arch)
+    return digest
+
+
+def fit(network: Network, state: Mapping[str, Tensor], source: str, arch: str) -> None:
+    """Put weights by the network's names into it. Raises TeacherError where they do not fit."""
     into = network.vit if isinstance(network, TimmVit) else network
     if misfits := _misfits(state, into.state_dict()):
-        raise TeacherError(f"{teacher.source} does not fit {teacher.arch}: {'; '.join(misfits)}")
+        raise TeacherError(f"{source} does not fit {arch}: {'; '.join(misfits)}")
     into.load_state_dict(state, strict=False, assign=True)
-    return digest
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+def _misfits(state: Mapping[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
     """What keeps `state` from being exactly the network's weights, in words; heads may lack and may be too much."""
     found = []
     if missing := [name for name in wanted if name not in state and not name.startswith(HEADS)]:

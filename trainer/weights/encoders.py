@@ -15,20 +15,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from trainer.contract import ENCODERS, EncoderSpec, RunSpec
+from trainer.contract import EncoderSpec, RunSpec
 from trainer.contract.records import CHECKPOINTS, CONFIG, EXPORT, SPEC, WEIGHTS
 from trainer.method.clip import from_clip, is_clip
 from trainer.store.objects import ObjectMissing, open_store, split_uri
 from trainer.weights.files import WeightsError, read_weights
-from trainer.weights.published import newest_state
+from trainer.weights.published import HEADS_OF_WIDTH, newest_state
 from trainer.weights.sources import MLFLOW, Library, local_copy, weights_file
 
 # Where an encoder stands in a file that holds more: ours, released MCF, MoCo v3, timm's own.
 PREFIXES = ("encoder.", "online_encoder.", "base_encoder.", "")
 # All there is of an encoder.
 PARTS = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
-# Width of a head where neither the file nor its name tells their number: that of every ViT in wide use.
-HEAD_WIDTH = 64
 
 
 class Found(NamedTuple):
@@ -42,7 +40,7 @@ class Found(NamedTuple):
 
 
 def find_encoder(address: str, library: Library, heads: int | None = None) -> Found:
-    """`heads`: None = what the file or the folder says, else the usual number for its width.
+    """`heads`: None = what the file or the folder says, else the published number for its width.
 
     Raises WeightsError, and UnknownWeights, where there is no such encoder; StorageError where nobody answers.
     """
@@ -120,8 +118,13 @@ def _encoder_in(file: Mapping[str, Any], heads: int | None) -> Found:
         weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         weights = {name: value for name, value in weights.items() if name.startswith(PARTS)}
     width, patch = weights["cls_token"].shape[-1], weights["patch_embed.proj.weight"].shape[-1]
-    usual = {each["width"]: each["heads"] for name, each in ENCODERS.items() if name != "vit-tiny8"}
-    heads = heads or usual.get(width, max(1, width // HEAD_WIDTH))
+    heads = heads or HEADS_OF_WIDTH.get(width)
+    if heads is None:
+        known = ", ".join(map(str, HEADS_OF_WIDTH))
+        raise WeightsError(
+            f"it does not tell how many heads an encoder of width {width} has, and wrong ones give wrong features; "
+            f"possible: --heads, or a width of {known}"
+        )
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     digest = hashlib.sha256()
     for name in sorted(weights):

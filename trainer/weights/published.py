@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.contract import ENCODERS, RunSpec
+from trainer.contract import RunSpec
 from trainer.contract.records import SPEC
 from trainer.method.mcf import Mcf, Target, build
 from trainer.state.checkpoint import CheckpointStore, OtherRun
@@ -44,6 +44,9 @@ ONLINE = {
 }
 TARGET = {"projector.": "target_encoder.fc.", "encoder.": "target_encoder."}
 TEACHER = "perceptual_loss.model."
+# Heads by width of what has been published: encoders, and the decoder.
+HEADS_OF_WIDTH = {384: 6, 768: 12, 1024: 16, 1280: 16}
+DECODER_HEADS = {512: 16}
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
@@ -118,11 +121,28 @@ def fill(module: nn.Module, state: State, names: Mapping[str, str]) -> set[str]:
     return set(names.values())
 
 
-def spec_of_published(state: State) -> dict[str, Any]:
+def spec_of_published(
+    state: State, *, encoder_heads: int | None = None, decoder_heads: int | None = None
+) -> dict[str, Any]:  # fmt: skip
     """The fields of a RunSpec that a released checkpoint shows: a partial RunSpec.
 
-    Numbers of heads show in no shape: they are the published ones of that width, and left out for other widths.
+    No shape shows numbers of heads, and wrong ones give wrong losses. None = the published one of that width. Raises
+    WeightsError for a width that nothing was published of.
     """
+    found = _sizes(state)
+    encoder, decoder = found["encoder"], found["decoder"]
+    encoder["heads"] = encoder_heads or HEADS_OF_WIDTH.get(encoder["width"])
+    decoder["heads"] = decoder_heads or DECODER_HEADS.get(decoder["width"])
+    for name, part in ("encoder", encoder), ("decoder", decoder):
+        if part["heads"] is None:
+            raise WeightsError(
+                f"the checkpoint does not tell how many heads its {name} of width {part['width']} has; "
+                f"give {name}_heads"
+            )
+    return found
+
+
+def _sizes(state: State) -> dict[str, Any]:
     token, position = state["online_encoder.cls_token"], state["online_encoder.pos_embed"]
     patch = state["online_encoder.patch_embed.proj.weight"].shape[-1]
     found: dict[str, Any] = {
@@ -130,9 +150,6 @@ def spec_of_published(state: State) -> dict[str, Any]:
         "encoder": {"width": token.shape[-1], "depth": _depth(state, "online_encoder.blocks."), "patch": patch},
         "decoder": {"width": state["mask_token"].shape[-1], "depth": _depth(state, "decoder_blocks.")},
     }
-    known = {encoder["width"]: encoder["heads"] for name, encoder in ENCODERS.items() if name != "vit-tiny8"}
-    if heads := known.get(token.shape[-1]):
-        found["encoder"]["heads"] = heads
     if "online_encoder.fc.0.weight" in state:
         hidden, dim = (state[f"online_encoder.fc.{layer}.weight"].shape[0] for layer in (0, 3))
         found["contrastive"] = {"hidden": hidden, "dim": dim}
@@ -141,7 +158,7 @@ def spec_of_published(state: State) -> dict[str, Any]:
 
 def _differences(state: State, run: RunSpec) -> list[str]:
     try:
-        shown = spec_of_published(state)
+        shown = _sizes(state)
     except KeyError as error:
         raise WeightsError(f"the checkpoint lacks {error.args[0]}") from error
     asked = run.model_dump()
@@ -152,8 +169,6 @@ def _differences(state: State, run: RunSpec) -> list[str]:
         pairs = [(part, value, asked[part])]
         if isinstance(value, dict):
             pairs = [(f"{part}.{field}", number, asked[part][field]) for field, number in value.items()]
-        # The number of heads is a guess of the file's, and the spec's word.
-        pairs = [pair for pair in pairs if not pair[0].endswith("heads")]
         wrong += [f"{field} is {mine}, the checkpoint has {theirs}" for field, theirs, mine in pairs if theirs != mine]
     return wrong
 

@@ -37,11 +37,11 @@ requirements: $(VENV)/.uv
 	scripts/requirements
 
 $(VENV)/.uv:
-	PYTHON="$(PYTHON)" scripts/install uv
+	@PYTHON="$(PYTHON)" scripts/install uv
 $(VENV)/.local: $(VENV)/.uv requirements/local.txt pyproject.toml
-	scripts/install local
+	@scripts/install local
 $(VENV)/.dev: $(VENV)/.uv requirements/dev.txt pyproject.toml
-	scripts/install dev
+	@scripts/install dev
 
 clean:
 	rm -rf $(VENV) .mcf site

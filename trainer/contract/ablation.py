@@ -54,7 +54,7 @@ def expand(spec: ExperimentSpec) -> tuple[list[Arm], list[Problem]]:
     problems: list[Problem] = []
     overlay = copy.deepcopy(dict(spec.base))
     preset_name = overlay.pop("preset", None)
-    if preset_name is not None and preset_name not in PRESETS:
+    if preset_name is not None and (not isinstance(preset_name, str) or preset_name not in PRESETS):
         problems.append(Problem(field="base.preset", asked=repr(preset_name), possible=", ".join(PRESETS)))
     preset = PRESETS.get(str(preset_name), {})
     factors = {name: _distinct(levels) for name, levels in spec.factors.items() if _is_field(name) and levels}

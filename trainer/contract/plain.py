@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+MAX_DEPTH = 64
 MERGE, TIMESTAMP = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:timestamp"
 
 
@@ -20,15 +21,16 @@ class NotPlain(ValueError):
 
 def from_yaml(text: str | bytes, *, aliases: bool = True) -> Any:
     """Raises NotPlain. Without `aliases` none are taken: a few lines of them stand for gigabytes."""
-    loader = (_Loader if aliases else _WithoutAliases)(text)
+    loader = None
     try:
+        # It looks at the encoding when it is made.
+        loader = (_Loader if aliases else _WithoutAliases)(text)
         return as_json(loader.get_single_data())
-    except RecursionError as error:
-        raise NotPlain("it is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
         raise NotPlain(str(error)) from error
     finally:
-        loader.dispose()
+        if loader:
+            loader.dispose()
 
 
 def from_json(text: str | bytes) -> Any:
@@ -49,6 +51,17 @@ def as_json(found: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        # Python's own limit would be met only after seconds.
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested too deeply: more than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> Any:
         # Here and not where it is constructed: by then merged keys stand among its own.
         node = super().compose_mapping_node(anchor)

@@ -1,11 +1,7 @@
 """Real databases, run directories and a bench for the control plane (bench.py)."""
 
-import glob
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +10,19 @@ from sqlalchemy import text
 
 from service.db import Database
 from service.settings import Settings
+from tests.postgres import NoPostgres, running_postgres
 from tests.unit.service.bench import Bench
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """Address of a real PostgreSQL server, from Debian's packages."""
-    found = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
-    if not found:
-        pytest.skip("needs PostgreSQL: apt-get install postgresql")
-    binaries = found[-1]
-    # The server refuses to run as root, and may not look into pytest's own folders.
-    user = "postgres" if os.getuid() == 0 else None
-    folder = tempfile.mkdtemp(prefix="mcf-pg-", dir="/tmp")
-    if user:
-        shutil.chown(folder, user)
-    run: Callable[..., Any] = lambda *command: subprocess.run(command, user=user, check=True, capture_output=True)  # noqa: E731
-    run(f"{binaries}/initdb", "-D", f"{folder}/data", "-U", "mcf", "--auth=trust", "--no-sync")
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=60"
-    run(f"{binaries}/pg_ctl", "-D", f"{folder}/data", "-w", "-l", f"{folder}/log", "-o", options, "start")
-    try:
-        yield f"postgresql://mcf@/postgres?host={folder}"
-    finally:
-        run(f"{binaries}/pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+    """Address of a real PostgreSQL server."""
+    with ExitStack() as stack:
+        try:
+            address = stack.enter_context(running_postgres())
+        except NoPostgres as error:
+            pytest.skip(str(error))
+        yield address
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -40,6 +40,13 @@ def test_what_would_be_lost_or_could_not_be_sent_is_refused_with_its_place(text:
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize("data", [b"a: \xff", b"\xff\xfea", bytes(range(256)), "a: \0"])
+def test_what_is_no_text_is_refused(data: bytes | str) -> None:
+    for read in from_yaml, from_json:
+        with pytest.raises(NotPlain):
+            read(data)
+
+
 def test_a_request_may_have_no_aliases() -> None:
     with pytest.raises(NotPlain, match="aliases"):
         from_yaml("a: &a [1]\nb: *a", aliases=False)

@@ -259,12 +259,11 @@ def _follow(run: RunFacts, seen: Observed) -> RunFacts:
     attempt = replace(
         run.attempt, state=state, confirmed=True, last_step=run.step, log_tail=seen.log_tail or run.attempt.log_tail
     )
-    starting = "workers are starting" if seen.job.state is JobState.RUNNING else ""
-    # Workers that have trained may all have gone since.
-    waiting = "" if training and seen.job.state is JobState.RUNNING else seen.job.message or starting
-    return replace(
-        run, state=RunState.RUNNING if training else RunState.STARTING, attempt=attempt, waiting_reason=waiting
-    )
+    lives = seen.job.state is JobState.RUNNING
+    waiting = "" if training and lives else seen.job.message or ("workers are starting" if lives else "")
+    # Workers that have trained may all have gone since, as when a queue takes their nodes back.
+    trained = RunState.RUNNING if lives else RunState.INTERRUPTED
+    return replace(run, state=trained if training else RunState.STARTING, attempt=attempt, waiting_reason=waiting)
 
 
 def _closed(run: RunFacts, seen: Observed, state: AttemptState, reason: str) -> AttemptFacts:

@@ -236,3 +236,13 @@ def test_an_attempt_moves_to_another_pool_that_has_room_and_nobody_is_blamed() -
     assert (between.state, between.fruitless) == (RunState.INTERRUPTED, 0)
     opened = decide(between, Observed(Job(), step=10, pool="on-demand"), NOW + timedelta(minutes=1)).run
     assert (opened.attempt.number, opened.attempt.pool) == (2, "on-demand")
+
+
+def test_a_run_whose_nodes_a_queue_has_taken_back_waits_and_trains_again_in_the_same_attempt() -> None:
+    words = "waits in its queue: Evicted by preemption"
+    waiting = decide(RUNNING, Observed(Job(JobState.PENDING, words), sessions_of_attempt=1, step=10), NOW).run
+    assert (waiting.state, waiting.waiting_reason) == (RunState.INTERRUPTED, words)
+    assert waiting.attempt
+    assert waiting.attempt.is_live
+    again = decide(waiting, Observed(Job(JobState.RUNNING), sessions_of_attempt=2, step=11), NOW).run
+    assert (again.state, again.waiting_reason) == (RunState.RUNNING, "")

@@ -175,7 +175,7 @@ def train(run: RunSpec, store: Store) -> int:
             first = start_report(run, store, world, steps, draw, reported)
         keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
         completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
-        keeper.close()
+        keeper.close(completed=completed)
         stages: tuple[StageResult, ...] = ()
         if completed and run.evaluation.stages:
             stages = run_stages(run, store, parts.model.encoder, Faces(split, images), first, world)

@@ -53,14 +53,18 @@ class Subset(NamedTuple):
         return Rows(manifest, np.concatenate([split.held_out.rows, split.train.rows]))
 
 
-def described(uri: str, format: str | None, keys: str | None, index: str | None = None) -> Data:
+def described(
+    uri: str, format: str | None, keys: str | None, suffix: str | None, index: str | None = None
+) -> Data:  # fmt: skip
     """The `data` of a spec, with absolute paths and what the data looks like where it is not said."""
     uri = absolute(uri)
     with _for_people():
         kind: Kind = Data.model_validate({"format": format}).format if format else _looks_like(uri)
     if keys and kind != "lmdb":
         raise McfError(f"--keys is for an LMDB, and {uri} is read as {kind}; `--format lmdb` if it is one")
-    return Data(uri=uri, format=kind, keys=keys and absolute(keys), index=index and absolute(index))
+    if suffix and kind != "shards":
+        raise McfError(f"--suffix is for shards, and {uri} is read as {kind}; `--format shards` if it holds some")
+    return Data(uri=uri, format=kind, keys=keys and absolute(keys), suffix=suffix, index=index and absolute(index))
 
 
 def index(data: Data, output: str | None) -> None:

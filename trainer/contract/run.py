@@ -30,6 +30,10 @@ class Data(Frozen):
     """What is at that address: a folder of images, an LMDB in the published layout, or a folder of tar shards."""
     keys: str | None = None
     """LMDB only: a text file with one image key per line. Default: every key of the database."""
+    # Not written where it is not asked for, so that runs of before keep their digests.
+    suffix: str | None = Field(None, min_length=1, exclude_if=lambda asked: asked is None)
+    """Shards only: which file of a webdataset sample is the image, such as `jpg`, or `face.png` of `000.face.png`. `*`:
+    every picture is an image of its own. Default: samples have one picture each, and more are refused."""
     index: str | None = None
     """Index that `mcf data index` wrote: a path or s3:// address. Default: the data is listed (docs/data.md)."""
     subset_size: int | None = Field(None, ge=1)

@@ -73,7 +73,7 @@ def _keys(data: Data, manifest: Manifest, images: Images) -> Iterator[bytes]:
     if isinstance(images, ShardImages):
         for shard in images.shards:
             with open_shard(images.store, shard) as file:
-                yield from (key for key, _, _ in members(file, shard.name))
+                yield from (key for key, _, _ in members(file, shard.name, data.suffix or manifest.index.about.suffix))
     elif data.format == "folder":
         yield from (key for key, _ in list_images(data.uri))
     elif not manifest.index.about.key_list:  # or a database may hold more than its list names

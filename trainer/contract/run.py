@@ -21,6 +21,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+# What Pillow decodes at most, half a gigabyte of colours.
+MAX_PIXELS = 178_956_970
+
+
 class Data(Frozen):
     """The images to train on."""
 
@@ -46,6 +50,9 @@ class Data(Frozen):
     """Mirror each image with probability 0.5."""
     max_undecodable: float = Field(0.001, ge=0, le=1)
     """Share of the subset that may be undecodable. The next image of the subset replaces an undecodable one."""
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS, exclude_if=lambda asked: asked == MAX_PIXELS)
+    """Most pixels of an image, and of its resized copy before the centre is cut out: 1 x 65000 becomes 224 x 14560000.
+    An image with more counts as undecodable. An image of as many takes 0.5 GB of memory."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of the keys and contents of all images. Filled in on submission; if you give it, it is checked."""
 

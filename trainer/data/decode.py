@@ -8,6 +8,7 @@
     colours         RGB, 8 bits: grey is repeated, 16-bit grey loses its lower byte, alpha is dropped, CMYK is converted
                     as Pillow does it, without a colour profile
     interpolation   bilinear, antialiased, on 8-bit integers; none where the image has the right size
+    max_pixels      more of them, in the file or after resizing, are undecodable
     fit             crop: short side to `size`, then the centre; squash: both sides to `size`
 
 The same bytes and size give the same tensor wherever they are decoded: nothing else is looked at.
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode  # and the operator behind decode_jpeg
 
+from trainer.contract import MAX_PIXELS
 from trainer.data import pictures
 from trainer.data.pictures import Undecodable, opened
 
@@ -53,7 +55,7 @@ class JpegFrame(NamedTuple):
     """Whether it may say how it lies."""
 
 
-def decode(data: bytes, size: int, fit: Fit = "crop") -> Tensor:
+def decode(data: bytes, size: int, fit: Fit = "crop", max_pixels: int = MAX_PIXELS) -> Tensor:
     """RGB uint8 [3, size, size], laid out with the three colours of a pixel together (a view of [size, size, 3]).
 
     Raises Undecodable with the reason. A JPEG that ends too early is undecodable and never half grey, unless
@@ -62,10 +64,11 @@ def decode(data: bytes, size: int, fit: Fit = "crop") -> Tensor:
     frame = jpeg_frame(data)
     image_CHW = None
     if frame is not None and frame.num_colours in (1, 3) and min(frame.width, frame.height) < 2 * size:
+        _check_pixels(frame.width, frame.height, size, fit, max_pixels)
         image_CHW = _by_torchvision(data, _orientation(data) if frame.is_tagged else 1)
     if image_CHW is not None:
         return _fitted(image_CHW, (image_CHW.shape[2], image_CHW.shape[1]), size, fit)
-    image_CHW, whole = _by_pillow(data, size)
+    image_CHW, whole = _by_pillow(data, size, fit, max_pixels)
     return _fitted(image_CHW, whole, size, fit)
 
 
@@ -80,6 +83,20 @@ def fitted_size(width: int, height: int, size: int, fit: Fit) -> tuple[int, int]
 def corner(width: int, height: int, size: int) -> tuple[int, int]:
     """(left, top) of the centre [size, size] in a resized image."""
     return (width - size) // 2, (height - size) // 2
+
+
+def _check_pixels(width: int, height: int, size: int, fit: Fit, max_pixels: int) -> None:
+    """Raises Undecodable, before there is memory for them. What lies on its side has as many."""
+    if not (width and height):
+        raise Undecodable(f"it has {width} x {height} pixels")
+    resized = fitted_size(width, height, size, fit)
+    if width * height > max_pixels:
+        raise Undecodable(f"it has {width} x {height} pixels; possible: up to {max_pixels} (data.max_pixels)")
+    if resized[0] * resized[1] > max_pixels:
+        raise Undecodable(
+            f"it has {width} x {height} pixels, and {resized[0]} x {resized[1]} once its short side fits; "
+            f"possible: up to {max_pixels} (data.max_pixels); data.fit: squash takes any shape"
+        )
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -122,12 +139,13 @@ def _by_torchvision(data: bytes, orientation: int) -> Tensor | None:
     return (image_CHW.transpose(1, 2) if across else image_CHW).flip(flips)
 
 
-def _by_pillow(data: bytes, size: int) -> tuple[Tensor, tuple[int, int]]:
+def _by_pillow(data: bytes, size: int, fit: Fit, max_pixels: int) -> tuple[Tensor, tuple[int, int]]:
     """Upright RGB [3, H, W] of anything else, and the (width, height) it has when whole.
 
     A JPEG comes scaled, still with at least `size` pixels a side.
     """
     with _opened(data) as picture:
+        _check_pixels(*picture.size, size, fit, max_pixels)
         whole = pictures.upright_size(picture)
         picture.draft(None, (size, size))  # which nothing but a JPEG obeys
         pixels = np.array(_rgb(pictures.upright(picture)))

@@ -1,4 +1,5 @@
 import io
+import resource
 
 import numpy as np
 import pytest
@@ -196,6 +197,35 @@ def test_crop_takes_the_centre_and_squash_takes_all() -> None:
 def test_any_size_fits(size: tuple[int, int], fit: Fit) -> None:
     for format in "JPEG", "PNG":
         assert decode(encoded(picture(*size), format), 40, fit).shape == (3, 40, 40)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("side", [(1, 16000), (16000, 1)])
+def test_an_image_of_extreme_shape_takes_no_memory(format: str, side: tuple[int, int]) -> None:
+    data = encoded(Image.new("RGB", side), format)
+    assert len(data) < 6000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Undecodable, match=r"16000 .*data.max_pixels\); data.fit: squash takes any shape"):
+        decode(data, 224)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000, "KiB"
+    assert decode(data, 224, "squash").shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF"])
+def test_pixels_are_bounded_before_and_after_the_resize(format: str) -> None:
+    data = encoded(picture(60, 40), format)
+    assert decode(data, 40, max_pixels=2400).shape == (3, 40, 40)
+    assert decode(data, 20, "squash", max_pixels=2400).shape == (3, 20, 20)
+    for size, fit, limit in (40, "crop", 2399), (20, "squash", 2399), (80, "crop", 9599):
+        with pytest.raises(Undecodable, match=f"possible: up to {limit}"):
+            decode(data, size, fit, max_pixels=limit)
+
+
+def test_a_jpeg_that_says_it_has_no_pixels_is_undecodable() -> None:
+    data = KINDS["jpeg"]
+    frame = data.index(b"\xff\xc0")
+    with pytest.raises(Undecodable, match="0 pixels"):
+        decode(data[: frame + 5] + b"\0\0" + data[frame + 7 :], 40)
 
 
 def test_headers_are_read_without_decoding() -> None:

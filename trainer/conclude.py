@@ -97,7 +97,8 @@ def painter(run: RunSpec, model: Mcf, images: Images, split: Split, device: torc
     if not rows:
         return None
     dtype = next(model.parameters()).dtype
-    image_BCHW = normalise(load_images(images, rows, run.input_size, run.data.fit).to(device), dtype)
+    loaded = load_images(images, rows, run.input_size, run.data.fit, run.data.max_pixels)
+    image_BCHW = normalise(loaded.to(device), dtype)
     noise_BL = held_out_noise(run, len(rows)).to(device)
     visible = run.visible_patches(run.evaluation.mask_ratio)
 

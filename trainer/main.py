@@ -176,7 +176,7 @@ def train(run: RunSpec, store: Store) -> int:
             first = start_report(run, store, world, steps, draw, reported)
         keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
         completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
-        keeper.close()
+        keeper.close(completed=completed)
         known = taken_over(run, store, earlier) if completed and earlier and world.is_first else None
         stages: tuple[StageResult, ...] = ()
         if completed and run.evaluation.stages:

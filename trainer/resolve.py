@@ -115,7 +115,7 @@ class _Look:
             report(field, data.uri, "an absolute path or s3://bucket/prefix")
             return None
         return self._once(
-            ("images", data.uri, data.format, data.keys, data.index),
+            ("images", data.uri, data.format, data.keys, data.suffix, data.index),
             lambda: read_manifest(data),
             lambda error: report(field, data.uri, f"an address that can be read: {error}"),
         )
@@ -247,7 +247,7 @@ class _Look:
         if held_out >= len(manifest):
             return  # told already
         tested = self._once(
-            ("held out", run.data.uri, run.data.format, run.data.keys, run.data.index, held_out, annotated.sha256),
+            ("held out", manifest.digest, held_out, annotated.sha256),
             lambda: set(manifest.split(held_out=held_out, subset_size=1, subset_seed=0).held_out.keys()).intersection(
                 annotated.keys
             ),

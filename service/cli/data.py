@@ -19,6 +19,7 @@ AskedFormat = Annotated[
     DataFormat | None, typer.Option("--format", help="Format of the data; default: what it looks like.")
 ]
 Keys = Annotated[str | None, typer.Option(help="LMDB only: text file with one image key a line.")]
+Suffix = Annotated[str | None, typer.Option(help="Shards only: which file of a sample is the image, such as jpg.")]
 IndexFile = Annotated[str | None, typer.Option("--index", help="Index written earlier; default: list the data.")]
 SubsetSize = Annotated[int | None, typer.Option(min=1, help="Number of images, chosen as a run chooses them.")]
 SubsetSeed = Annotated[int, typer.Option(min=0, help="Seed of the subset.")]
@@ -30,6 +31,7 @@ def index(
     uri: Uri,
     format: AskedFormat = None,
     keys: Keys = None,
+    suffix: Suffix = None,
     output: Annotated[
         str | None, typer.Option(help="File to write; default: URI.index, or index.mcf beside shards.")
     ] = None,
@@ -37,7 +39,7 @@ def index(
     """Read every image once and list all of them in one file."""
     from service.cli import datasets
 
-    datasets.index(datasets.described(uri, format, keys), output)
+    datasets.index(datasets.described(uri, format, keys, suffix), output)
 
 
 @app.command()
@@ -46,6 +48,7 @@ def shard(
     out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards and their index.")],
     format: AskedFormat = None,
     keys: Keys = None,
+    suffix: Suffix = None,
     index: IndexFile = None,
     size_mib: Annotated[float, typer.Option(min=0.01, help="Size of a shard in MiB.")] = 256,
     subset_size: SubsetSize = None,
@@ -55,19 +58,21 @@ def shard(
     """Write images as tar shards in a shuffled order, with an index. After an interruption, run it again."""
     from service.cli import datasets
 
-    data = datasets.described(uri, format, keys, index)
+    data = datasets.described(uri, format, keys, suffix, index)
     datasets.shard(data, out, int(size_mib * 2**20), datasets.Subset(subset_size, subset_seed, held_out))
 
 
 @app.command()
-def verify(uri: Uri, format: AskedFormat = None, keys: Keys = None, index: IndexFile = None) -> None:
+def verify(
+    uri: Uri, format: AskedFormat = None, keys: Keys = None, suffix: Suffix = None, index: IndexFile = None
+) -> None:
     """Read every image again and decode it; name each that is missing, changed, extra or undecodable.
 
     Compared with the index: the named one, URI.index, or that beside shards. Exit code 1 when there is a problem.
     """
     from service.cli import datasets
 
-    raise typer.Exit(1 if datasets.verify(datasets.described(uri, format, keys, index)) else 0)
+    raise typer.Exit(1 if datasets.verify(datasets.described(uri, format, keys, suffix, index)) else 0)
 
 
 @app.command()
@@ -75,6 +80,7 @@ def show(
     uri: Uri,
     format: AskedFormat = None,
     keys: Keys = None,
+    suffix: Suffix = None,
     index: IndexFile = None,
     subset_size: SubsetSize = None,
     subset_seed: SubsetSeed = 0,
@@ -83,5 +89,5 @@ def show(
     """Show counts, sizes and digests. Reads no image of a data set that has an index."""
     from service.cli import datasets
 
-    data = datasets.described(uri, format, keys, index)
+    data = datasets.described(uri, format, keys, suffix, index)
     datasets.show(data, datasets.Subset(subset_size, subset_seed, held_out))

@@ -17,12 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from service.connection import McfError
 from trainer.contract import Data, Evaluation
+from trainer.data.images.folder import is_image, not_read
 from trainer.data.images.index import Kind
 from trainer.data.images.sharding import write_shards
 from trainer.data.images.shards import BESIDE, SUFFIX
 from trainer.data.manifest import DataError, Manifest, Rows, Split, make_index, open_images, read_manifest
 from trainer.store.objects import ObjectMissing, StorageError, open_store, split_uri
 
+READ: dict[str, Callable[[str], bool]] = {
+    "folder": is_image, "shards": lambda name: name.endswith(SUFFIX) or name == BESIDE,
+}  # fmt: skip
+"""Format -> whether a file of this name is a part of the data."""
 # Names that are looked at to tell what a data set is.
 GLANCE = 1000
 FIRST_KEYS = 3
@@ -48,14 +53,18 @@ class Subset(NamedTuple):
         return Rows(manifest, np.concatenate([split.held_out.rows, split.train.rows]))
 
 
-def described(uri: str, format: str | None, keys: str | None, index: str | None = None) -> Data:
+def described(
+    uri: str, format: str | None, keys: str | None, suffix: str | None, index: str | None = None
+) -> Data:  # fmt: skip
     """The `data` of a spec, with absolute paths and what the data looks like where it is not said."""
     uri = absolute(uri)
     with _for_people():
         kind: Kind = Data.model_validate({"format": format}).format if format else _looks_like(uri)
     if keys and kind != "lmdb":
         raise McfError(f"--keys is for an LMDB, and {uri} is read as {kind}; `--format lmdb` if it is one")
-    return Data(uri=uri, format=kind, keys=keys and absolute(keys), index=index and absolute(index))
+    if suffix and kind != "shards":
+        raise McfError(f"--suffix is for shards, and {uri} is read as {kind}; `--format shards` if it holds some")
+    return Data(uri=uri, format=kind, keys=keys and absolute(keys), suffix=suffix, index=index and absolute(index))
 
 
 def index(data: Data, output: str | None) -> None:
@@ -118,6 +127,9 @@ def show(data: Data, subset: Subset) -> None:
         with _progress("indexing") as tick:
             manifest = read_manifest(data, tick)
         split = subset.of(manifest) if subset.size else None
+        # Not beside a named index, which is there so that nothing is listed.
+        listed = data.index is None and data.format in READ
+        skipped = not_read(data.uri, READ[data.format]) if listed else None
     index = manifest.index
     smallest, median, largest = (int(np.quantile(index.sizes, share)) for share in (0, 0.5, 1))
     print(f"{data.uri} ({data.format}): {len(manifest)} images, {_bytes(index.num_bytes)}")
@@ -126,6 +138,8 @@ def show(data: Data, subset: Subset) -> None:
     print(_printable("first keys: " + ", ".join(manifest.key(row) for row in range(min(FIRST_KEYS, len(manifest))))))
     if index.about.shards:
         print(f"shards: {len(index.about.shards)}, {_bytes(sum(shard.size for shard in index.about.shards))}")
+    if skipped:
+        print(_printable(f"not read: {skipped}"))
     if split:
         print(f"subset: {len(split.train)} images, seed {subset.seed}, digest {split.train.digest}")
         print(f"held out: {len(split.held_out)} images, digest {split.held_out.digest}")

@@ -76,7 +76,7 @@ def evaluate(
     if benchmark.value == FACES68:
         if landmarks is None or held_out is None:
             raise McfError(f"{FACES68} needs --landmarks FILE, and --held-out N images to test on")
-        asked["uri"], faces = _address(landmarks), datasets.described(data, None, None)
+        asked["uri"], faces = _address(landmarks), datasets.described(data, None, None, None)
     elif landmarks or held_out:
         raise McfError(f"--landmarks and --held-out are for {FACES68}; {benchmark.value} has its own")
     else:

@@ -154,7 +154,7 @@ def _kept(bench: Bench, folder: Path) -> dict[str, float]:
         while not beside or not keeper.due(step + 1):
             beside.append(_seconds(bench.world, bench.cell_once))
         slowdowns.append(statistics.mean(beside) / alone - 1)
-    keeper.close()
+    keeper.close(completed=False)
     state = sum(p.numel() * p.element_size() for p in bench.parts.model.parameters()) * 4
     return {
         "state_gib": state / 2**30,

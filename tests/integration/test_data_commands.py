@@ -37,6 +37,23 @@ def digest_in(text: str) -> str:
     return text.partition("digest")[2].strip(": ")[:64]
 
 
+def test_linked_folders_are_read_and_what_is_not_read_is_counted(mcf: Mcf) -> None:
+    linked = mcf.folder / "linked"
+    linked.mkdir()
+    (linked / "faces").symlink_to(mcf.faces)
+    (linked / "loop").symlink_to(linked)
+    (linked / "note.txt").touch()
+    for number in range(5):
+        (linked / f"gone{number}.png").symlink_to("nothing")
+    shown = mcf("show", "linked")
+    assert f"{linked} (folder): 48 images" in shown
+    assert shown.splitlines()[-1] == (
+        "not read: 1 (a folder that is read under another name): loop; "
+        "5 (a link to nothing): gone0.png, gone1.png, gone2.png, ...; 1 (files of other kinds): note.txt"
+    )
+    assert "not read" not in mcf("show", "faces")
+
+
 def test_a_folder_is_indexed_shown_sharded_and_verified(mcf: Mcf) -> None:
     indexed = mcf("index", "faces")
     assert indexed.startswith("48 images, ")

@@ -1,6 +1,7 @@
 """Nodes that join, leave, go silent or lose their rendezvous while they train, in real processes."""
 
 import contextlib
+import signal
 import time
 from pathlib import Path
 
@@ -42,6 +43,32 @@ def test_a_node_may_join_and_leave_and_training_goes_on_from_what_a_survivor_has
     firsts = [session.first_step for session in read_sessions(DirectoryStore(str(folder)))]
     assert 0 < firsts[1] < firsts[2]
     assert max(saved) < firsts[2], "it went on from what the survivor had in memory"
+
+
+def test_a_node_that_is_told_to_go_and_cannot_save_takes_nothing_with_it(tiny_faces: Path, tmp_path: Path) -> None:
+    schedule = {"unit": "steps", "length": 100_000, "warmup": 4}
+    run = small(tiny_faces, schedule=schedule, cadence={"checkpoint_steps": 100_000})
+    folder, port = tmp_path / "reclaimed", free_port()
+    node = {"workers": 1, "nodes": "1:2", "endpoint": f"127.0.0.1:{port}"}
+    with rendezvous(port), torchrun(run, folder, **node) as one:
+        wait_until(lambda: newest_copy(folder, run) > 0, one, folder / "log")
+        with torchrun(run, folder, **node) as other:
+            wait_until(lambda: world_sizes(folder) == [1, 2], one, folder / "log")
+            joined_at = read_sessions(DirectoryStore(str(folder)))[-1].first_step
+            wait_until(lambda: newest_copy(folder, run) > joined_at, one, folder / "log")
+            # Nodes of one machine are numbered by their process ids.
+            reclaimed, left = sorted((one, other), key=lambda node: node.pid)
+            # The store refuses every checkpoint: its folder is none.
+            (folder / "checkpoints").rename(folder / "kept")
+            (folder / "checkpoints").write_text("")
+            reclaimed.send_signal(signal.SIGTERM)
+            wait_until(lambda: "is not saved yet" in (folder / "log").read_text(), left, folder / "log")
+            reclaimed.kill()
+            (folder / "checkpoints").unlink()
+            (folder / "kept").rename(folder / "checkpoints")
+            wait_until(lambda: world_sizes(folder) == [1, 2, 1], left, folder / "log")
+    firsts = [session.first_step for session in read_sessions(DirectoryStore(str(folder)))]
+    assert joined_at < firsts[2], "it went on from what the other node had in memory"
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -16,6 +16,7 @@ from trainer.contract.run import (
     EXPORTED_ARCH,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    MAX_PIXELS,
     Batch,
     Cadence,
     Contrastive,
@@ -33,7 +34,7 @@ from trainer.contract.run import (
 )  # fmt: skip
 
 __all__ = [
-    "ENCODERS", "EXPORTED_ARCH", "IMAGENET_MEAN", "IMAGENET_STD", "Batch", "Cadence", "Contrastive", "Data",
-    "DecoderSpec", "Ema", "EncoderSpec", "Evaluation", "ExperimentSpec", "Initial", "Optimizer", "Pixels",
+    "ENCODERS", "EXPORTED_ARCH", "IMAGENET_MEAN", "IMAGENET_STD", "MAX_PIXELS", "Batch", "Cadence", "Contrastive",
+    "Data", "DecoderSpec", "Ema", "EncoderSpec", "Evaluation", "ExperimentSpec", "Initial", "Optimizer", "Pixels",
     "Placement", "Problem", "RunSpec", "Schedule", "SpecError", "TeacherSpec",
 ]  # fmt: skip

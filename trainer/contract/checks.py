@@ -20,6 +20,11 @@ def misfits(run: "RunSpec") -> Iterator[Problem]:
             possible="a key list with format lmdb only",
         )  # fmt: skip
 
+    if run.data.suffix and run.data.format != "shards":
+        yield Problem(
+            field="data.suffix", asked=f"{run.data.suffix} for format {run.data.format}",
+            possible="a suffix with format shards only",
+        )  # fmt: skip
     if run.input_size % run.encoder.patch:
         multiple = max(1, round(run.input_size / run.encoder.patch)) * run.encoder.patch
         yield Problem(

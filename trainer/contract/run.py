@@ -20,6 +20,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+# What Pillow decodes at most, half a gigabyte of colours.
+MAX_PIXELS = 178_956_970
+
+
 class Data(Asked):
     """The images to train on."""
 
@@ -29,6 +33,10 @@ class Data(Asked):
     """What is at that address: a folder of images, an LMDB in the published layout, or a folder of tar shards."""
     keys: str | None = None
     """LMDB only: a text file with one image key per line. Default: every key of the database."""
+    # Not written where it is not asked for, so that runs of before keep their digests.
+    suffix: str | None = Field(None, min_length=1, exclude_if=lambda asked: asked is None)
+    """Shards only: which file of a webdataset sample is the image, such as `jpg`, or `face.png` of `000.face.png`. `*`:
+    every picture is an image of its own. Default: samples have one picture each, and more are refused."""
     index: str | None = None
     """Index that `mcf data index` wrote: a path or s3:// address. Default: the data is listed (docs/data.md)."""
     subset_size: int | None = Field(None, ge=1)
@@ -41,6 +49,9 @@ class Data(Asked):
     """Mirror each image with probability 0.5."""
     max_undecodable: float = Field(0.001, ge=0, le=1)
     """Share of the subset that may be undecodable. The next image of the subset replaces an undecodable one."""
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS, exclude_if=lambda asked: asked == MAX_PIXELS)
+    """Most pixels of an image, and of its resized copy before the centre is cut out: 1 x 65000 becomes 224 x 14560000.
+    An image with more counts as undecodable. An image of as many takes 0.5 GB of memory."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of the keys and contents of all images. Filled in on submission; if you give it, it is checked."""
 

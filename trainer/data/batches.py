@@ -70,8 +70,10 @@ def slices(
     cells = [(group.index, index) for group in plan.groups for index in group.slices]
     in_memory = len(rows) * 3 * run.input_size**2 <= MAX_BYTES_IN_MEMORY
     kind = InMemory if in_memory else OnDemand
+    limit = max_undecodable(run, len(rows))
+    decoded = kind(images, rows, run.input_size, run.data.fit, limit, run.data.max_pixels)
     loader = DataLoader(
-        _Cells(run, kind(images, rows, run.input_size, run.data.fit, max_undecodable(run, len(rows))), len(rows)),
+        _Cells(run, decoded, len(rows)),
         batch_size=None,
         sampler=(first_position(run.batch, step, *cell) for step in steps for cell in cells),
         num_workers=0 if in_memory else _num_workers(),

@@ -4,10 +4,11 @@
                     Pillow's for one that torchvision cannot read (CMYK, odd markers); Pillow for all other formats
     DCT scaling     a JPEG whose short side is at least twice `size` is decoded at 1/2, 1/4 or 1/8 of its width and
                     height, the smallest that still has `size` pixels on both sides (Pillow's draft mode)
-    turned upright  by the EXIF orientation
+    turned upright  by the orientation that Pillow finds in EXIF, or else in XMP
     colours         RGB, 8 bits: grey is repeated, 16-bit grey loses its lower byte, alpha is dropped, CMYK is converted
                     as Pillow does it, without a colour profile
     interpolation   bilinear, antialiased, on 8-bit integers; none where the image has the right size
+    max_pixels      more of them, in the file or after resizing, are undecodable
     fit             crop: short side to `size`, then the centre; squash: both sides to `size`
 
 The same bytes and size give the same tensor wherever they are decoded: nothing else is looked at.
@@ -20,11 +21,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode  # and the operator behind decode_jpeg
 
+from trainer.contract import MAX_PIXELS
+from trainer.data import pictures
 from trainer.data.pictures import Undecodable, opened
 
 Fit = Literal["crop", "squash"]
@@ -33,7 +36,13 @@ Fit = Literal["crop", "squash"]
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Marker 0xFF, its kind, the length of the segment; in a frame then bits a sample, height, width, colours.
 SEGMENT = struct.Struct(">BBHBHHB")
-SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
+# By orientation: whether rows become columns, and what is mirrored then, of [C, H, W]. As pictures.TURNS does it.
+TURNED: dict[int, tuple[bool, tuple[int, ...]]] = {
+    1: (False, ()), 2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)),
+    5: (True, ()), 6: (True, (2,)), 7: (True, (1, 2)), 8: (True, (1,)),
+}  # fmt: skip
+# A segment of EXIF or of XMP, either of which may say how the picture lies; and where the pixels begin.
+TAGS, SCAN = 0xE1, 0xDA
 
 
 class JpegFrame(NamedTuple):
@@ -42,9 +51,11 @@ class JpegFrame(NamedTuple):
     width: int
     height: int
     num_colours: int
+    is_tagged: bool = False
+    """Whether it may say how it lies."""
 
 
-def decode(data: bytes, size: int, fit: Fit = "crop") -> Tensor:
+def decode(data: bytes, size: int, fit: Fit = "crop", max_pixels: int = MAX_PIXELS) -> Tensor:
     """RGB uint8 [3, size, size], laid out with the three colours of a pixel together (a view of [size, size, 3]).
 
     Raises Undecodable with the reason. A JPEG that ends too early is undecodable and never half grey, unless
@@ -53,10 +64,11 @@ def decode(data: bytes, size: int, fit: Fit = "crop") -> Tensor:
     frame = jpeg_frame(data)
     image_CHW = None
     if frame is not None and frame.num_colours in (1, 3) and min(frame.width, frame.height) < 2 * size:
-        image_CHW = _by_torchvision(data)
+        _check_pixels(frame.width, frame.height, size, fit, max_pixels)
+        image_CHW = _by_torchvision(data, _orientation(data) if frame.is_tagged else 1)
     if image_CHW is not None:
         return _fitted(image_CHW, (image_CHW.shape[2], image_CHW.shape[1]), size, fit)
-    image_CHW, whole = _by_pillow(data, size)
+    image_CHW, whole = _by_pillow(data, size, fit, max_pixels)
     return _fitted(image_CHW, whole, size, fit)
 
 
@@ -73,53 +85,71 @@ def corner(width: int, height: int, size: int) -> tuple[int, int]:
     return (width - size) // 2, (height - size) // 2
 
 
+def _check_pixels(width: int, height: int, size: int, fit: Fit, max_pixels: int) -> None:
+    """Raises Undecodable, before there is memory for them. What lies on its side has as many."""
+    if not (width and height):
+        raise Undecodable(f"it has {width} x {height} pixels")
+    resized = fitted_size(width, height, size, fit)
+    if width * height > max_pixels:
+        raise Undecodable(f"it has {width} x {height} pixels; possible: up to {max_pixels} (data.max_pixels)")
+    if resized[0] * resized[1] > max_pixels:
+        raise Undecodable(
+            f"it has {width} x {height} pixels, and {resized[0]} x {resized[1]} once its short side fits; "
+            f"possible: up to {max_pixels} (data.max_pixels); data.fit: squash takes any shape"
+        )
+
+
 def upright_size(data: bytes) -> tuple[int, int]:
     """(width, height) of the whole image after turning it upright. Raises Undecodable."""
     with _opened(data) as picture:
-        return _upright(picture)
+        return pictures.upright_size(picture)
 
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
     """The frame header of a JPEG; None when these bytes are none, or break off before it."""
     if data[:2] != b"\xff\xd8":
         return None
-    place = 2
+    place, frame, is_tagged = 2, None, False
     while place + SEGMENT.size <= len(data):
         start, kind, length, _, height, width, colours = SEGMENT.unpack_from(data, place)
-        if start != 0xFF:
-            return None
+        if start != 0xFF or kind == SCAN:
+            break
+        is_tagged = is_tagged or kind == TAGS
         if kind in START_OF_FRAME:
-            return JpegFrame(width, height, colours)
+            frame = frame or JpegFrame(width, height, colours)
         place += 1 if kind == 0xFF else 2 + length  # any number of 0xFF may stand before a marker
-    return None
+    return frame and frame._replace(is_tagged=is_tagged)
 
 
-def _by_torchvision(data: bytes) -> Tensor | None:
+def _orientation(data: bytes) -> int:
+    with _opened(data) as picture:
+        return pictures.orientation(picture)
+
+
+def _by_torchvision(data: bytes, orientation: int) -> Tensor | None:
     """Upright RGB [3, H, W] of a JPEG; None when torchvision cannot read it, which leaves the verdict to Pillow."""
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # which cannot take memory it must not write to
     try:
         # The operator itself: the public decode_jpeg around it warns that torchvision hands decoding to torchcodec.
-        image_CHW: Tensor = torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, True)
-        return image_CHW
+        # Not turned by it: it sees an orientation only in the first segment, and none of XMP.
+        image_CHW: Tensor = torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, False)
     except RuntimeError:
         return None
+    across, flips = TURNED[orientation]
+    return (image_CHW.transpose(1, 2) if across else image_CHW).flip(flips)
 
 
-def _by_pillow(data: bytes, size: int) -> tuple[Tensor, tuple[int, int]]:
+def _by_pillow(data: bytes, size: int, fit: Fit, max_pixels: int) -> tuple[Tensor, tuple[int, int]]:
     """Upright RGB [3, H, W] of anything else, and the (width, height) it has when whole.
 
     A JPEG comes scaled, still with at least `size` pixels a side.
     """
     with _opened(data) as picture:
-        whole = _upright(picture)
+        _check_pixels(*picture.size, size, fit, max_pixels)
+        whole = pictures.upright_size(picture)
         picture.draft(None, (size, size))  # which nothing but a JPEG obeys
-        pixels = np.array(_rgb(ImageOps.exif_transpose(picture)))
+        pixels = np.array(_rgb(pictures.upright(picture)))
     return torch.from_numpy(pixels).permute(2, 0, 1), whole
-
-
-def _upright(image: Image.Image) -> tuple[int, int]:
-    sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-    return image.size[::-1] if sideways else image.size
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from trainer.contract import MAX_PIXELS
 from trainer.data.decode import Fit, decode
 from trainer.data.images.sorting import read_ahead
 from trainer.data.manifest import DataError, Images, Rows
@@ -45,14 +46,16 @@ class Decoded(Protocol):
 class InMemory:
     """All images of a subset, decoded once by all cores."""
 
-    def __init__(self, images: Images, rows: Rows | Sequence[int], size: int, fit: Fit, limit: int) -> None:
+    def __init__(
+        self, images: Images, rows: Rows | Sequence[int], size: int, fit: Fit, limit: int, max_pixels: int = MAX_PIXELS
+    ) -> None:  # fmt: skip
         """Raises DataError when more than `limit` images cannot be decoded, or all."""
         self.image_NHWC = torch.zeros((len(rows), size, size, 3), dtype=torch.uint8)
         self.reasons: dict[int, str] = {}
 
         def load(index: int) -> None:
             try:
-                self.image_NHWC[index] = decode(images.get(rows[index]), size, fit).permute(1, 2, 0)
+                self.image_NHWC[index] = decode(images.get(rows[index]), size, fit, max_pixels).permute(1, 2, 0)
             except Undecodable as error:
                 self.reasons[index] = f"{images.key(rows[index])}: {error}"
 
@@ -76,8 +79,11 @@ class InMemory:
 class OnDemand:
     """Images of a subset, read and decoded every time."""
 
-    def __init__(self, images: Images, rows: Rows, size: int, fit: Fit, limit: int) -> None:
+    def __init__(
+        self, images: Images, rows: Rows, size: int, fit: Fit, limit: int, max_pixels: int = MAX_PIXELS
+    ) -> None:  # fmt: skip
         self.images, self.rows, self.size, self.fit, self.limit = images, rows, size, fit, limit
+        self.max_pixels = max_pixels
         self._reasons: dict[int, str] = {}
 
     def get(self, indices: Sequence[int]) -> Shown:
@@ -95,7 +101,7 @@ class OnDemand:
     def _first_decodable(self, index: int, data: bytes, undecodable: dict[int, str]) -> tuple[int, Tensor]:
         while True:
             try:
-                return index, decode(data, self.size, self.fit)
+                return index, decode(data, self.size, self.fit, self.max_pixels)
             except Undecodable as error:
                 undecodable[index] = self._reasons[index] = f"{self.rows.key(index)}: {error}"
             if len(self._reasons) > min(self.limit, len(self.rows) - 1):
@@ -112,12 +118,14 @@ def _empty(shape: tuple[int, ...]) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
-def load_images(images: Images, rows: Rows | Sequence[int], size: int, fit: Fit) -> Tensor:
+def load_images(
+    images: Images, rows: Rows | Sequence[int], size: int, fit: Fit, max_pixels: int = MAX_PIXELS
+) -> Tensor:  # fmt: skip
     """Decoded images, uint8 [N, 3, size, size]; in place of one that cannot be decoded stands the next of the rows.
 
     Raises DataError when none can be decoded.
     """
-    loaded = InMemory(images, rows, size, fit, limit=len(rows))
+    loaded = InMemory(images, rows, size, fit, limit=len(rows), max_pixels=max_pixels)
     for _, what in sorted(loaded.reasons.items()):
         logger.warning("another image stands in for one that cannot be decoded: %s", what)
     return loaded.get(range(len(rows))).image_BCHW

@@ -16,7 +16,7 @@ from trainer.data.images.cache import open_index
 from trainer.data.images.database import LmdbImages, check_lmdb, lmdb_index
 from trainer.data.images.folder import FolderImages, check_folder, folder_index
 from trainer.data.images.index import DataError, Index, Kind, raw, text
-from trainer.data.images.shards import ShardImages, check_shards, index_beside, shard_index
+from trainer.data.images.shards import ShardImages, check_shards, check_suffix, index_beside, shard_index
 
 __all__ = [
     "DataError", "Images", "Manifest", "Rows", "Split", "make_index", "named_manifest", "open_images", "read_manifest",
@@ -163,10 +163,11 @@ def read_manifest(data: Data, tick: Callable[[int], object] = lambda images: Non
     address cannot be read.
     """
     if data.index is None:
-        index = index_beside(data.uri) if data.format == "shards" else None
+        index = index_beside(data.uri, data.suffix) if data.format == "shards" else None
         return Manifest(index or make_index(data, tick))
     manifest = named_manifest(data.index, data.format)
     CHECKS[data.format](data.uri, manifest.index)
+    check_suffix(manifest.index, data.suffix)
     return manifest
 
 
@@ -186,7 +187,7 @@ def make_index(data: Data, tick: Callable[[int], object]) -> Index:
         case "lmdb":
             return lmdb_index(data.uri, data.keys, tick)
         case "shards":
-            return shard_index(data.uri, tick)
+            return shard_index(data.uri, data.suffix, tick)
 
 
 def open_images(data: Data, manifest: Manifest) -> Images:

@@ -37,7 +37,7 @@ def main(data: Data) -> None:
     manifest = named_manifest(data.index, data.format) if data.index else read_manifest(data)
     images = open_images(data, manifest)
     say(total=len(manifest))
-    look = partial(examine, manifest, images)
+    look = partial(examine, data, manifest, images)
     for done, problem in enumerate(read_ahead(look, range(len(manifest))), start=1):
         if problem:
             say(problem=problem[0], key=manifest.key(done - 1), reason=problem[1])
@@ -47,7 +47,7 @@ def main(data: Data) -> None:
         say(problem="extra", key=key, reason="the index does not name it")
 
 
-def examine(manifest: Manifest, images: Images, row: int) -> Problem | None:
+def examine(data: Data, manifest: Manifest, images: Images, row: int) -> Problem | None:
     """What is wrong with one image; None when it is as indexed and can be decoded."""
     try:
         encoded = images.get(row)
@@ -56,7 +56,7 @@ def examine(manifest: Manifest, images: Images, row: int) -> Problem | None:
     if hashlib.sha256(encoded).hexdigest() != manifest.content(row):
         return "changed", "it has other bytes than when it was indexed"
     try:
-        decode(encoded, INPUT_SIZE)
+        decode(encoded, INPUT_SIZE, data.fit, data.max_pixels)
     except Undecodable as error:
         return "undecodable", str(error)
     return None
@@ -73,7 +73,7 @@ def _keys(data: Data, manifest: Manifest, images: Images) -> Iterator[bytes]:
     if isinstance(images, ShardImages):
         for shard in images.shards:
             with open_shard(images.store, shard) as file:
-                yield from (key for key, _, _ in members(file, shard.name))
+                yield from (key for key, _, _ in members(file, shard.name, data.suffix or manifest.index.about.suffix))
     elif data.format == "folder":
         yield from (key for key, _ in list_images(data.uri))
     elif not manifest.index.about.key_list:  # or a database may hold more than its list names

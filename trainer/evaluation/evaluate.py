@@ -34,7 +34,7 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
 
     Raises DataError when the probe's images are not what the spec says.
     """
-    held_out = load_images(images, split.held_out, run.input_size, run.data.fit)
+    held_out = load_images(images, split.held_out, run.input_size, run.data.fit, run.data.max_pixels)
     sanity = sanity_metrics(run, model, normalise(held_out.to(device), model.encoder.cls_token.dtype))
     task = probe_task(run)
     if task is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.contract import Data, RunSpec
 from trainer.contract.records import Metric
 from trainer.data.batches import normalise
-from trainer.data.decode import Fit, decode, upright_size
+from trainer.data.decode import decode, upright_size
 from trainer.data.manifest import DataError, Images, open_images, read_manifest
 from trainer.data.pictures import Undecodable
 from trainer.evaluation.annotations import Annotations, Landmarks, parse
@@ -89,7 +89,7 @@ def probe_task(run: RunSpec) -> ProbeTask | None:
     if len(keys) < 2 * evaluation.folds:
         raise DataError(f"{source} leaves {len(keys)} usable images; {evaluation.folds} folds need twice as many")
     rows = [row_of[key] for key in keys]
-    image_NCHW, sizes = _decoded(open_images(data, manifest), rows, run.input_size, run.data.fit)
+    image_NCHW, sizes = _decoded(open_images(data, manifest), rows, run)
     left_out = annotations.num_left_out + len(annotations.keys) - len(keys)
     return ProbeTask(
         image_NCHW=image_NCHW,
@@ -120,13 +120,13 @@ def _shuffled(contents: set[str]) -> dict[str, int]:
     return {content: place for place, content in enumerate(order)}
 
 
-def _decoded(images: Images, rows: Sequence[int], input_size: int, fit: Fit) -> tuple[Tensor, list[tuple[int, int]]]:
+def _decoded(images: Images, rows: Sequence[int], run: RunSpec) -> tuple[Tensor, list[tuple[int, int]]]:
     """Pixels [N, 3, H, W] at the input size, and each image's own upright (width, height)."""
 
     def read(row: int) -> tuple[Tensor, tuple[int, int]]:
         data = images.get(row)
         try:
-            return decode(data, input_size, fit), upright_size(data)
+            return decode(data, run.input_size, run.data.fit, run.data.max_pixels), upright_size(data)
         except Undecodable as error:
             # Nothing stands in for an image with an annotation of its own.
             raise DataError(f"annotated image {images.key(row)!r} cannot be decoded: {error}") from error

@@ -81,12 +81,18 @@ class Keeper:
             self._uploading.result()
         self._insist(checkpoint, path, PATIENCE_SECONDS)
 
-    def close(self) -> None:
-        """The run needs no copy in memory any more."""
+    def close(self, *, completed: bool) -> None:
+        """Nothing is copied any more. A copy in memory goes once its state is safe, else it stays with its agent.
+
+        Every rank calls this after rank 0 has called `finish`.
+        """
         self._leaving.set()
         self._writer.shutdown()
         self._uploader.shutdown()
-        if self.world.is_first_of_node:
+        if completed:
+            self.world.collect(None)  # until rank 0 is here, and with it the last state in the store
+        # Not so when the run was stopped: who waits for rank 0 may have less time than that.
+        if self.world.is_first or (completed and self.world.is_first_of_node):
             self.host.remove()
 
     def _checkpoint_due(self, step: int) -> bool:

@@ -7,6 +7,8 @@ S3 endpoint, credentials and patience come from the usual AWS variables (AWS_END
 AWS_MAX_ATTEMPTS, ...).
 """
 
+import errno
+import heapq
 import logging
 import os
 import shutil
@@ -67,6 +69,10 @@ class Entry:
     version: str
 
 
+Skipped = Callable[[str, str], object]
+"""Called with the name of something that is no object, and why."""
+
+
 class Store(Protocol):
     """Objects by name (`a/b/c`) below one address. A put is complete or absent, never half there."""
 
@@ -80,8 +86,8 @@ class Store(Protocol):
         """A part of an object, and the object's version."""
 
     def stat(self, name: str) -> Entry: ...
-    def scan(self) -> Iterator[Entry]:
-        """Every object, in no order; memory does not grow with them."""
+    def scan(self, skipped: Skipped = lambda name, why: None) -> Iterator[Entry]:
+        """Every object, in no order; memory does not grow with them. `skipped`: told of what is there and is none."""
 
     def list(self, prefix: str = "") -> list[Entry]: ...
     def delete(self, names: Iterable[str]) -> None: ...
@@ -168,8 +174,8 @@ class DirectoryStore:
             raise StorageError(f"{self.uri}/{name} is no file that can be read: it is a folder, a device or a pipe")
         return _entry(name, found)
 
-    def scan(self) -> Iterator[Entry]:
-        return self._walk("")
+    def scan(self, skipped: Skipped = lambda name, why: None) -> Iterator[Entry]:
+        return self._walk("", skipped)
 
     def list(self, prefix: str = "") -> list[Entry]:
         return sorted(self._walk(prefix), key=lambda entry: entry.name)
@@ -190,11 +196,12 @@ class DirectoryStore:
     def _path(self, name: str) -> Path:
         return self.root / _checked(self.uri, name)
 
-    def _walk(self, prefix: str) -> Iterator[Entry]:
+    def _walk(self, prefix: str, skipped: Skipped = lambda name, why: None) -> Iterator[Entry]:
         # Start at the deepest folder the prefix names: a store of many runs is not walked to list one.
         start = prefix.rpartition("/")[0]
         with _file_errors(self.uri, start):
-            yield from (entry for entry in _files(self.root / start, start) if entry.name.startswith(prefix))
+            files = _Walk(skipped).files(self.root / start, start)
+            yield from (entry for entry in files if entry.name.startswith(prefix))
 
     @contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
@@ -247,7 +254,7 @@ class S3Store:
             answer = _s3().head_object(Bucket=self.bucket, Key=self.prefix + name)
             return Entry(name, answer["ContentLength"], answer["ETag"].strip('"'))
 
-    def scan(self) -> Iterator[Entry]:
+    def scan(self, skipped: Skipped = lambda name, why: None) -> Iterator[Entry]:
         return self._pages("")
 
     def list(self, prefix: str = "") -> list[Entry]:
@@ -317,23 +324,58 @@ def _checked(uri: str, name: str) -> str:
     return name
 
 
-def _files(folder: Path, prefix: str) -> Iterator[Entry]:
-    try:
-        found = os.scandir(folder)
-    except FileNotFoundError:
-        return
-    with found:
-        for item in found:
-            name = f"{prefix}/{item.name}" if prefix else item.name
-            if item.is_dir():
-                if not item.is_symlink():
-                    yield from _files(Path(item.path), name)
-            elif not item.name.startswith(ASIDE):
-                try:
-                    yield _entry(name, item.stat())
-                except FileNotFoundError:
-                    if item.is_symlink():  # to nowhere; any other was deleted since it was listed
-                        raise
+class _Walk:
+    """Every file below a folder, under one name each: linked folders come after all others, in the order of names."""
+
+    def __init__(self, skipped: Skipped) -> None:
+        self._skipped = skipped
+        self._seen: set[tuple[int, int]] = set()
+        self._links: list[tuple[str, Path]] = []
+
+    def files(self, folder: Path, prefix: str) -> Iterator[Entry]:
+        yield from self._below(folder, prefix)
+        while self._links:
+            heapq.heapify(self._links)
+            name, linked = heapq.heappop(self._links)
+            yield from self._below(linked, name)
+
+    def _below(self, folder: Path, prefix: str) -> Iterator[Entry]:
+        try:
+            this = folder.stat()
+            found = os.scandir(folder)
+        except FileNotFoundError:  # deleted since it was listed, or never there
+            return
+        with found:
+            if (this.st_dev, this.st_ino) in self._seen:
+                self._skipped(prefix, "a folder that is read under another name")
+                return
+            self._seen.add((this.st_dev, this.st_ino))
+            for item in found:
+                yield from self._item(item, f"{prefix}/{item.name}" if prefix else item.name)
+
+    def _item(self, item: "os.DirEntry[str]", name: str) -> Iterator[Entry]:
+        if item.name.startswith(ASIDE):
+            return
+        try:
+            what = item.stat()
+        except FileNotFoundError:
+            if item.is_symlink():  # any other was deleted since it was listed
+                self._skipped(name, "a link to nothing")
+            return
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            self._skipped(name, "a link to itself")
+            return
+        if stat.S_ISDIR(what.st_mode):
+            if item.is_symlink():
+                self._links.append((name, Path(item.path)))
+            else:
+                yield from self._below(Path(item.path), name)
+        elif stat.S_ISREG(what.st_mode):
+            yield _entry(name, what)
+        else:
+            self._skipped(name, "a device, a pipe or a socket")
 
 
 def _entry(name: str, stat: os.stat_result) -> Entry:

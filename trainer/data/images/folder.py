@@ -1,7 +1,10 @@
 """Images as files in a folder, or as objects below an s3:// address; the key is the name below it."""
 
 import hashlib
+import heapq
+import logging
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +18,9 @@ from trainer.store.objects import ObjectMissing, open_store
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 # Images whose sizes are looked up to tell whether an index belongs to a folder.
 SPOT_CHECKS = 16
+NAMED = 3
+
+logger = logging.getLogger(__name__)
 
 
 class FolderImages:
@@ -48,11 +54,44 @@ def list_images(uri: str) -> Sorter:
     """Names of a folder's images in key order, with size and version. Raises DataError when there is no folder."""
     if not uri.startswith("s3://") and not Path(uri).is_dir():
         raise DataError(f"there is no folder {uri}")
-    listing = Sorter()
-    for entry in open_store(uri).scan():
+    listing, skipped = Sorter(), NotRead()
+    for entry in open_store(uri).scan(skipped.add):
         if is_image(entry.name):
             listing.add(raw(entry.name), struct.pack("<Q", entry.size) + entry.version.encode())
+    if skipped:
+        logger.warning("not read in %s: %s", uri, skipped)
     return listing
+
+
+class NotRead:
+    """What a listing passes over: how many of each kind, and the first of them by name."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, why: str) -> None:
+        self._counts[why] += 1
+        # The first by name, in whatever order they come.
+        self._names[why] = heapq.nsmallest(NAMED, [*self._names.get(why, []), name])
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{count} ({why}): {', '.join(self._names[why])}{', ...' if count > NAMED else ''}"
+            for why, count in sorted(self._counts.items())
+        )
+
+
+def not_read(uri: str, is_read: Callable[[str], bool]) -> NotRead:
+    """Everything that a data set at this address does not consist of. Raises StorageError."""
+    found = NotRead()
+    for entry in open_store(uri).scan(found.add):
+        if not is_read(entry.name):
+            found.add(entry.name, "files of other kinds")
+    return found
 
 
 def is_image(name: str) -> bool:

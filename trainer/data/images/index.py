@@ -72,6 +72,8 @@ class About:
     shards: tuple[Shard, ...] = ()
     key_list: bool = False
     """Whether the keys come from a list, which may name a part of an LMDB."""
+    suffix: str | None = None
+    """Tar shards only: which files of the samples are the images, as `data.suffix` says it."""
 
 
 class Index:

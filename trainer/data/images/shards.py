@@ -1,7 +1,8 @@
 """Images in uncompressed tar files, as webdataset reads and writes them; the key is the name inside the tar.
 
-What is no image by its name (labels, captions, masks as .npy) is passed over. An index beside the shards is used
-where it belongs to them; `mcf data shard` writes one.
+What is no image by its name (labels, captions, masks as .npy) is passed over. Files with the same name up to the first
+dot are a sample; which of several pictures is the image, `data.suffix` says. An index beside the shards is used where
+it belongs to them; `mcf data shard` writes one.
 """
 
 import hashlib
@@ -22,6 +23,9 @@ from trainer.data.images.sorting import Sorter, read_ahead
 from trainer.store.objects import Entry, ObjectMissing, Store, open_store
 
 SUFFIX = ".tar"
+# A `data.suffix`: every picture is an image of its own.
+ALL = "*"
+READ_BYTES = 1 << 20
 BESIDE = "index.mcf"
 # Shards a process has open; each may hold a cached file on the disk that made room for another.
 OPEN_FILES = 32
@@ -77,7 +81,7 @@ class ShardImages:
         return open_shard(self.store, self.shards[number])
 
 
-def index_beside(uri: str) -> Index | None:
+def index_beside(uri: str, suffix: str | None) -> Index | None:
     """The index that lies beside the shards; None without one. Raises DataError when it belongs to others."""
     try:
         open_store(uri).stat(BESIDE)
@@ -85,18 +89,29 @@ def index_beside(uri: str) -> Index | None:
         return None
     index = open_index(f"{uri.rstrip('/')}/{BESIDE}")
     check_shards(uri, index)
+    check_suffix(index, suffix)
     return index
 
 
-def shard_index(uri: str, tick: Callable[[int], object]) -> Index:
+def check_suffix(index: Index, suffix: str | None) -> None:
+    """Raises DataError when the index is of other files of the samples."""
+    if suffix is not None and index.about.suffix != suffix:
+        made = "without a suffix" if index.about.suffix is None else f"with the suffix {index.about.suffix}"
+        raise DataError(f"{index.address} was made {made}, and data.suffix is {suffix}; leave it out, or index anew")
+
+
+def shard_index(uri: str, suffix: str | None, tick: Callable[[int], object]) -> Index:
     """An index made by reading all shards, kept as long as they are the same.
 
-    Raises DataError when there are no shards, one is damaged, or a key comes twice.
+    Raises DataError when there are no shards, one is damaged, a key comes twice, or a sample has several pictures and
+    no suffix says which is the image.
     """
     store, shards = open_store(uri), list_shards(uri)
     where = uri if store.uri.startswith("s3://") else str(Path(uri).resolve())
-    about = About("shards", uri, tuple(shards))
-    return kept_index(f"{where} {shards}", lambda path: write_index(path, _rows(store, shards, tick), about))
+    about = About("shards", uri, tuple(shards), suffix=suffix)
+    # Of before version 2, indexes knew nothing of samples, nor of what follows the first end mark of a tar.
+    identity = f"version 2 {where} {shards} {suffix}"
+    return kept_index(identity, lambda path: write_index(path, _rows(store, shards, suffix, tick), about))
 
 
 def list_shards(uri: str) -> list[Shard]:
@@ -128,21 +143,50 @@ def check_shards(uri: str, index: Index) -> list[Shard]:
     return [found[shard.name] for shard in known]
 
 
-def members(file: BinaryIO, name: str) -> Iterator[tuple[bytes, int, int]]:
-    """(key, first byte, size) of each image in a tar. Raises DataError when it is damaged, cut short or compressed."""
+def members(file: BinaryIO, name: str, suffix: str | None) -> Iterator[tuple[bytes, int, int]]:
+    """(key, first byte, size) of each image in a tar, or in several one after the other.
+
+    Raises DataError when it is damaged, cut short or compressed.
+    """
+    start: int | None = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key = member.name.removeprefix("./")
-                if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and is_image(key):
-                    yield raw(key), member.offset_data, member.size
-                tar.members = []  # type: ignore[attr-defined]  # or it remembers every one
-            # Python takes anything that is no header for the end; a whole tar ends in blocks of zeros.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise DataError(f"{name} is cut short or damaged at byte {tar.offset}")
+        while start is not None:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    key = member.name.removeprefix("./")
+                    if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and _is_chosen(key, suffix):
+                        yield raw(key), member.offset_data, member.size
+                    tar.members = []  # type: ignore[attr-defined]  # or it remembers every one
+                # Python takes anything that is no header for the end; a whole tar ends in blocks of zeros.
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise DataError(f"{name} is cut short or damaged at byte {tar.offset}")
+            start = _after_zeros(file)
     except tarfile.TarError as error:
         raise DataError(f"{name} is no whole uncompressed tar: {error}") from error
+
+
+def _after_zeros(file: BinaryIO) -> int | None:
+    """The next block that is not all zeros, where another tar begins; None at the end of the file."""
+    while data := file.read(READ_BYTES):
+        if rest := data.lstrip(b"\0"):
+            place = file.tell() - len(rest)
+            return place - place % tarfile.BLOCKSIZE
+    return None
+
+
+def _is_chosen(key: str, suffix: str | None) -> bool:
+    if suffix in (None, ALL):
+        return is_image(key)
+    return _sample(key)[1].lower() == suffix.lower().removeprefix(".")
+
+
+def _sample(key: str) -> tuple[str, str]:
+    """The name that all files of a sample have in common, and what follows its dot: webdataset's rule."""
+    folder, slash, name = key.rpartition("/")
+    sample, _, suffix = name.partition(".")
+    return f"{folder}{slash}{sample}", suffix
 
 
 def open_shard(store: Store, shard: Shard) -> BinaryIO:
@@ -165,15 +209,33 @@ def unpack(key: bytes, payload: bytes) -> Row:
     return Row(key, *PAYLOAD.unpack(payload))
 
 
-def _rows(store: Store, shards: list[Shard], tick: Callable[[int], object]) -> Iterator[Row]:
+def _rows(
+    store: Store, shards: list[Shard], suffix: str | None, tick: Callable[[int], object]
+) -> Iterator[Row]:  # fmt: skip
     rows = Sorter()
     for number, shard in enumerate(shards):
         with open_shard(store, shard) as file:
             place = f"{store.uri}/{shard.name}"
-            for row in read_ahead(partial(_digested, file, number), members(file, place)):
+            for row in read_ahead(partial(_digested, file, number), members(file, place, suffix)):
                 rows.add(row.key, pack(row))
                 tick(1)
-    return (unpack(*record) for record in rows)
+    found = (unpack(*record) for record in rows)
+    return found if suffix else _one_a_sample(found)
+
+
+def _one_a_sample(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows, which are sorted: files of a sample follow each other. Raises DataError for a second one of it."""
+    last = ""
+    for row in rows:
+        key = text(row.key)
+        sample, suffix = _sample(key)
+        if last and sample == _sample(last)[0] and key != last:
+            raise DataError(
+                f"sample {sample!r} has several pictures, {last!r} and {key!r}: data.suffix says which is the image, "
+                f"such as {suffix!r}; {ALL!r} takes every picture as an image of its own"
+            )
+        last = key
+        yield row
 
 
 def _digested(file: BinaryIO, number: int, member: tuple[bytes, int, int]) -> Row:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from PIL import ImageOps
 
 from trainer.data.manifest import DataError
-from trainer.data.pictures import Undecodable, opened
+from trainer.data.pictures import Undecodable, opened, upright
 from trainer.evaluation.readers.annotations import MAX_PIXELS
 from trainer.evaluation.readers.eyes import Eyes
 
@@ -154,7 +153,7 @@ def read_rgb(path: Path) -> np.ndarray:
     """Upright RGB [H, W, 3], uint8, of an image. Raises DataError."""
     try:
         with opened(path) as picture:
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+            return np.array(upright(picture).convert("RGB"))
     except Undecodable as error:
         raise DataError(f"image {path} cannot be read: {error}") from error
 

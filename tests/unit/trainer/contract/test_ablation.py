@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from trainer.contract import RunSpec, SpecError
+from trainer.contract import MAX_PIXELS, RunSpec, SpecError
 from trainer.resolve import check_and_resolve
 
 
@@ -85,6 +85,15 @@ def test_arms_that_differ_in_words_only_are_duplicates(tiny_faces: Path) -> None
 
 def test_seeds_are_not_an_axis(tiny_faces: Path) -> None:
     assert list(problems(request(tiny_faces, factors={"seed": [1, 2]}))) == ["factors.seed"]
+
+
+def test_a_bound_on_pixels_is_in_the_digest_where_it_is_asked_for() -> None:
+    bare, usual, small = (
+        RunSpec.model_validate({"data": {"uri": "/data", **asked}, "teacher": "none"})
+        for asked in ({}, {"max_pixels": MAX_PIXELS}, {"max_pixels": 10_000})
+    )
+    assert bare.digest == usual.digest != small.digest
+    assert RunSpec.model_validate_json(small.model_dump_json()) == small
 
 
 def test_what_a_preset_says_is_kept_where_the_request_is_silent(tiny_faces: Path) -> None:

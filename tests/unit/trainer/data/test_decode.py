@@ -1,4 +1,5 @@
 import io
+import resource
 
 import numpy as np
 import pytest
@@ -6,8 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.data import pictures
 from trainer.data.decode import Fit, decode, jpeg_frame, upright_size
-from trainer.data.pictures import Undecodable
+from trainer.data.pictures import TURNS, Undecodable, opened
 
 
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
@@ -89,6 +91,55 @@ def test_images_are_turned_upright(kind: str, orientation: int) -> None:
     assert distance(decode(data, 40), expected(upright, 40)) < 2
 
 
+def segment(payload: bytes) -> bytes:
+    return b"\xff\xe1" + (len(payload) + 2).to_bytes(2, "big") + payload
+
+
+def xmp(text: bytes) -> bytes:
+    return segment(b"http://ns.adobe.com/xap/1.0/\0" + text)
+
+
+def tagged(kind: str, orientation: int, side: tuple[int, int]) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(*side), quality=95)
+    alone = xmp(b'<rdf:Description tiff:Orientation="%d"/>' % orientation)
+    if kind in ("png", "webp", "tiff"):
+        return encoded(picture(*side), kind.upper(), exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    return {
+        "exif": encoded(picture(*side), quality=95, exif=exif),
+        "exif of rubbish": data[:2] + segment(b"Exif\0\0rubbish") + alone + data[2:],
+        "xmp before exif": data[:2] + xmp(b"<x:xmpmeta/>") + encoded(picture(*side), quality=95, exif=exif)[2:],
+        "xmp alone": data[:2] + alone + data[2:],
+        "exif after the frame": data[: data.index(b"\xff\xc4")] + alone + data[data.index(b"\xff\xc4") :],
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["exif", "xmp before exif", "xmp alone", "exif after the frame", "png", "webp", "tiff"]
+)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side", [(60, 40), (180, 120)])
+def test_pixels_and_sizes_follow_one_orientation_wherever_it_stands(
+    kind: str, orientation: int, side: tuple[int, int]
+) -> None:
+    data = tagged(kind, orientation, side)
+    upright = picture(*side)
+    if orientation > 1:
+        upright = upright.transpose(TURNS[orientation])
+    assert upright_size(data) == upright.size
+    assert distance(decode(data, 40, "squash"), expected(upright, 40)) < 2
+    # As it is read where a benchmark's images are.
+    with opened(io.BytesIO(data)) as found:
+        assert pictures.upright(found).size == upright.size
+
+
+def test_an_orientation_that_cannot_be_read_is_none() -> None:
+    data = tagged("exif of rubbish", 6, (60, 40))
+    assert upright_size(data) == (60, 40)
+    assert distance(decode(data, 40, "squash"), expected(picture(60, 40), 40)) < 2
+
+
 def test_grey_palette_and_sixteen_bits_become_rgb() -> None:
     ramp = np.arange(0, 1600).reshape(40, 40) * 40
     for data, level in (
@@ -148,6 +199,35 @@ def test_any_size_fits(size: tuple[int, int], fit: Fit) -> None:
         assert decode(encoded(picture(*size), format), 40, fit).shape == (3, 40, 40)
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("side", [(1, 16000), (16000, 1)])
+def test_an_image_of_extreme_shape_takes_no_memory(format: str, side: tuple[int, int]) -> None:
+    data = encoded(Image.new("RGB", side), format)
+    assert len(data) < 6000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Undecodable, match=r"16000 .*data.max_pixels\); data.fit: squash takes any shape"):
+        decode(data, 224)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000, "KiB"
+    assert decode(data, 224, "squash").shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF"])
+def test_pixels_are_bounded_before_and_after_the_resize(format: str) -> None:
+    data = encoded(picture(60, 40), format)
+    assert decode(data, 40, max_pixels=2400).shape == (3, 40, 40)
+    assert decode(data, 20, "squash", max_pixels=2400).shape == (3, 20, 20)
+    for size, fit, limit in (40, "crop", 2399), (20, "squash", 2399), (80, "crop", 9599):
+        with pytest.raises(Undecodable, match=f"possible: up to {limit}"):
+            decode(data, size, fit, max_pixels=limit)
+
+
+def test_a_jpeg_that_says_it_has_no_pixels_is_undecodable() -> None:
+    data = KINDS["jpeg"]
+    frame = data.index(b"\xff\xc0")
+    with pytest.raises(Undecodable, match="0 pixels"):
+        decode(data[: frame + 5] + b"\0\0" + data[frame + 7 :], 40)
+
+
 def test_headers_are_read_without_decoding() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -156,7 +236,7 @@ def test_headers_are_read_without_decoding() -> None:
     assert upright_size(KINDS["png"]) == (40, 40)
     frame = jpeg_frame(sideways)
     assert frame is not None
-    assert tuple(frame) == (50, 30, 3)
+    assert tuple(frame) == (50, 30, 3, True)
     assert jpeg_frame(KINDS["png"]) is None
     with pytest.raises(Undecodable):
         upright_size(b"")

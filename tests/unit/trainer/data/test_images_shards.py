@@ -1,6 +1,7 @@
 """Tar shards hold what the folder holds; an interrupted writer goes on; what is damaged is refused."""
 
 import hashlib
+import io
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,9 @@ from typing import Any
 
 import lmdb
 import pytest
+from pydantic import ValidationError
 
-from trainer.contract import Data
+from trainer.contract import Data, RunSpec
 from trainer.data.images.index import Index
 from trainer.data.images.sharding import write_shards
 from trainer.data.images.shards import OPEN_FILES, ShardImages
@@ -215,6 +217,59 @@ def test_a_shard_that_is_missing_or_new_is_refused_by_name(folder: Folder, tmp_p
     first.unlink()
     with pytest.raises(DataError, match=f"{first.name} is in the index alone"):
         read_manifest(data)
+
+
+def tar_of(path: Path, *names: str) -> bytes:
+    """A tar of files whose content is their name; its bytes."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            tar.addfile(info, io.BytesIO(name.encode()))
+    return path.read_bytes()
+
+
+def keys_in(data: Data) -> list[str]:
+    manifest = read_manifest(data)
+    assert [content.decode() for _, content in contents(open_images(data, manifest), manifest)] == [
+        manifest.key(row) for row in range(len(manifest))
+    ]
+    return [manifest.key(row) for row in range(len(manifest))]
+
+
+def test_which_picture_of_a_sample_is_the_image_is_said_and_not_guessed(tmp_path: Path) -> None:
+    tar_of(tmp_path / "000.tar", "a/000.jpg", "a/000.json", "a/000.seg.png", "a/001.JPG", "a/001.seg.png")
+    uri = str(tmp_path)
+    with pytest.raises(DataError, match=r"sample 'a/000' has several pictures, 'a/000.jpg' and 'a/000.seg"):
+        read_manifest(shards(uri))
+    assert keys_in(shards(uri, suffix="jpg")) == ["a/000.jpg", "a/001.JPG"]
+    assert keys_in(shards(uri, suffix=".seg.png")) == ["a/000.seg.png", "a/001.seg.png"]
+    assert len(keys_in(shards(uri, suffix="*"))) == 4
+    with pytest.raises(DataError, match="holds no images"):
+        read_manifest(shards(uri, suffix="webp"))
+
+
+def test_an_index_made_for_another_suffix_is_refused(tmp_path: Path) -> None:
+    tar_of(tmp_path / "000.tar", "0.jpg", "0.seg.png")
+    found = read_manifest(shards(str(tmp_path), suffix="jpg"))
+    (tmp_path / "index.mcf").write_bytes(found.index.path.read_bytes())
+    assert keys_in(shards(str(tmp_path))) == ["0.jpg"]
+    with pytest.raises(DataError, match=r"made with the suffix jpg, and data.suffix is seg.png"):
+        read_manifest(shards(str(tmp_path), suffix="seg.png"))
+    with pytest.raises(ValidationError, match=r"data.suffix: asked for jpg for format folder"):
+        RunSpec.model_validate({"data": {"uri": "/data", "suffix": "jpg"}, "teacher": "none"})
+    assert "suffix" not in RunSpec.model_validate({"data": {"uri": "/data"}, "teacher": "none"}).model_dump()["data"]
+
+
+def test_tars_one_after_the_other_are_read_to_the_end(tmp_path: Path) -> None:
+    parts = [tar_of(tmp_path / "part", *names) for names in (("0.jpg", "1.jpg"), (), ("2.jpg",))]
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/all.tar").write_bytes(b"".join(parts))
+    assert keys_in(shards(str(tmp_path / "shards"))) == ["0.jpg", "1.jpg", "2.jpg"]
+    (tmp_path / "shards/all.tar").write_bytes(parts[0] + b"not a tar".ljust(512, b"x"))
+    with pytest.raises(DataError, match=r"all.tar is cut short or damaged at byte 10240"):
+        read_manifest(shards(str(tmp_path / "shards")))
 
 
 def test_a_key_that_two_shards_hold_is_named(tiny_faces: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     while MADE:
         gate, made = MADE.pop()
         gate.opened.set()
-        made.close()
+        made.close(completed=False)
 
 
 @pytest.fixture
@@ -102,8 +102,17 @@ def test_a_copy_holds_the_state_of_its_step_however_the_weights_go_on(store: Gat
     checkpoint, found = HostCopy(store.uri, DIGEST).newest() or pytest.fail("no copy")
     assert (checkpoint.step, found["step"], found["report"]) == (1, 1, {"rows": [(1, {"a": 0.5})]})
     assert bool((found["model"]["w"] == 1).all())
-    mine.close()
+    mine.close(completed=False)
     assert HostCopy(store.uri, DIGEST).newest() is None
+
+
+def test_the_copy_of_another_node_than_the_first_stays_when_the_run_is_stopped(store: Gate) -> None:
+    second = World(rank=1, size=2, device=torch.device("cpu"))
+    mine = Keeper(second, HostCopy(store.uri, DIGEST), checkpoints(store), 2, step=0)
+    mine.keep(1, state(torch.ones(3), 1))
+    mine.close(completed=False)
+    checkpoint, _ = HostCopy(store.uri, DIGEST).newest() or pytest.fail("no copy")
+    assert checkpoint.step == 1
 
 
 def test_a_copy_belongs_to_one_run_and_one_agent(store: Gate, monkeypatch: pytest.MonkeyPatch) -> None:

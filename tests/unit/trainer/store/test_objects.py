@@ -68,6 +68,29 @@ def test_an_unreachable_server_is_a_storage_error(monkeypatch: pytest.MonkeyPatc
         objects._s3.cache_clear()
 
 
+def test_linked_folders_are_followed_once_each_and_what_is_no_object_is_named(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for file in root / "real/a.jpg", root / "real/deep/b.jpg", elsewhere / "c.jpg", elsewhere / "inner/d.jpg":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"1")
+    for name, target in {
+        "all": elsewhere, "zz": elsewhere, "inner": elsewhere / "inner", "again": root / "real", "up": root,
+        "gone.jpg": tmp_path / "nothing", "me": root / "me", "file.jpg": elsewhere / "c.jpg",
+    }.items():  # fmt: skip
+        (root / name).symlink_to(target)
+    (elsewhere / "back").symlink_to(root)
+    os.mkfifo(root / "pipe.jpg")
+    skipped: dict[str, str] = {}
+    found = sorted(entry.name for entry in open_store(str(root)).scan(skipped.__setitem__))
+    assert found == ["all/c.jpg", "all/inner/d.jpg", "file.jpg", "real/a.jpg", "real/deep/b.jpg"]
+    again = "a folder that is read under another name"
+    assert skipped == {
+        "again": again, "all/back": again, "inner": again, "up": again, "zz": again, "gone.jpg": "a link to nothing",
+        "me": "a link to itself", "pipe.jpg": "a device, a pipe or a socket",
+    }  # fmt: skip
+    assert [entry.name for entry in open_store(str(root)).list()] == found
+
+
 class Bucket:
     """A client of a bucket with these keys; other servers than S3 itself do not take all of them."""
 

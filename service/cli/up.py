@@ -14,7 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from service.cli.children import Child
+from service.cli.children import Child, clean_environment
 from service.cli.home import BUCKET, Home, Up
 from service.connection import McfError
 
@@ -64,10 +64,8 @@ def _children(folder: Path, state: Up) -> list[Child]:
     """Store (unless it is somebody else's), MLflow, service, in the order in which they are started."""
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
-    env = dict(os.environ)
-    if state.aws:
-        # Whatever AWS account a person has set up for the shell, ours is the one below.
-        env = {name: value for name, value in env.items() if not name.startswith("AWS_")} | state.aws
+    # Whatever AWS account a person has set up for the shell, ours is the one below; somebody else's store needs it.
+    env = clean_environment(os.environ, keep=() if state.aws else ("AWS_",)) | state.aws
     # The code all children run is this one, also where the folder they are started in has a service/ of its own.
     code = str(Path(__file__).parents[2])
     env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, [code, env.get("PYTHONPATH")]))}

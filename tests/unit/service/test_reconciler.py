@@ -352,8 +352,7 @@ def test_mlflow_away_holds_runs_up_with_that_reason_and_fails_none(
     bench.submit(spec)
     bench.go(8)
     assert bench.states() == {"queued": 4}
-    reasons = {run.waiting_reason for run in bench.runs()}
-    assert reasons == {"the experiment's run in MLflow is being created"}
+    assert all("MLflow at http://127.0.0.1:9 does not answer" in run.waiting_reason for run in bench.runs())
     assert not bench.cluster.jobs
     bench.reconciler.stop()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.evaluate import _environment
 from service.cli.home import AlreadyUp, Home
 
 
@@ -38,3 +39,20 @@ def test_a_folder_in_use_is_refused_with_the_address_of_who_uses_it(tmp_path: Pa
     assert Home(tmp_path).is_taken()
     with pytest.raises(AlreadyUp, match=url):
         Home(tmp_path).take()
+
+
+def test_mcf_evaluate_has_the_keys_of_the_store_that_mcf_up_keeps_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    assert _environment(["s3://mcf/runs/r0123456789ab"])["AWS_PROFILE"] == "work"
+    Path(".mcf").mkdir()
+    up = Home(Path(".mcf")).choose(s3=None)
+    found = _environment(["s3://mcf/runs/r0123456789ab", "/data/WFLW"])
+    assert up.aws.items() <= found.items()
+    assert "AWS_PROFILE" not in found
+    # What is elsewhere is reached as the shell says.
+    assert _environment(["s3://mcf-other/runs/r0", "/data/WFLW"])["AWS_PROFILE"] == "work"
+    Home(Path(".mcf")).choose(s3="s3://bucket")
+    assert _environment(["s3://bucket/runs/r0123456789ab"])["AWS_PROFILE"] == "work"

@@ -47,6 +47,8 @@ class Child:
     """URL that answers, with whatever status, once the program serves."""
     address: str
     """What is shown to people."""
+    folder: Path | None = None
+    """Where it is started; None = where `mcf up` was."""
     ready: bool = False
     _told_of_waiting: bool = field(default=False, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -62,6 +64,7 @@ class Child:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli.guard", str(os.getpid()), *self.command],
                 env=self.env,
+                cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

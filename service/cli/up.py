@@ -17,6 +17,7 @@ from rich.console import Console
 from service.cli.children import Child, clean_environment
 from service.cli.home import BUCKET, Home, Up
 from service.connection import McfError
+from service.settings import sqlite_url
 
 WORK = "work"
 """Below the folder: what the service keeps of attempts."""
@@ -105,7 +106,8 @@ def _rclone() -> str:
 def _mlflow(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
     host, port = state.tracking_uri.removeprefix("http://").split(":")
     options = {
-        "--backend-store-uri": f"sqlite:///{folder / 'mlflow.db'}",
+        # Relative to the folder it is started in: of a name with %20 MLflow would make two.
+        "--backend-store-uri": "sqlite:///mlflow.db",
         "--artifacts-destination": f"{state.store}/mlflow",
         "--host": host,
         "--port": port,
@@ -117,6 +119,7 @@ def _mlflow(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
         # Its job runner would start eight more processes for features nobody here uses.
         env=env | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         log=logs / "mlflow.log",
+        folder=folder,
         probe=f"{state.tracking_uri}/health",
         address=state.tracking_uri,
     )
@@ -127,7 +130,7 @@ def _service(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
     settings = {
         "MCF_HOST": host,
         "MCF_PORT": port,
-        "MCF_DATABASE_URL": f"sqlite:///{folder / 'mcf.db'}",
+        "MCF_DATABASE_URL": sqlite_url(folder / "mcf.db"),
         "MCF_STORE": state.store,
         "MCF_TRACKING_URI": state.tracking_uri,
         "MCF_WORK_DIR": str(folder / WORK),

@@ -95,41 +95,50 @@ def _write(db: Database, experiment_id: str, before: Mapping[str, Any], resolved
         if experiment.spec != before:
             return False
         found, rows = repository.arms_and_trials(session, experiment_id)
-        arms = {arm.name: arm for arm in found}
-        names = {arm.id: arm.name for arm in found}
-        runs = {(names[trial.arm_id], trial.seed): trial.run_id for trial, _ in rows}
+        # By their levels: how an arm is called may have changed since.
+        arms = {_key(arm.levels): arm for arm in found}
+        keys = {arm.id: _key(arm.levels) for arm in found}
+        runs = {(keys[trial.arm_id], trial.seed): trial.run_id for trial, _ in rows}
         private_to = "" if spec.share else experiment_id
         now_ids = {
-            (arm.name, seed): service.run_id(run, private_to) for arm in resolved.arms for seed, run in arm.runs.items()
+            (_key(arm.levels), seed): service.run_id(run, private_to)
+            for arm in resolved.arms
+            for seed, run in arm.runs.items()
         }
         if changed := [key for key, id in runs.items() if now_ids.get(key) != id]:
-            arm, seed = changed[0]
+            key, seed = changed[0]
+            arm = arms[key].name
             raise NotExtendable(
                 f"{len(changed)} of {len(runs)} runs would be different today (such as {arm}, seed {seed}): the data, "
                 f"the teacher or the landmarks of {experiment_id} have changed, so new runs could not be compared with "
                 "the old ones. Restore the files, or submit a new experiment."
             )
         for position, arm_now in enumerate(resolved.arms):
-            if arm_now.name not in arms:
-                arms[arm_now.name] = Arm(
+            key = _key(arm_now.levels)
+            if key not in arms:
+                arms[key] = Arm(
                     experiment_id=experiment_id, position=position, name=arm_now.name, levels=arm_now.levels,
                     is_baseline=arm_now.is_baseline,
                 )  # fmt: skip
-                session.add(arms[arm_now.name])
-            arms[arm_now.name].position = position
+                session.add(arms[key])
+            arms[key].position = position
         experiment.spec, experiment.gpu_hours = spec.model_dump(mode="json"), spec.gpu_hours
         session.flush()
         new = [
-            (arms[arm.name], seed, arm.runs[seed])
+            (arms[_key(arm.levels)], seed, arm.runs[seed])
             for seed in spec.seed_list
             for arm in resolved.arms
-            if (arm.name, seed) not in runs
+            if (_key(arm.levels), seed) not in runs
         ]
         if new:
             service.add_trials(session, experiment, new, resolved)
         # A new cap counts from now on, too: whoever looks at the experiment now has read the old one.
         repository.reopen(session, [experiment_id], datetime.now(UTC))
     return True
+
+
+def _key(levels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(levels.items())
 
 
 def _refuse_cancelled(experiment: Experiment) -> None:

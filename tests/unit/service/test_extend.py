@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
 from service.compare.service import comparison_of
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
+from service.tables import Arm
 from tests.unit.service.bench import Bench
 from trainer.weights.sources import FILES_ONLY
 
@@ -85,3 +87,13 @@ def test_arms_that_saw_other_data_are_not_put_beside_the_old_ones(
     with pytest.raises(NotExtendable, match="4 of 4 runs would be different today"):
         add(bench, experiment, seeds=3)
     assert experiments.show(bench.db, bench.settings, experiment).num_runs == 4
+
+
+def test_arms_that_were_called_otherwise_once_are_still_the_same(bench: Bench, spec: dict[str, Any]) -> None:
+    experiment = bench.submit(spec)
+    with bench.db.write() as session:
+        for arm in session.scalars(select(Arm)):
+            arm.name = f"ratio {arm.position}"
+    add(bench, experiment, seeds=3)
+    detail = experiments.show(bench.db, bench.settings, experiment)
+    assert ([arm.name for arm in detail.arms], detail.num_runs) == (["ratio 0", "ratio 1"], 6)

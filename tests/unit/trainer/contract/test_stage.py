@@ -68,7 +68,7 @@ def test_a_stage_may_be_a_factor_and_its_landmarks_are_in_the_digest(tiny_faces:
     for moved in 0, 1:
         file.write_text(json.dumps({"face000.png": {"points68": [[x + moved, y] for x, y in POINTS]}}))
         arms = check_and_resolve(request).arms
-        assert [arm.name for arm in arms] == ["frozen=true", "frozen=false"]
+        assert [arm.name for arm in arms] == ["alignment.frozen=true", "alignment.frozen=false"]
         digests |= {arm.runs[0].digest for arm in arms}
     assert len(digests) == 4
 

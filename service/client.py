@@ -35,6 +35,8 @@ __all__ = ["Client", "Comparison", "Experiment", "McfError", "NoSuchThing", "Ref
 
 # Submitting reads the data once, to name the runs by what they see.
 SUBMIT_SECONDS = 600.0
+# Of several that are meant, so many are named.
+SHOWN = 4
 
 
 class Comparison(schemas.Comparison):
@@ -100,11 +102,23 @@ class Client:
                 return
 
     def experiment(self, name: str) -> "Experiment":
-        """By id, by the beginning of one, or by name (the newest of that name). Raises NoSuchThing."""
-        known = list(self.experiments())
-        same_name = [item.id for item in known if item.name == name]
-        found = same_name[0] if same_name else _only(name, [item.id for item in known], "experiment", "mcf list")
+        """By id, by the beginning of one, or by name: the newest of that name, if they are all of one project.
+
+        Raises NoSuchThing.
+        """
+        # What is asked for is looked for here, too: a service of an older version tells of all there are.
+        same_name = [item for item in self._experiments_with(name=name) if item.name == name]
+        if len(projects := sorted({item.project for item in same_name})) > 1:
+            some = ", ".join(f"{item.id} ({item.project})" for item in same_name[:SHOWN])
+            raise NoSuchThing(
+                f"Experiments of several projects ({', '.join(projects)}) are called {name!r}: {some}. Give an id."
+            )
+        ids = [item.id for item in self._experiments_with(prefix=name)] if not same_name else []
+        found = same_name[0].id if same_name else _only(name, ids, "experiment", "mcf list")
         return Experiment(self, self._connection.get(ExperimentDetail, f"/v1/experiments/{found}"))
+
+    def _experiments_with(self, **what: str) -> list[ExperimentSummary]:
+        return self._connection.get(ExperimentList, "/v1/experiments", limit=200, **what).experiments
 
     def pools(self) -> list[PoolView]:
         """The cluster's node pools with what is free now; empty where attempts are processes of one machine."""
@@ -145,7 +159,8 @@ class Client:
     def run(self, name: str) -> RunDetail:
         """By id or by the beginning of one. Raises NoSuchThing."""
         if not re.fullmatch("r[0-9a-f]{12}", name):
-            name = _only(name, [run.id for run in self.runs()], "run", "mcf show EXPERIMENT")
+            found = self._connection.get(RunList, "/v1/runs", limit=SHOWN + 1, prefix=name).runs
+            name = _only(name, [run.id for run in found], "run", "mcf show EXPERIMENT")
         return self._connection.get(RunDetail, f"/v1/runs/{name}")
 
     def checkpoints(self, run_id: str) -> Checkpoints:
@@ -264,7 +279,7 @@ def _only(name: str, ids: Sequence[str], kind: str, lister: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise NoSuchThing(f"{len(found)} {kind}s begin with {name!r}: {', '.join(found[:4])} ...")
+        raise NoSuchThing(f"Several {kind}s begin with {name!r}: {', '.join(found[:SHOWN])} ... Give more of the id.")
     raise NoSuchThing(f"There is no {kind} {name!r}. `{lister}` lists all {kind}s.")
 
 

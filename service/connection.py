@@ -2,12 +2,14 @@
 
 McfError             what went wrong, in words for people
 ├── ServiceAway      nobody answers at the address
+├── Untrusted        somebody answers there, with a certificate that nobody here vouches for
 ├── Refused          the service said no; has .status, .error, .problems
 └── NoSuchThing      no experiment or run goes by that name
 """
 
 import json
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from pydantic import BaseModel
 
 from trainer.contract import Problem
 
+CA_FILES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 UP_FILE = Path(".mcf/up.json")
 # A service that was killed is back within seconds, and answers for the same experiments.
 SERVICE_BACK_SECONDS = 60.0
@@ -33,6 +36,10 @@ class McfError(Exception):
 
 class ServiceAway(McfError):
     """Nobody answers at the address."""
+
+
+class Untrusted(McfError):
+    """The certificate of the service cannot be verified, or the files to verify it with cannot be read."""
 
 
 class NoSuchThing(McfError):
@@ -55,7 +62,10 @@ class ServiceConnection:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._has_answered = False
         # The environment's proxies are not for a service next door.
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False)
+        verify = _trusted() if self.url.startswith("https://") else True
+        self._http = httpx2.Client(
+            base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False, verify=verify
+        )
 
     def get(self, model: type[Answer], path: str, **params: Any) -> Answer:
         return model.model_validate_json(self.call("GET", path, params=given(**params)).content)
@@ -106,10 +116,36 @@ class ServiceConnection:
         try:
             yield
         except httpx2.TransportError as error:
+            if refused := _certificate_error(error):
+                raise Untrusted(
+                    f"{self.url} shows a certificate that is not trusted here ({refused.verify_message}).\n"
+                    f"If it is of a CA of your own, set {CA_FILES[0]} to a file with the CA's certificate."
+                ) from error
             raise ServiceAway(
                 f"No service answers at {self.url} ({error or type(error).__name__}).\n"
                 "Start one with `mcf up`, or give another address with --url or MCF_URL."
             ) from error
+
+
+def _trusted() -> ssl.SSLContext:
+    """The system's certificates, and those that the environment names. Raises Untrusted."""
+    context = httpx2.create_ssl_context(trust_env=False)
+    for name in CA_FILES:
+        if path := os.environ.get(name):
+            try:
+                context.load_verify_locations(*((None, path) if os.path.isdir(path) else (path,)))
+            except OSError as error:
+                told = f"{name}={path}: {error.strerror or error}. It names a file of PEM certificates."
+                raise Untrusted(told) from error
+    return context
+
+
+def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    while error:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _find_service() -> tuple[str, str | None]:

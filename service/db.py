@@ -53,7 +53,7 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema up to date; of several services starting together one does it, the others wait."""
         config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         with self._migration_lock(), self.engine.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

@@ -3,11 +3,17 @@
 import os
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from trainer.store.loopback import LOOPBACK
+
+
+def sqlite_url(file: Path) -> str:
+    """SQLAlchemy's address of a database in a file, whatever the file is called."""
+    return f"sqlite:///{quote(str(file))}"
 
 
 class Settings(BaseSettings):
@@ -50,7 +56,7 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        return self.database_url or f"sqlite:///{self.work_dir.resolve() / 'mcf.db'}"
+        return self.database_url or sqlite_url(self.work_dir.resolve() / "mcf.db")
 
     @property
     def attempts_dir(self) -> Path:

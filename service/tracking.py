@@ -5,6 +5,7 @@ calls says "MLflow is away" in the run's waiting reason and comes back later. Af
 seconds' calls fail at once, so that one silent MLflow does not hold up every run by a timeout.
 """
 
+import itertools
 import os
 import re
 import tempfile
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -227,20 +229,23 @@ class Tracker:
             return Path(self._client.download_artifacts(run_id, path, folder)).read_bytes()
 
     def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return str(self._client.create_experiment(name))
-            except MlflowException as error:
-                if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-                    raise
-                found = self._client.get_experiment_by_name(name)
-        assert found
-        if found.lifecycle_stage == "deleted":
-            raise TrackingGone(
-                f"the MLflow experiment {name!r} is deleted: restore it there, or submit under another name"
-            )
-        return str(found.experiment_id)
+        """Id of the MLflow experiment, created where there is none. One that was deleted still has its name: then it
+        is `NAME (2)`."""
+        for number in itertools.count(2):
+            found = self._client.get_experiment_by_name(name) or self._create(name)
+            if found.lifecycle_stage == "active":
+                return str(found.experiment_id)
+            name = f"{name.partition(' (')[0]} ({number})"
+        raise AssertionError("unreachable")
+
+    def _create(self, name: str) -> Any:
+        try:
+            return self._client.get_experiment(self._client.create_experiment(name))
+        except MlflowException as error:
+            # Another service was faster.
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+            return self._client.get_experiment_by_name(name)
 
     def _ensure(self, tracking_id: str, own: Mapping[str, str], tags: Mapping[str, str]) -> TrackedRun:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in own.items())

@@ -17,9 +17,9 @@ from starlette.datastructures import State
 from service.errors import Forbidden, Unauthorized
 from service.experiments import service as experiments
 from service.runs import service as runs
-from service.settings import LOOPBACK
 from service.states import Scope
 from service.tables import Token
+from trainer.store.loopback import LOOPBACK
 
 COOKIE = "mcf_token"
 ONLY_LOOKS = ("GET", "HEAD", "OPTIONS")

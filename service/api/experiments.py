@@ -83,12 +83,18 @@ def list_experiments(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(pattern=r"^[0-9T:.+-]+Z?_e[0-9a-f]+$", max_length=64)] = None,
     project: Project = None,
+    name: Annotated[str | None, Query(max_length=200)] = None,
+    prefix: Annotated[str | None, Query(max_length=200)] = None,
 ) -> ExperimentList:
-    """Experiments, newest first, with their runs by state and how far they are; of one project, or all."""
+    """Experiments, newest first, with their runs by state and how far they are; of one project, or all.
+
+    `name`: those of that name. `prefix`: those whose ids begin with it.
+    """
     state = request.app.state
     before = _position(cursor) if cursor else None
     with state.db.read() as session:
-        found = repository.page(session, limit + 1, before, principal.within(project))
+        within = principal.within(project)
+        found = repository.page(session, limit + 1, before, within, name=name, beginning=prefix)
         summaries = views.summaries(session, found[:limit], state.settings)
     last = found[limit - 1] if len(found) > limit else None
     return ExperimentList(experiments=summaries, next_cursor=_cursor(last) if last else None)

@@ -33,11 +33,12 @@ def list_runs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     cursor: Annotated[str | None, Query(pattern="^r[0-9a-f]+$")] = None,
     project: Annotated[ProjectName | None, Query()] = None,
+    prefix: Annotated[str | None, Query(max_length=200)] = None,
 ) -> RunList:
-    """Runs by id, of one experiment or project or all, in some states or all."""
+    """Runs by id, of one experiment or project or all, in some states or all. `prefix`: those whose ids begin so."""
     context = request.app.state
     with context.db.read() as session:
-        found = repository.page(session, limit + 1, cursor, experiment, state or [], principal.within(project))
+        found = repository.page(session, limit + 1, cursor, experiment, state or [], principal.within(project), prefix)
     runs = [service.summary(run, context.settings) for run in found[:limit]]
     return RunList(runs=runs, next_cursor=runs[-1].id if len(found) > limit else None)
 

@@ -7,14 +7,31 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.cli.guard import GRACE_SECONDS, die_with_parent
+from trainer.store.loopback import LOOPBACK
 
 MAX_RESTART_PAUSE_SECONDS = 30.0
 # A program that lived this long was healthy: its next death is a new story, told from the first short wait.
 HEALTHY_SECONDS = 60.0
+# Whoever waits for longer is told for what.
+SAY_AFTER_SECONDS = 15.0
+# Other programs' settings, which a shell may hold for something else; what ours need is given to them by name.
+FOREIGN = ("AWS_", "MLFLOW_", "RCLONE_")
+NEXT_DOOR = ",".join(LOOPBACK)
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def clean_environment(env: Mapping[str, str], *, keep: Collection[str] = ()) -> dict[str, str]:
+    """The environment without other programs' settings but those in `keep`, and without a proxy before this machine."""
+    foreign = tuple(prefix for prefix in FOREIGN if prefix not in keep)
+    clean = {name: value for name, value in env.items() if not name.startswith(foreign)}
+    for name in "no_proxy", "NO_PROXY":
+        clean[name] = ",".join(filter(None, [env.get(name), NEXT_DOOR]))
+    return clean
 
 
 @dataclass
@@ -30,20 +47,24 @@ class Child:
     """URL that answers, with whatever status, once the program serves."""
     address: str
     """What is shown to people."""
+    folder: Path | None = None
+    """Where it is started; None = where `mcf up` was."""
     ready: bool = False
+    _told_of_waiting: bool = field(default=False, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _started_at: float = 0.0
     _starts_in_a_row: int = 0
     _start_again_at: float = 0.0
 
     def start(self) -> None:
-        self.ready = False
+        self.ready = self._told_of_waiting = False
         self._started_at = time.monotonic()
         self._starts_in_a_row += 1
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli.guard", str(os.getpid()), *self.command],
                 env=self.env,
+                cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -68,6 +89,9 @@ class Child:
         if not self.ready and _answers(self.probe):
             self.ready = True
             return f"{self.address}   ready after {now - self._started_at:.1f} s"
+        if not self.ready and not self._told_of_waiting and now - self._started_at > SAY_AFTER_SECONDS:
+            self._told_of_waiting = True
+            return f"has not answered at {self.probe} for {SAY_AFTER_SECONDS:.0f} s; its log: {self.log}"
         return None
 
     def stop(self) -> None:
@@ -94,7 +118,7 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 
 def _answers(url: str) -> bool:
     try:
-        urllib.request.urlopen(url, timeout=1).close()
+        _direct.open(url, timeout=1).close()
     except urllib.error.HTTPError:
         return True
     except OSError:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from service.cli import show
+from service.cli import home, show
+from service.cli.children import clean_environment
 from service.client import McfError
 from trainer.contract.recipe import Recipe, Selection
 from trainer.contract.records import StageResult
@@ -95,7 +97,8 @@ def evaluate(
         seed=seed, heads=heads,
     )  # fmt: skip
     place = _address(out) if out else str(Path("evaluations", request.digest[:12]).resolve())
-    result = _measured(request, place, processes, Console(stderr=True))
+    env = _environment([request.model, asked["uri"], place, *([faces.uri] if faces else [])])
+    result = _measured(request, place, processes, env, Console(stderr=True))
     if as_json:
         typer.echo(json.dumps(result.model_dump(mode="json"), indent=1))
         return
@@ -108,13 +111,21 @@ def evaluate(
     console.print(f"\n{result.note}. Kept in {place}", soft_wrap=True)
 
 
-def _measured(request: Request, place: str, processes: int, console: Console) -> StageResult:
+def _environment(addresses: Iterable[str]) -> dict[str, str]:
+    """With the keys of the object store of this folder's `mcf up`, where one of the addresses is in it."""
+    up = home.Home(home.DEFAULT).read() if home.DEFAULT.exists() else None
+    if up and up.aws and any(address.startswith(f"{up.store}/") for address in addresses):
+        return clean_environment(os.environ, keep=("MLFLOW_",)) | up.aws
+    return dict(os.environ)
+
+
+def _measured(request: Request, place: str, processes: int, env: dict[str, str], console: Console) -> StageResult:
     """Raises McfError."""
     # Processes of their own: torch is not for the command line's.
     together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     started = [*(together if processes > 1 else []), "trainer.evaluation.measure"]
     command = [sys.executable, "-m", *started, request.model_dump_json(), place]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout
     told: dict[str, Any] = {}
     try:

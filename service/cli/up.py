@@ -14,9 +14,10 @@ from types import FrameType
 
 from rich.console import Console
 
-from service.cli.children import Child
+from service.cli.children import Child, clean_environment
 from service.cli.home import BUCKET, Home, Up
 from service.connection import McfError
+from service.settings import sqlite_url
 
 WORK = "work"
 """Below the folder: what the service keeps of attempts."""
@@ -64,10 +65,8 @@ def _children(folder: Path, state: Up) -> list[Child]:
     """Store (unless it is somebody else's), MLflow, service, in the order in which they are started."""
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
-    env = dict(os.environ)
-    if state.aws:
-        # Whatever AWS account a person has set up for the shell, ours is the one below.
-        env = {name: value for name, value in env.items() if not name.startswith("AWS_")} | state.aws
+    # Whatever AWS account a person has set up for the shell, ours is the one below; somebody else's store needs it.
+    env = clean_environment(os.environ, keep=() if state.aws else ("AWS_",)) | state.aws
     # The code all children run is this one, also where the folder they are started in has a service/ of its own.
     code = str(Path(__file__).parents[2])
     env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, [code, env.get("PYTHONPATH")]))}
@@ -107,7 +106,8 @@ def _rclone() -> str:
 def _mlflow(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
     host, port = state.tracking_uri.removeprefix("http://").split(":")
     options = {
-        "--backend-store-uri": f"sqlite:///{folder / 'mlflow.db'}",
+        # Relative to the folder it is started in: of a name with %20 MLflow would make two.
+        "--backend-store-uri": "sqlite:///mlflow.db",
         "--artifacts-destination": f"{state.store}/mlflow",
         "--host": host,
         "--port": port,
@@ -119,6 +119,7 @@ def _mlflow(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
         # Its job runner would start eight more processes for features nobody here uses.
         env=env | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         log=logs / "mlflow.log",
+        folder=folder,
         probe=f"{state.tracking_uri}/health",
         address=state.tracking_uri,
     )
@@ -129,7 +130,7 @@ def _service(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
     settings = {
         "MCF_HOST": host,
         "MCF_PORT": port,
-        "MCF_DATABASE_URL": f"sqlite:///{folder / 'mcf.db'}",
+        "MCF_DATABASE_URL": sqlite_url(folder / "mcf.db"),
         "MCF_STORE": state.store,
         "MCF_TRACKING_URI": state.tracking_uri,
         "MCF_WORK_DIR": str(folder / WORK),

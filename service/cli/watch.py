@@ -1,10 +1,13 @@
 """Watching an experiment: bars that move where there is a terminal, a line at every change where there is none."""
 
+import time
+
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from service.cli.children import SAY_AFTER_SECONDS
 from service.cli.show import counts
 from service.client import Experiment
 from service.schemas.experiments import ArmView, ExperimentDetail
@@ -19,16 +22,28 @@ def watch(experiment: Experiment, console: Console) -> None:
         with Live(_bars(experiment.detail), console=console, refresh_per_second=4) as live:
             experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=lambda detail: live.update(_bars(detail)))
         return
-    told = ""
+    told, since, said = "", time.monotonic(), ""
 
     def tell(detail: ExperimentDetail) -> None:
-        nonlocal told
+        nonlocal told, since, said
+        waiting = _waiting(detail)
+        if counts(detail) == told and time.monotonic() - since > SAY_AFTER_SECONDS and waiting not in ("", said):
+            said = waiting
+            console.print(f"{detail.progress:4.0%}  waiting: {waiting}", soft_wrap=True)
         if (news := counts(detail)) != told:
-            told = news
+            told, since, said = news, time.monotonic(), ""
             left = f", about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
             console.print(f"{detail.progress:4.0%}  {news}{left}", soft_wrap=True)
 
     experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=tell)
+
+
+def _waiting(detail: ExperimentDetail) -> str:
+    """What the first run waits for while none trains; empty while one does."""
+    trials = [trial for arm in detail.arms for trial in arm.trials if not trial.state.is_final]
+    if any(trial.state == "running" for trial in trials):
+        return ""
+    return next((trial.waiting_reason for trial in trials if trial.waiting_reason), "")
 
 
 def _bars(detail: ExperimentDetail) -> Table:

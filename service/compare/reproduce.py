@@ -1,8 +1,9 @@
 """What moved between a report and the same request trained again, number by number."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from service.schemas.comparison import Comparison, Digest, Report
 from service.schemas.experiments import Plan
@@ -24,7 +25,7 @@ class Number:
 
 def numbers(was: Comparison, now: Comparison, tolerance: float = 0.0) -> list[Number]:
     """Every measured number of both; `tolerance` is relative: what moved by less has not moved."""
-    before, after = dict(_measured(was)), dict(_measured(now))
+    before, after = dict(_measured(was, _names(now.arms))), dict(_measured(now, {}))
     found = []
     for arm, name in dict.fromkeys([*before, *after]):
         old, new = before.get((arm, name)), after.get((arm, name))
@@ -41,7 +42,10 @@ def other_runs(report: Report, planned: Plan) -> list[str]:
     """
     if not report.spec.get("share", True):
         return []
-    known = {(row.name, run.seed): run.run_id for row in report.comparison.arms for run in row.runs}
+    names = _names(planned.arms)
+    known = {
+        (names.get(_key(row), row.name), run.seed): run.run_id for row in report.comparison.arms for run in row.runs
+    }
     return [
         f"{run.arm}, seed {run.seed}"
         for run in planned.runs
@@ -59,13 +63,33 @@ def other_digests(was: Sequence[Digest], now: Sequence[Digest]) -> list[str]:
     return sorted(gone) + sorted(new)
 
 
-def _measured(table: Comparison) -> Iterator[tuple[tuple[str, str], float | None]]:
+class _Arm(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def levels(self) -> dict[str, str]: ...
+
+
+Levels = frozenset[tuple[str, str]]
+
+
+def _names(arms: Iterable[_Arm]) -> dict[Levels, str]:
+    """Arms by their levels: how they are called may have changed since the report."""
+    return {_key(arm): arm.name for arm in arms}
+
+
+def _key(arm: _Arm) -> Levels:
+    return frozenset(arm.levels.items())
+
+
+def _measured(table: Comparison, names: Mapping[Levels, str]) -> Iterator[tuple[tuple[str, str], float | None]]:
     probe = table.metric.name if table.metric else "probe"
     for row in table.arms:
+        arm = names.get(_key(row), row.name)
         for run in row.runs:
-            yield (row.name, f"{probe}, seed {run.seed}"), run.value
+            yield (arm, f"{probe}, seed {run.seed}"), run.value
         if row.floors:
-            yield (row.name, "floor: raw pixels"), row.floors.pixels
-            yield (row.name, "floor: untrained encoder"), row.floors.random_encoder
+            yield (arm, "floor: raw pixels"), row.floors.pixels
+            yield (arm, "floor: untrained encoder"), row.floors.random_encoder
         for name, value in row.sanity.items():
-            yield (row.name, name), value
+            yield (arm, name), value

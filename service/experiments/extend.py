@@ -106,44 +106,51 @@ def _write(
         if experiment.spec != before:
             return False
         found, rows = repository.arms_and_trials(session, experiment_id)
-        arms = {arm.name: arm for arm in found}
-        names = {arm.id: arm.name for arm in found}
-        runs = {(names[trial.arm_id], trial.seed): (trial, run) for trial, run in rows}
-        today = {(arm.name, seed): run for arm in resolved.arms for seed, run in arm.runs.items()}
+        # By their levels: how an arm is called may have changed since.
+        arms = {_key(arm.levels): arm for arm in found}
+        keys = {arm.id: _key(arm.levels) for arm in found}
+        runs = {(keys[trial.arm_id], trial.seed): (trial, run) for trial, run in rows}
+        today = {(_key(arm.levels), seed): run for arm in resolved.arms for seed, run in arm.runs.items()}
         if changed := [key for key, (_, run) in runs.items() if not _is_still(run, today.get(key), measured_anew)]:
-            arm, seed = changed[0]
+            levels, seed = changed[0]
+            arm = arms[levels].name
             raise NotExtendable(
                 f"{len(changed)} of {len(runs)} runs would be different today (such as {arm}, seed {seed}): the data, "
                 f"the teacher or the landmarks of {experiment_id} have changed, so new runs could not be compared with "
                 "the old ones. Restore the files, or submit a new experiment."
             )
         for position, arm_now in enumerate(resolved.arms):
-            if arm_now.name not in arms:
-                arms[arm_now.name] = Arm(
+            key = _key(arm_now.levels)
+            if key not in arms:
+                arms[key] = Arm(
                     experiment_id=experiment_id, position=position, name=arm_now.name, levels=arm_now.levels,
                     is_baseline=arm_now.is_baseline,
                 )  # fmt: skip
-                session.add(arms[arm_now.name])
-            arms[arm_now.name].position = position
+                session.add(arms[key])
+            arms[key].position = position
         experiment.spec, experiment.gpu_hours = spec.model_dump(mode="json"), spec.gpu_hours
         session.flush()
         anew = [key for key, (_, run) in runs.items() if run.digest != today[key].digest]
         _refuse_unfinished(experiment, [runs[key][1] for key in anew])
         measured = service.ensure_runs(session, experiment, [today[key] for key in anew], resolved)
-        for key, run in zip(anew, measured, strict=True):
-            trial, _ = runs[key]
+        for place, run in zip(anew, measured, strict=True):
+            trial, _ = runs[place]
             trial.run_id, trial.published = run.id, False
         new = [
-            (arms[arm.name], seed, arm.runs[seed])
+            (arms[_key(arm.levels)], seed, arm.runs[seed])
             for seed in spec.seed_list
             for arm in resolved.arms
-            if (arm.name, seed) not in runs
+            if (_key(arm.levels), seed) not in runs
         ]
         if new:
             service.add_trials(session, experiment, new, resolved)
         # A new cap counts from now on, too: whoever looks at the experiment now has read the old one.
         repository.reopen(session, [experiment_id], datetime.now(UTC))
     return True
+
+
+def _key(levels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(levels.items())
 
 
 def _refuse_cancelled(experiment: Experiment) -> None:

@@ -53,12 +53,22 @@ def by_key(session: Session, project: str, key: str) -> Experiment | None:
 
 
 def page(
-    session: Session, limit: int, before: tuple[datetime, str] | None, project: str | None
+    session: Session,
+    limit: int,
+    before: tuple[datetime, str] | None,
+    project: str | None,
+    *,
+    name: str | None = None,
+    beginning: str | None = None,
 ) -> Sequence[Experiment]:
-    """Newest first; of one project, or all."""
+    """Newest first; of one project, or all; of that name, or with ids that begin so."""
     query = select(Experiment).order_by(Experiment.created_at.desc(), Experiment.id.desc()).limit(limit)
     if project:
         query = query.where(Experiment.project == project)
+    if name is not None:
+        query = query.where(Experiment.name == name.replace("\0", ""))
+    if beginning is not None:
+        query = query.where(Experiment.id.startswith(beginning.replace("\0", ""), autoescape=True))
     if before:
         at, last = before
         older = or_(Experiment.created_at < at, and_(Experiment.created_at == at, Experiment.id < last))

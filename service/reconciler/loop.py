@@ -137,7 +137,7 @@ class Reconciler:
 
     def _admit(self) -> None:
         with self._db.read() as session:
-            if not repository.waiting(session):
+            if not repository.is_anything_waiting(session):
                 return
         with self._db.write() as session:
             self._db.exclusively(session)

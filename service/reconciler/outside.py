@@ -44,6 +44,8 @@ class Outside:
         self._settings = settings
         self.launcher = launcher
         self.tracker = tracker
+        self._untracked: dict[str, str] = {}
+        """Why an experiment has no place in MLflow yet."""
         self._known_sessions: dict[str, dict[int, TrainingSession]] = {}
 
     def look(self, lease: RunLease, facts: RunFacts, now: datetime) -> Look:
@@ -114,16 +116,36 @@ class Outside:
             return TrackedRun(experiment.tracking_id, experiment.tracking_run_id)
         if self.tracker is None:
             return None
-        return self.tracker.ensure_parent(experiment_id=experiment.id, name=experiment.name, tags={})
+        try:
+            parent = self.tracker.ensure_parent(experiment_id=experiment.id, name=experiment.name, tags={})
+        except TrackingAway as error:
+            self._untracked[experiment.id] = str(error)
+            raise
+        self._untracked.pop(experiment.id, None)
+        return parent
 
     def _prepare(self, lease: RunLease, seen: Observed) -> tuple[Observed, TrackedRun | None]:
         """Before an attempt is opened: the run's place in MLflow exists."""
         if self.tracker is None:
             return seen, None
         try:
-            return seen, ensure_trial(self.tracker, lease)
+            return seen, self._ensure_trial(self.tracker, lease)
         except TrackingAway as error:
             return replace(seen, not_ready=str(error)), None
+
+    def _ensure_trial(self, tracker: Tracker, lease: RunLease) -> TrackedRun:
+        """The run's child run in MLflow, RUNNING, with params and tags. Raises TrackingAway."""
+        home, run = lease.home, lease.run
+        if not (home.tracking_id and home.tracking_run_id):
+            raise TrackingAway(self._untracked.get(home.id, "the experiment's run in MLflow is being created"))
+        return tracker.ensure_child(
+            # A run that found a new home stays where its history is.
+            TrackedRun(run.tracking_id or home.tracking_id, home.tracking_run_id),
+            own={"mcf.run_id": run.id},
+            name=f"{lease.arm.name} seed {lease.seed}",
+            tags=trial_tags(home.id, lease.arm.name, lease.arm.levels, lease.seed, run.digest),
+            params=trial_params(lease.arm.levels, run.spec),
+        )
 
     def _tail(self, run_id: str, number: int, placement: Placement) -> str:
         """What was printed last; that it cannot be read holds nothing up."""
@@ -138,21 +160,6 @@ class Outside:
         sessions = read_sessions(store, known)
         self._known_sessions[run_id] = {session.number: session for session in sessions[:-CHANGING_SESSIONS]}
         return sessions
-
-
-def ensure_trial(tracker: Tracker, lease: RunLease) -> TrackedRun:
-    """The run's child run in MLflow, RUNNING, with params and tags. Raises TrackingAway."""
-    home, run = lease.home, lease.run
-    if not (home.tracking_id and home.tracking_run_id):
-        raise TrackingAway("the experiment's run in MLflow is being created")
-    return tracker.ensure_child(
-        # A run that found a new home stays where its history is.
-        TrackedRun(run.tracking_id or home.tracking_id, home.tracking_run_id),
-        own={"mcf.run_id": run.id},
-        name=f"{lease.arm.name} seed {lease.seed}",
-        tags=trial_tags(home.id, lease.arm.name, lease.arm.levels, lease.seed, run.digest),
-        params=trial_params(lease.arm.levels, run.spec),
-    )
 
 
 def _may_open(facts: RunFacts, seen: Observed, now: datetime) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sqlalchemy import Select, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from service.states import RunState
 from service.tables import Arm, Attempt, Experiment, Run, Trial
@@ -16,9 +16,14 @@ def page(
     experiment: str | None,
     states: Sequence[RunState],
     project: str | None,
+    beginning: str | None = None,
 ) -> Sequence[Run]:
-    """By id; those that an experiment, or one of a project, uses."""
-    query = select(Run).order_by(Run.id).limit(limit)
+    """By id; those that an experiment, or one of a project, uses, or whose ids begin so."""
+    # Most of a row is JSON that a list does not show.
+    unseen = (Run.spec, Run.sessions, Run.result, Run.placement)
+    query = select(Run).options(*(defer(column) for column in unseen)).order_by(Run.id).limit(limit)
+    if beginning is not None:
+        query = query.where(Run.id.startswith(beginning.replace("\0", ""), autoescape=True))
     if after:
         query = query.where(Run.id > after)
     if experiment:

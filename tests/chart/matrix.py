@@ -169,6 +169,8 @@ REFUSED: list[tuple[str, Values, str]] = [
     ("a way to no MLflow", {"mlflow": {"enabled": False, "ingress": INGRESS}}, "set mlflow.ingress.enabled=false"),
     ("a login to no MLflow", {"mlflow": {"enabled": False, "auth": {"existingSecret": "x"}}}, "set mlflow.url"),
     ("a login that nobody asks for", {"mlflow": {"auth": {"enabled": False, "existingSecret": "x"}}}, "leave"),
+    ("a path", {"service": {"ingress": {**INGRESS, "path": "/mcf"}}}, "service.ingress.path: /mcf was asked for"),
+    ("MLflow's path", {"mlflow": {"ingress": {**INGRESS, "path": "/ml"}}}, "mlflow.ingress.host"),
     ("an ingress without host", {"service": {"ingress": {"enabled": True}}}, "needs service.ingress.host"),
     ("annotations of nobody", {"trainer": {"serviceAccount": {"annotations": {"a": "b"}}}}, "create=true"),
     ("rights for everybody", {"service": {"serviceAccount": {"create": False}}}, "needs service.serviceAccount.name"),

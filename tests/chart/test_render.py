@@ -400,3 +400,34 @@ def _told(objects: list[Object]) -> str:
     """Without what is made up anew each time."""
     text = json.dumps([each for each in objects if each["kind"] != "Secret"], sort_keys=True)
     return re.sub(r'"checksum/[a-z-]+": "[0-9a-f]+"', "", text) + str(sorted(of_kind(objects, "Secret")))
+
+
+def test_numbers_and_booleans_are_text_where_kubernetes_wants_text_and_whole_where_it_wants_numbers() -> None:
+    taint = {"key": "gpu", "value": True, "effect": "NoSchedule", "tolerationSeconds": 30_000_000}
+    objects = render(
+        {
+            "service": {
+                "env": [
+                    {"name": "A", "value": 1_000_650_000},
+                    {"name": "B", "value": False},
+                    {"name": "C", "value": 0.5},
+                ],
+                "settings": {"maxConcurrentRuns": 12_345_678},
+                "tolerations": [taint],
+            },
+            "mlflow": {"env": [{"name": "D", "value": 7}]},
+            "postgresql": {"uid": 1_000_650_000},
+            "pools": {"gpu": {"gpus": 1, "run_as_user": 1_000_650_000, "tolerations": [taint]}},
+        }
+    )
+    env = {each["name"]: each.get("value") for _, _, one in containers(objects) for each in one.get("env", [])}
+    assert [env[name] for name in "ABCD"] == ["1000650000", "false", "0.5", "7"]
+    assert of_kind(objects, "ConfigMap")["mcf-service"]["data"]["MCF_MAX_CONCURRENT_RUNS"] == "12345678"
+    service = of_kind(objects, "Deployment")["mcf-service"]["spec"]["template"]["spec"]
+    assert service["tolerations"] == [taint | {"value": "true"}]
+    database = of_kind(objects, "StatefulSet")["mcf-postgresql"]["spec"]["template"]["spec"]
+    assert database["securityContext"]["runAsUser"] == database["securityContext"]["fsGroup"] == 1_000_650_000
+    passwd = of_kind(objects, "ConfigMap")["mcf-postgresql"]["data"]["passwd"]
+    assert passwd.startswith("postgres:x:1000650000:1000650000:")
+    pool = yaml.safe_load(of_kind(objects, "ConfigMap")["mcf-runs-pools"]["data"]["pools.yaml"])["gpu"]
+    assert (pool["run_as_user"], pool["tolerations"]) == (1_000_650_000, [taint | {"value": "true"}])

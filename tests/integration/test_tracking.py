@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -319,3 +320,14 @@ def test_curves_ask_once_for_a_hundred_runs_and_not_again_for_those_that_nothing
     assert len(curve.steps) <= 120
     assert curves.of(trials, "loss/total") == [curve]
     assert asked == [100, 1, 2]
+
+
+def test_an_experiment_that_was_deleted_in_mlflow_does_not_block_its_name(mlflow_server: str) -> None:
+    tracker, client = Tracker(mlflow_server, timeout_seconds=20), MlflowClient(mlflow_server)
+    name, found = uuid.uuid4().hex, []
+    for number in range(3):
+        parent = tracker.ensure_parent(experiment_id=f"e{number}", name=name, tags={})
+        assert tracker.ensure_parent(experiment_id=f"e{number}", name=name, tags={}) == parent
+        found.append(client.get_experiment(parent.experiment_id).name)
+        client.delete_experiment(parent.experiment_id)
+    assert found == [name, f"{name} (2)", f"{name} (3)"]

@@ -8,8 +8,10 @@ import copy
 import difflib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, TypeVar, get_args
 
@@ -97,15 +99,31 @@ def across_arms(found: list[tuple[str, Problem]], *, total: int) -> list[Problem
 
 
 def arm_name(levels: Mapping[str, str]) -> str:
-    """`mask_ratio=0.75 teacher=none`: the last part of each factor, the whole where that is not unique."""
-    short = [name.rpartition(".")[2] for name in levels]
-    return (
-        " ".join(
-            f"{name if short.count(tail) > 1 else tail}={label}"
-            for (name, label), tail in zip(levels.items(), short, strict=True)
-        )
-        or "base"
-    )
+    """`mask_ratio=0.75 subset_size=1000`: of each factor as many parts, from its end, as only it has in a run.
+
+    So `contrastive.weight=1.0`: there is also a weight of the teacher and of the pixels.
+    """
+    return " ".join(f"{_short(name)}={label}" for name, label in levels.items()) or "base"
+
+
+def _short(factor: str) -> str:
+    parts = factor.split(".")
+    ends = [".".join(parts[start:]) for start in range(len(parts) - 1, 0, -1)]
+    return next((end for end in ends if _fields_ending_in()[end] == 1), factor)
+
+
+@cache
+def _fields_ending_in() -> Counter[str]:
+    """Dotted end of a name -> the fields of a run that have it."""
+    names = [name.split(".") for name in _names(RunSpec)]
+    return Counter(".".join(parts[start:]) for parts in names for start in range(len(parts)))
+
+
+def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name in model.model_fields:
+        yield prefix + name
+        if inner := _part(model, name):
+            yield from _names(inner, f"{prefix}{name}.")
 
 
 # ---------------------------------------------------------------- problems of the experiment itself

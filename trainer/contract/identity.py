@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Counted up when the same payload comes to mean other numbers."""
-ADDRESSES = {"data": ("uri", "format", "keys", "index"), "teacher": ("source",), "initial": ("source",)}
+ADDRESSES = {"data": ("uri", "format", "keys", "suffix", "index"), "teacher": ("source",), "initial": ("source",)}
 
 
 def pretraining(run: "RunSpec") -> str:

@@ -33,8 +33,7 @@ class Data(Asked):
     """What is at that address: a folder of images, an LMDB in the published layout, or a folder of tar shards."""
     keys: str | None = None
     """LMDB only: a text file with one image key per line. Default: every key of the database."""
-    # Not written where it is not asked for, so that runs of before keep their digests.
-    suffix: str | None = Field(None, min_length=1, exclude_if=lambda asked: asked is None)
+    suffix: str | None = Field(None, min_length=1)
     """Shards only: which file of a webdataset sample is the image, such as `jpg`, or `face.png` of `000.face.png`. `*`:
     every picture is an image of its own. Default: samples have one picture each, and more are refused."""
     index: str | None = None
@@ -49,7 +48,7 @@ class Data(Asked):
     """Mirror each image with probability 0.5."""
     max_undecodable: float = Field(0.001, ge=0, le=1)
     """Share of the subset that may be undecodable. The next image of the subset replaces an undecodable one."""
-    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS, exclude_if=lambda asked: asked == MAX_PIXELS)
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS)
     """Most pixels of an image, and of its resized copy before the centre is cut out: 1 x 65000 becomes 224 x 14560000.
     An image with more counts as undecodable. An image of as many takes 0.5 GB of memory."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")

@@ -21,11 +21,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+
+from trainer.store.loopback import LOOPBACK
 
 logger = logging.getLogger(__name__)
 
@@ -299,6 +302,19 @@ class S3Store:
 
 @cache
 def _s3() -> Any:
+    """Raises StorageError where the variables make no client."""
+    try:
+        return _client(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", ""))
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+        raise StorageError(
+            f"The AWS_* variables make no S3 client: {error}. AWS_ENDPOINT_URL is an address such as "
+            "https://s3.example.org, and AWS_PROFILE is a profile of ~/.aws/config."
+        ) from error
+
+
+def _client(endpoint: str) -> Any:
+    # What is on this machine is never behind a proxy, whatever the environment says of proxies.
+    direct: dict[str, Any] = {"proxies": {}} if urlsplit(endpoint).hostname in LOOPBACK else {}
     return boto3.client(
         "s3",
         region_name=os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")),
@@ -309,7 +325,8 @@ def _s3() -> Any:
             read_timeout=patience.read_seconds,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            s3={"addressing_style": "path"} if "AWS_ENDPOINT_URL" in os.environ else {},
+            s3={"addressing_style": "path"} if endpoint else {},
+            **direct,
         ),
     )
 

@@ -16,6 +16,7 @@
 {{- if and (not .mlflow.url) (or .mlflow.auth.existingSecret .mlflow.auth.existingRunsSecret) }}{{ fail "mlflow.auth names a login, but there is no MLflow: set mlflow.url, or mlflow.enabled=true" }}{{ end }}
 {{- end }}
 {{- range $name, $ingress := dict "service" .service.ingress "mlflow" .mlflow.ingress }}
+{{- if and $ingress.enabled (ne $ingress.path "/") }}{{ fail (printf "%s.ingress.path: %s was asked for, but it answers only at the root of a host: leave it at /, and give it a host of its own with %s.ingress.host" $name $ingress.path $name) }}{{ end }}
 {{- if and $ingress.enabled (not $ingress.host) }}{{ fail (printf "%s.ingress.enabled=true needs %s.ingress.host" $name $name) }}{{ end }}
 {{- end }}
 {{- range $name, $account := dict "service" .service.serviceAccount "mlflow" .mlflow.serviceAccount "trainer" .trainer.serviceAccount }}

@@ -1,11 +1,28 @@
 {{/* What every pod of ours has in common. */}}
 
+{{/* A value as text. Helm reads every number as a float, and would write large ones as 1e+06. */}}
+{{- define "mcf.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
+{{- end }}
+
+{{/* Variables or taints: Kubernetes wants the text of each value, also where it is a number or a boolean. */}}
+{{- define "mcf.textValues" -}}
+{{- $found := list }}
+{{- range . }}
+{{- $each := deepCopy . }}
+{{- if hasKey $each "value" }}{{ $_ := set $each "value" (include "mcf.text" $each.value) }}{{ end }}
+{{- $found = append $found $each }}
+{{- end }}
+{{- toYaml $found }}
+{{- end }}
+
 {{/* (list $ UID) */}}
 {{- define "mcf.pod.security" -}}
+{{- $uid := include "mcf.text" (index . 1) -}}
 runAsNonRoot: true
-runAsUser: {{ index . 1 }}
-runAsGroup: {{ index . 1 }}
-fsGroup: {{ index . 1 }}
+runAsUser: {{ $uid }}
+runAsGroup: {{ $uid }}
+fsGroup: {{ $uid }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
@@ -33,7 +50,7 @@ priorityClassName: {{ . }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .tolerations }}
-tolerations: {{- toYaml . | nindent 2 }}
+tolerations: {{- include "mcf.textValues" . | nindent 2 }}
 {{- end }}
 {{- with .affinity }}
 affinity: {{- toYaml . | nindent 2 }}

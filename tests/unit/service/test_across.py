@@ -127,6 +127,12 @@ def test_every_number_is_looked_at_and_missing_is_not_the_same_as_there() -> Non
     assert not any(number.has_moved for number in numbers(was, was))
 
 
+def test_an_arm_that_was_called_otherwise_in_the_report_is_the_same_arm() -> None:
+    was = experiment(replace(arm("weight=1", 5.0, 5.1, 5.3, baseline=True), levels={"contrastive.weight": "1"}))
+    now = experiment(replace(arm("contrastive.weight=1", 5.0, 5.1, 5.3), levels={"contrastive.weight": "1"}))
+    assert not any(number.has_moved for number in numbers(was, now))
+
+
 def test_other_inputs_are_named() -> None:
     old = [Digest(what="data", name="/faces", sha256="a" * 64), Digest(what="teacher", name="t.pt", sha256="b" * 64)]
     new = [old[1], old[0].model_copy(update={"sha256": "c" * 64})]

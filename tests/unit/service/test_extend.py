@@ -13,7 +13,7 @@ from service.compare.service import comparison_of
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
-from service.tables import Run
+from service.tables import Arm, Run
 from tests.unit.service.bench import Bench
 from trainer.weights.sources import FILES_ONLY
 
@@ -177,3 +177,13 @@ def test_runs_that_begin_with_the_same_digits_are_told_apart(bench: Bench, spec:
     ]
     assert not ids[0] & ids[1]
     assert {id[:13] for id in ids[0]} == {id[:13] for id in ids[1]}
+
+
+def test_arms_that_were_called_otherwise_once_are_still_the_same(bench: Bench, spec: dict[str, Any]) -> None:
+    experiment = bench.submit(spec)
+    with bench.db.write() as session:
+        for arm in session.scalars(select(Arm)):
+            arm.name = f"ratio {arm.position}"
+    add(bench, experiment, seeds=3)
+    detail = experiments.show(bench.db, bench.settings, experiment)
+    assert ([arm.name for arm in detail.arms], detail.num_runs) == (["ratio 0", "ratio 1"], 6)

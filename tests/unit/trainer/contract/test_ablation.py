@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from trainer.contract import MAX_PIXELS, RunSpec, SpecError
+from trainer.contract.ablation import arm_name
 from trainer.resolve import check_and_resolve
 
 
@@ -100,3 +101,17 @@ def test_what_a_preset_says_is_kept_where_the_request_is_silent(tiny_faces: Path
     run = check_and_resolve(request(tiny_faces, base={"schedule": {"length": 5, "warmup": 1}})).arms[0].runs[0]
     assert (run.schedule.unit, run.schedule.length) == ("steps", 5)
     assert RunSpec.model_validate_json(run.model_dump_json()).digest == run.digest
+
+
+@pytest.mark.parametrize(
+    ("factor", "shown"),
+    [
+        ("contrastive.weight", "contrastive.weight"), ("pixels.weight", "pixels.weight"),
+        ("encoder.depth", "encoder.depth"), ("teacher.seed", "teacher.seed"), ("ema.per", "per"),
+        ("data.subset_size", "subset_size"), ("mask_ratio", "mask_ratio"), ("optimizer.base_lr", "base_lr"),
+        ("evaluation.mask_ratio", "evaluation.mask_ratio"), ("teacher", "teacher"),
+        ("evaluation.alignment.frozen", "alignment.frozen"),
+    ],
+)  # fmt: skip
+def test_an_arm_is_called_by_as_much_of_its_factor_as_only_it_has(factor: str, shown: str) -> None:
+    assert arm_name({factor: "1"}) == f"{shown}=1"

@@ -107,7 +107,7 @@ def test_a_stage_may_be_a_factor_and_its_landmarks_are_in_the_digest(tiny_faces:
         moved_points = [[x + moved, y] for x, y in POINTS]
         file.write_text(json.dumps({path.name: {"points68": moved_points} for path in tiny_faces.iterdir()}))
         arms = check_and_resolve(request).arms
-        assert [arm.name for arm in arms] == ["frozen=true", "frozen=false"]
+        assert [arm.name for arm in arms] == ["alignment.frozen=true", "alignment.frozen=false"]
         digests |= {arm.runs[0].digest for arm in arms}
     assert len(digests) == 4
 

@@ -174,6 +174,8 @@ def train(run: RunSpec, store: Store) -> int:
                 probe_task(run)  # likewise: its images can be decoded, and are those of the spec
             draw = painter(run, parts.model, images, split, world.device)
             first = start_report(run, store, world, steps, draw, reported)
+        # Until here the others wait as long as starting up may take, and in the first step no longer.
+        world.collect(None)
         keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
         completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
         keeper.close(completed=completed)

@@ -61,7 +61,7 @@ def train(job: dict[str, Any]) -> None:
         keeper = Keeper(world, HostCopy(folder, run.pretraining), checkpoints, every_steps=1000, step=0)
         report = Losses(Path(folder, "losses")) if world.is_first else Silent()
         assert fit(run, parts, plan, slices(job["grids"], plan), world, keeper, report)
-        keeper.close()
+        keeper.close(completed=True)
 
 
 def fork_world(job: dict[str, Any]) -> None:

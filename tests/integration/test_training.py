@@ -102,6 +102,16 @@ def test_a_run_that_is_killed_then_stopped_then_started_again_ends_as_if_nothing
     assert mine == theirs
 
 
+def test_ranks_wait_for_what_rank_0_does_before_the_first_step_as_long_as_starting_up_may_take(
+    tiny_faces: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "slow"
+    patience = {"MCF_COLLECTIVE_TIMEOUT_SECONDS": "8", "MCF_STARTUP_TIMEOUT_SECONDS": "120"}
+    with torchrun(small(tiny_faces), folder, program="tests.integration.slow_start", **patience) as agent:
+        assert agent.wait(120) == 0, (folder / "log").read_text()[-3000:]
+    assert len(read_sessions(DirectoryStore(str(folder)))) == 1
+
+
 def test_no_worker_ends_before_the_run_has(tiny_faces: Path, tmp_path: Path) -> None:
     # On a cluster a node that ends well ends the attempt. Here rank 0 has to wait, for an MLflow that is away.
     folder = tmp_path / "together"

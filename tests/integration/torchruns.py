@@ -59,12 +59,12 @@ def state_in(file: Path) -> dict[str, torch.Tensor]:
 @contextmanager
 def torchrun(
     run: RunSpec, folder: Path, *, workers: int = 2, nodes: str = "1", endpoint: str | None = None, module: str = AGENT,
-    hosts: bool = False, **env: str,
+    hosts: bool = False, program: str = "trainer.main", **env: str,
 ) -> Iterator[Forked]:  # fmt: skip
     """An agent training `run` in `folder`, with its output in folder/log; killed if it is still there.
 
     `endpoint`: where the agents meet; None = at a store that is there for this one. `hosts`: the first agent holds the
-    store, which torchrun can and AGENT leaves to others.
+    store, which torchrun can and AGENT leaves to others. `program`: what its workers do.
     """
     folder.mkdir(exist_ok=True)
     spec = folder / "given.json"
@@ -73,7 +73,7 @@ def torchrun(
     settings += [] if hosts else ["is_host=false"]
     options = [
         "--nnodes", nodes, "--nproc-per-node", str(workers), "--max-restarts", "9", "--rdzv-id", folder.name,
-        "--rdzv-conf", ",".join(settings), "-m", "trainer.main", "--spec", str(spec),
+        "--rdzv-conf", ",".join(settings), "-m", program, "--spec", str(spec),
     ]  # fmt: skip
     with ExitStack() as stack:
         if endpoint is None:

@@ -69,7 +69,7 @@ def train(run: RunSpec, folder: str, last_step: int) -> None:
         batches = slices(run, open_images(run.data, split.manifest), split.train, plan, steps, world.device)
         keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
         fit(run, parts, plan, batches, world, keeper, StopAfter(world, Path(folder), min(last_step, steps.stop)))
-        keeper.close()
+        keeper.close(completed=True)
 
 
 def fork_world(run: RunSpec, folder: str, size: int, last_step: int) -> None:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -36,6 +36,8 @@ from torchx.specs.api import NONE
 from k8s import supervisor
 
 POLL_SECONDS = 0.2
+# Read at a time from the end of a log.
+TAIL_BYTES = 1 << 16
 # As TorchX's structured error, which is JSON: the attempt is not to blame for its end.
 KILLED = json.dumps({"cause": "killed from outside"})
 
@@ -120,6 +122,26 @@ class LocalScheduler(TorchxLocalScheduler):  # type: ignore[misc]  # TorchX ship
         folder = self.root / app_id
         lines = _lines(folder, folder / role_name / str(k) / COMBINED_LOG, should_tail)
         return filter_regex(regex, lines) if regex else lines
+
+    def tail(self, app_id: str, role_name: str, k: int, count: int) -> Sequence[str]:
+        """The last lines node `k` printed."""
+        return _last_lines(self.root / app_id / role_name / str(k) / COMBINED_LOG, count)
+
+
+def _last_lines(path: Path, count: int) -> list[str]:
+    """Of a file, however long: it is read from its end."""
+    if not path.exists():
+        return []
+    data = b""
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        while position and data.count(b"\n") <= count:
+            size = min(position, TAIL_BYTES)
+            position -= size
+            file.seek(position)
+            data = file.read(size) + data
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    return [line.decode(errors="replace") + "\n" for line in lines[-count:]]
 
 
 def stop_all(root: Path, grace_seconds: float) -> None:

@@ -59,8 +59,10 @@ def get_logs(
 ) -> Response:
     """What the nodes printed. With `follow=true` server-sent events: one line each, then `end` with the run's state."""
     state = request.app.state
+    if tail and not follow:
+        return PlainTextResponse(logs.tail(state.db, state.launcher, run_id, attempt, tail))
     if not follow:
-        return PlainTextResponse(logs.text(state.db, state.launcher, run_id, attempt, tail))
+        return StreamingResponse(logs.text(state.db, state.launcher, run_id, attempt), media_type="text/plain")
     with state.db.read() as session:
         service.get(session, run_id)
     return StreamingResponse(

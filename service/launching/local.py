@@ -1,12 +1,11 @@
 """Attempts as processes of this machine."""
 
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 
 from torchx.specs import AppState
 
-from k8s.appdef import LaunchRequest, app_for
+from k8s.appdef import ROLE, LaunchRequest, app_for
 from k8s.local import KILLED, LocalScheduler
 from service.launching.base import SCHEDULER, STATES, TorchxLauncher, handle, num_gpus
 from service.launching.port import Job, JobState, Launch
@@ -39,7 +38,12 @@ class LocalLauncher(TorchxLauncher):
             yield from super().lines(name, num_nodes, follow=follow)
 
     def tail(self, name: str, num_nodes: int, count: int) -> list[str]:
-        return list(deque(filter(str.strip, self.lines(name, num_nodes)), count * num_nodes))
+        found: list[str] = []
+        for node in range(num_nodes):
+            prefix = f"[node {node}] " if num_nodes > 1 else ""
+            lines = self._scheduler.tail(name, ROLE, node, count)
+            found += [prefix + line for line in lines if line.strip()]
+        return found
 
     def _request(self, launch: Launch) -> LaunchRequest:
         placement = launch.placement

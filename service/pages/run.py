@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import Reader
 from service.errors import NotFound, Unavailable
-from service.pages.curves import curve
+from service.pages.curves import MAX_POINTS, curve
 from service.pages.panels import with_errors
 from service.pages.render import PageRoute, page, part
 from service.pages.timeline import timeline
@@ -37,7 +37,7 @@ def run(request: Request, run_id: str, principal: Reader, said: str = "") -> Res
 @router.get("/curves")
 def curves(request: Request, run_id: str) -> Response:
     state = request.app.state
-    found = runs.histories(state.db, state.tracker, run_id, list(CURVES)).metrics
+    found = runs.sampled(state.db, state.tracker, run_id, CURVES, MAX_POINTS).metrics
     charts = [chart for name in CURVES if name in found and (chart := curve(name, found[name]))]
     return part(request, "curves.html", run_id, charts=charts)
 
@@ -71,4 +71,4 @@ def checkpoints(request: Request, run_id: str) -> Response:
 @router.get("/log")
 def log(request: Request, run_id: str) -> Response:
     state = request.app.state
-    return part(request, "log.html", run_id, text=logs.text(state.db, state.launcher, run_id, None, LOG_LINES))
+    return part(request, "log.html", run_id, text=logs.tail(state.db, state.launcher, run_id, None, LOG_LINES))

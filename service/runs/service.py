@@ -1,6 +1,7 @@
 """What is known of a run, from the database, its directory and MLflow."""
 
 import math
+from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
@@ -77,11 +78,19 @@ def histories(db: Database, tracker: Tracker | None, run_id: str, names: list[st
         found = tracker.histories(tracking_run_id, names)
     except TrackingAway as error:
         raise Unavailable(str(error)) from error
-    curves = {
-        name: [(step, value if math.isfinite(value) else None) for step, value in points]
-        for name, points in found.items()
-    }
-    return Histories(metrics=curves)
+    return Histories(metrics={name: _finite(points) for name, points in found.items()})
+
+
+def sampled(db: Database, tracker: Tracker | None, run_id: str, names: Sequence[str], points: int) -> Histories:
+    """Curves from MLflow thinned to what a chart can show; of those it does not have none. Raises as `histories`."""
+    tracking_run_id = _tracked(db, run_id)
+    if tracker is None or tracking_run_id is None:
+        return Histories(metrics={})
+    try:
+        found = {name: tracker.sampled([tracking_run_id], name, points).get(tracking_run_id, []) for name in names}
+    except TrackingAway as error:
+        raise Unavailable(str(error)) from error
+    return Histories(metrics={name: _finite(points) for name, points in found.items() if points})
 
 
 def picture_steps(db: Database, tracker: Tracker | None, run_id: str) -> list[int]:
@@ -115,3 +124,8 @@ def _pictures(tracker: Tracker | None, tracking_run_id: str | None) -> dict[int,
 def _tracked(db: Database, run_id: str) -> str | None:
     with db.read() as session:
         return get(session, run_id).tracking_run_id
+
+
+def _finite(points: Sequence[tuple[int, float]]) -> list[tuple[int, float | None]]:
+    """JSON has no other numbers."""
+    return [(step, value if math.isfinite(value) else None) for step, value in points]

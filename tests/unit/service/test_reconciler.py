@@ -450,5 +450,5 @@ def test_what_was_printed_last_is_kept_for_when_the_pods_are_gone(
     bench.go(2)
     monkeypatch.setattr(bench.cluster, "lines", lambda *_, **__: iter(()))
     [run] = bench.runs()
-    told = logs.text(bench.db, bench.cluster, run.id, None, None)
+    told = "".join(logs.text(bench.db, bench.cluster, run.id, None))
     assert told.splitlines()[1:] == ["(the pods are gone; these are the last lines of each:)", "what was printed last"]

@@ -53,6 +53,7 @@ class LocalScheduler(TorchxLocalScheduler):  # type: ignore[misc]  # TorchX ship
         self._image_provider_class = CWDImageProvider
         self._extra_paths: list[str] = []
         self._base_log_dir = None
+        self._ended: set[str] = set()
 
     def _get_app_log_dir(self, app_id: str, cfg: Any) -> str:
         return str(self.root / app_id)
@@ -100,6 +101,17 @@ class LocalScheduler(TorchxLocalScheduler):  # type: ignore[misc]  # TorchX ship
     def list(self) -> list[ListAppResponse]:
         """Every attempt that was ever submitted."""
         return [ListAppResponse(app_id=folder.name, state=_state(folder)[0]) for folder in _folders(self.root)]
+
+    def live(self) -> Sequence[str]:
+        """Names of the attempts that live. One that has ended is looked at once: it never lives again."""
+        alive = []
+        for folder in _folders(self.root):
+            if folder.name not in self._ended:
+                if _is_alive(folder):
+                    alive.append(folder.name)
+                else:
+                    self._ended.add(folder.name)
+        return alive
 
     def _cancel_existing(self, app_id: str) -> None:
         _terminate(self.root / app_id)

@@ -33,6 +33,9 @@ class LocalLauncher(TorchxLauncher):
             return Job(JobState.LOST, status.msg)
         return Job(STATES[status.state], status.msg)
 
+    def live(self) -> list[str]:
+        return list(self._scheduler.live())
+
     def lines(self, name: str, num_nodes: int, *, follow: bool = False) -> Iterator[str]:
         if self._runner.status(handle(name)) is not None:
             yield from super().lines(name, num_nodes, follow=follow)

@@ -1,6 +1,8 @@
 """What the reconciler sees and does outside of the database: launcher, run directory, MLflow. No SQL here."""
 
 import contextlib
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,6 +26,8 @@ TAIL_LINES = 60
 
 # A worker that does not know yet that others go on without it may still write to the session before theirs.
 CHANGING_SESSIONS = 2
+# Runs whose sessions are kept in memory; those of the others are read again.
+MAX_KNOWN_RUNS = 1000
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Outside:
         self.tracker = tracker
         self._untracked: dict[str, str] = {}
         """Why an experiment has no place in MLflow yet."""
-        self._known_sessions: dict[str, dict[int, TrainingSession]] = {}
+        self._known_sessions: OrderedDict[str, dict[int, TrainingSession]] = OrderedDict()
+        self._knowing = threading.Lock()
 
     def look(self, lease: RunLease, facts: RunFacts, now: datetime) -> Look:
         """Raises StorageError when the run's directory cannot be read."""
@@ -92,7 +97,8 @@ class Outside:
     def settle(self, lease: RunLease) -> None:
         """Tell MLflow how the run ended, and what the run itself could not. Raises TrackingAway, StorageError."""
         run = lease.run
-        self._known_sessions.pop(run.id, None)
+        with self._knowing:
+            self._known_sessions.pop(run.id, None)
         if self.tracker and run.tracking_run_id:
             self._send_unsent(open_store(self._settings.run_uri(run.id)), self.tracker, run.tracking_run_id)
             tags = {"mcf.state": run.state.value, "mcf.reason": run.reason or "-"}
@@ -156,9 +162,15 @@ class Outside:
 
     def _sessions(self, run_id: str, store: Store) -> list[TrainingSession]:
         """Only the newest still change; the others have been read before."""
-        known = self._known_sessions.get(run_id, {})
+        with self._knowing:
+            known = self._known_sessions.get(run_id, {})
         sessions = read_sessions(store, known)
-        self._known_sessions[run_id] = {session.number: session for session in sessions[:-CHANGING_SESSIONS]}
+        with self._knowing:
+            self._known_sessions[run_id] = {session.number: session for session in sessions[:-CHANGING_SESSIONS]}
+            self._known_sessions.move_to_end(run_id)
+            # Another replica may settle the run, and this one would never hear of its end.
+            while len(self._known_sessions) > MAX_KNOWN_RUNS:
+                self._known_sessions.popitem(last=False)
         return sessions
 
 

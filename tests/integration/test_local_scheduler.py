@@ -168,3 +168,18 @@ def test_an_agent_gives_its_workers_the_time_that_the_attempt_has_to_stop(tmp_pa
     runner.run(app_for(request("r1-1", program)), "local")
     wait_for(lambda: state(scheduler, "r1-1") == AppState.SUCCEEDED)
     assert float("".join(scheduler.log_iter("r1-1", "node"))) == GRACE_SECONDS
+
+
+def test_what_lives_is_found_without_a_look_at_every_attempt_there_ever_was(tmp_path: Path) -> None:
+    runner, scheduler = scheduler_at(tmp_path)
+    runner.run(app_for(request("lives", SLEEP)), "local")
+    for number in range(3):
+        (tmp_path / f"ended-{number}").mkdir()
+        (tmp_path / f"ended-{number}/alive").touch()
+    assert scheduler.live() == ["lives"]
+    # No longer looked at: without the file that is locked it could not be.
+    (tmp_path / "ended-0/alive").unlink()
+    assert scheduler.live() == ["lives"]
+    (tmp_path / "ended-0/alive").touch()
+    stop_all(tmp_path, grace_seconds=1)
+    assert scheduler.live() == []

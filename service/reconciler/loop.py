@@ -175,7 +175,9 @@ class Reconciler:
         after = decision.run
         if decision.action:
             self._outside.act(decision.action, lease, after)
-        values = _changes(before, after) | look.progress | {"step": after.step}
+        # Most of a row is JSON, and most looks find nothing new in it.
+        progress = {name: value for name, value in look.progress.items() if getattr(lease.run, name) != value}
+        values = _changes(before, after) | progress | {"step": after.step}
         if look.tracked:
             values |= {"tracking_id": look.tracked.experiment_id, "tracking_run_id": look.tracked.run_id}
         if after.state is RunState.SUCCEEDED and look.result:

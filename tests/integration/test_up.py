@@ -57,14 +57,15 @@ class Folder:
         self.wait_for(lambda: answers(f"{self.state['url']}/healthz"), 60, "the service does not answer")
 
     def processes(self) -> dict[int, str]:
-        """Every living process that has the folder in its command or its environment: pid -> command."""
+        """Every living process that has the folder in its command or its environment, or is in it: pid -> command."""
         mark, found = str(self.path).encode(), {}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdecimal() or int(folder.name) == os.getpid():
                 continue
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 command = (folder / "cmdline").read_bytes()
-                if command and mark in command + (folder / "environ").read_bytes():
+                place = os.readlink(folder / "cwd").encode()
+                if command and mark in command + (folder / "environ").read_bytes() + place:
                     found[int(folder.name)] = command.replace(b"\0", b" ").decode()
         return found
 

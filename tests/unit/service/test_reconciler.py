@@ -173,6 +173,22 @@ def test_runs_of_long_ago_are_not_read_to_find_those_that_wait(bench: Bench, spe
             assert "USING INDEX runs_due" in str(found.all())
 
 
+def test_a_look_that_finds_nothing_new_writes_none_of_the_runs_json(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(3)
+    bench.cluster.train(bench.cluster.live()[0], 5)
+    bench.go(2)
+    with counting_statements(bench.db.engine) as statements:
+        bench.go()
+    written = [each for each in statements if each.startswith("UPDATE runs SET")]
+    assert written
+    assert not any("sessions" in each or "losses" in each for each in written)
+    bench.cluster.train(bench.cluster.live()[0], 6)
+    bench.go()
+    [run] = bench.runs()
+    assert (run.step, run.sessions[-1]["step"]) == (6, 6)
+
+
 def test_higher_priority_goes_first_and_who_waits_is_told_for_what(bench: Bench, spec: dict[str, Any]) -> None:
     bench.settings.max_concurrent_runs = 1
     low = bench.submit(spec | {"name": "low", "seeds": 1})

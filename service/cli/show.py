@@ -140,12 +140,13 @@ def comparison(found: Comparison) -> RenderableType:
 def plan(found: Plan) -> RenderableType:
     table = columns("arm", "seed", "run", "steps", "")
     for item in found.runs:
-        table.add_row(item.arm, str(item.seed), item.id, str(item.total_steps), item.already or "new")
-    new = len(found.launch_requests)
+        new = f"new, measures the weights of {item.weights_of}" if item.weights_of else "new"
+        table.add_row(item.arm, str(item.seed), item.id, str(item.total_steps), item.already or new)
+    measured = sum(item.weights_of is not None for item in found.runs)
+    training = f"{len(found.launch_requests) - measured} to train"
+    training += f", {measured} to measure" if measured else ""
     cost = f"about {hours(found.estimated_gpu_hours)} process-hours ({found.estimate_basis})"
-    return Group(
-        table, f"\n{len(found.arms)} arms, {len(found.runs)} runs, {new} to train: {cost}. Nothing was submitted."
-    )
+    return Group(table, f"\n{len(found.arms)} arms, {len(found.runs)} runs, {training}: {cost}. Nothing was submitted.")
 
 
 def tokens(found: Iterable[TokenView]) -> RenderableType:

@@ -90,11 +90,13 @@ def victims(folder: Path) -> dict[str, list[psutil.Process]]:
             if "supervisor.py" in " ".join(words) and str(folder) in " ".join(words):
                 agents = [agent for agent in process.children() if agent.status() != psutil.STATUS_ZOMBIE]
                 found["agent"] += agents
-                found["worker"] += [worker for agent in agents for worker in agent.children()]
+                # Forked from a fork of the agent, which has its command line.
+                loaded = [child for agent in agents for child in agent.children() if child.cmdline() == agent.cmdline()]
+                found["worker"] += [worker for process in loaded for worker in process.children()]
             elif "service.cli.guard" not in words and process.environ().get("MCF_WORK_DIR", "").startswith(str(folder)):
                 if words[1:3] == ["-m", "service"]:
                     found["service"].append(process)
-            elif "service.cli.guard" not in words and f"sqlite:///{folder / 'mlflow.db'}" in words:
+            elif "service.cli.guard" not in words and "sqlite:///mlflow.db" in words and process.cwd() == str(folder):
                 found["mlflow"].append(process)
     return found
 

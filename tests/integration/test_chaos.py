@@ -16,7 +16,7 @@ from trainer.store.rundir import read_result
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kills_of_service_worker_agent_and_mlflow_change_no_number(tiny_faces: Path, tmp_path: Path) -> None:
-    request = chaos.request(tiny_faces, steps=400, ratios=[0.75], seeds=1)
+    request = chaos.request(tiny_faces, steps=240, ratios=[0.75], seeds=1)
     [arm] = check_and_resolve(request).arms
     (tmp_path / "spec.json").write_text(arm.runs[0].model_dump_json())
     alone = tmp_path / "alone"

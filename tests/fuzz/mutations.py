@@ -43,7 +43,7 @@ def lay_out(folder: Path) -> dict[str, Any]:
     wrong = folder / "wrong"
     wrong.mkdir()
     (wrong / "secret.txt").write_text(f"{SECRET}\n" * 3)
-    (wrong / "secret.json").write_text(json.dumps({SECRET: {"points68": SECRET}}))
+    (wrong / "secret.json").write_text(json.dumps({"face000.png": {"points68": SECRET, SECRET: 1}}))
     (wrong / "empty.json").write_bytes(b"")
     (wrong / "list.json").write_text("[1, 2]")
     (wrong / "null.json").write_text('{"face000.png": null}')

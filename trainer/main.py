@@ -102,11 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fail(store: Store, reason: str, kind: str) -> None:
     """The run has ended for good."""
-    kept = list_checkpoints(store)
     outcome = Outcome(
-        verdict=Verdict.FAILED, step=kept[-1].step if kept else 0, reason=reason, kind=kind, ended_at=datetime.now(UTC)
+        verdict=Verdict.FAILED, step=newest_step(store), reason=reason, kind=kind, ended_at=datetime.now(UTC)
     )
     store.put(records.OUTCOME, outcome.model_dump_json(indent=1).encode())
+
+
+def newest_step(store: Store) -> int:
+    """Of the newest checkpoint, 0 without one. Raises StorageError."""
+    kept = list_checkpoints(store)
+    return kept[-1].step if kept else 0
 
 
 def own_end(store: Store, before: FaultNote | None, error: Exception) -> Fault | None:
@@ -121,10 +126,10 @@ def own_end(store: Store, before: FaultNote | None, error: Exception) -> Fault |
         return Fault("OutOfMemory", "", reason)
     if is_clusters(error):
         return None
-    fault = fault_of(error)
-    if before and before.is_of(fault.kind, fault.place):
+    fault, step = fault_of(error), newest_step(store)
+    if before and before.is_again(fault.kind, fault.place, step):
         return fault
-    note = FaultNote(at=datetime.now(UTC), kind=fault.kind, place=fault.place, reason=fault.reason)
+    note = FaultNote(at=datetime.now(UTC), step=step, kind=fault.kind, place=fault.place, reason=fault.reason)
     store.put(records.FAULT, note.model_dump_json(indent=1).encode())
     return None
 

@@ -73,7 +73,7 @@ def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launche
             session, _to_train(new.values(), trained, resolved), launcher.has_gpus(resolved.spec.placement)
         )
     known = {digest: run.id for digest, run in existing.items()}
-    ids = {key: known.get(spec.digest) or run_id(spec, private_to) for key, spec in specs.items()}
+    ids = {key: known.get(spec.digest) or run_id(spec.digest, private_to) for key, spec in specs.items()}
     return Plan(
         arms=[PlannedArm(name=a.name, levels=a.levels, is_baseline=a.is_baseline) for a in resolved.arms],
         runs=[
@@ -174,9 +174,10 @@ def show(db: Database, settings: Settings, experiment_id: str) -> ExperimentDeta
         return views.detail(session, get(session, experiment_id), settings)
 
 
-def run_id(spec: RunSpec, private_to: str, digits: int = DIGITS) -> str:
+def run_id(digest: str, private_to: str, digits: int = DIGITS) -> str:
     """Name of a new run: the same for equal specs, unless it is private to an experiment."""
-    digest = hashlib.sha256((spec.digest + private_to).encode()).hexdigest() if private_to else spec.digest
+    if private_to:
+        digest = hashlib.sha256((digest + private_to).encode()).hexdigest()
     return f"r{digest[:digits]}"
 
 
@@ -221,20 +222,19 @@ def ensure_runs(
 ) -> list[Run]:  # fmt: skip
     """The run of each spec: an equal one where there is one, else a new one, queued."""
     now, private_to = _now(), "" if resolved.spec.share else experiment.id
-    existing = repository.existing_runs(session, (spec.digest for spec in specs), private_to, lock=True)
+    digests = [spec.digest for spec in specs]
+    existing = repository.existing_runs(session, digests, private_to, lock=True)
     # The same twelve digits of another digest: no accident that is likely, and none that may mix two runs up.
-    taken = repository.taken_ids(
-        session, (run_id(spec, private_to) for spec in specs if spec.digest not in existing)
-    )  # fmt: skip
+    taken = repository.taken_ids(session, (run_id(each, private_to) for each in digests if each not in existing))
     placement = resolved.spec.placement.model_dump(mode="json")
     found = []
-    for spec in specs:
-        if run := existing.get(spec.digest):
+    for spec, digest in zip(specs, digests, strict=True):
+        if run := existing.get(digest):
             _join(session, run, experiment, placement, now)
         else:
-            id = run_id(spec, private_to)
+            id = run_id(digest, private_to)
             run = Run(
-                id=run_id(spec, private_to, MORE_DIGITS) if id in taken else id, digest=spec.digest,
+                id=run_id(digest, private_to, MORE_DIGITS) if id in taken else id, digest=digest,
                 pretraining=spec.pretraining, private_to=private_to, spec=spec.model_dump(mode="json"),
                 placement=placement, home_id=experiment.id, created_at=now, next_check_at=now,
                 total_steps=_steps(spec, resolved),

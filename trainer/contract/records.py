@@ -127,12 +127,14 @@ class FaultNote(Frozen):
     """An exception that no other part of the cluster has caused. Once may be an accident; twice it is the spec."""
 
     at: datetime
+    step: int
+    """Of the newest checkpoint then. A run that has got further since has met two accidents."""
     kind: str
     place: str
     reason: str
 
-    def is_of(self, kind: str, place: str) -> bool:
-        return (self.kind, self.place) == (kind, place)
+    def is_again(self, kind: str, place: str, step: int) -> bool:
+        return (self.kind, self.place, self.step) == (kind, place, step)
 
 
 class Metric(Frozen):

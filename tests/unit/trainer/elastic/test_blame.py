@@ -1,6 +1,7 @@
 """Whose fault an exception is. What peers, devices and stores do must never end a run, however often they do it."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from trainer.contract import RunSpec
+from trainer.contract.records import FaultNote
 from trainer.elastic.blame import fault_of, is_clusters
 from trainer.evaluation.readers.annotations import read_labels
 from trainer.store.objects import ObjectMissing, StorageError
@@ -76,3 +78,10 @@ def test_a_fault_is_known_again_by_its_kind_and_its_place_in_our_code(tmp_path: 
     assert one.place.endswith("(read_labels)")
     assert one.reason.startswith(f"AttributeError in {one.place}: 'numpy.ndarray' object has no attribute 'decode'\n")
     assert "in read_labels" in one.reason
+
+
+def test_the_same_place_met_after_further_checkpoints_is_another_accident() -> None:
+    note = FaultNote(at=datetime.now(UTC), step=500, kind="KeyError", place="trainer/loop.py line 9 (fit)", reason="")
+    assert note.is_again(note.kind, note.place, 500)
+    assert not note.is_again(note.kind, note.place, 5000)
+    assert not note.is_again("ValueError", note.place, 500)

@@ -148,7 +148,7 @@ class Client:
     # ------------------------------------------------------------ runs
 
     def runs(self, experiment: str | None = None) -> Iterator[RunSummary]:
-        """Runs by id, of one experiment (its id) or all."""
+        """Newest first, of one experiment (its id) or all."""
         cursor: str | None = None
         while True:
             page = self._connection.get(RunList, "/v1/runs", limit=1000, cursor=cursor, experiment=experiment)

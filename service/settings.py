@@ -1,6 +1,7 @@
 """What the service is told by its surroundings: MCF_* variables. Nothing here changes a run's numbers."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import quote
@@ -46,7 +47,10 @@ class Settings(BaseSettings):
     tick_seconds: float = Field(0.5, gt=0)
     """Pause between two looks of the reconciler; one look is a few milliseconds of SQL."""
     observe_seconds: float = Field(1.0, gt=0)
-    """Pause between two looks at one run; trainers write their progress every 2 s, a demo's run takes ten."""
+    """Pause between two looks at one run, which ask the scheduler; on a cluster its watches answer."""
+    progress_seconds: float | None = Field(None, gt=0)
+    """Pause between two reads of a training run's directory: progress on the page is as old as that. None = 2 on this
+    machine, as often as trainers write, and 10 on a cluster, where each is a request to S3."""
     lease_seconds: float = Field(60.0, gt=0)
     """How long a dead service keeps others from its runs; longer than one look with slow answers takes."""
     reconcile_threads: int = Field(8, ge=1)
@@ -70,6 +74,10 @@ class Settings(BaseSettings):
 
     def run_uri(self, run_id: str) -> str:
         return f"{self.store_uri}/runs/{run_id}"
+
+    @property
+    def progress_pause(self) -> timedelta:
+        return timedelta(seconds=self.progress_seconds or (2.0 if self.scheduler == "local" else 10.0))
 
     @property
     def cores(self) -> int:

@@ -146,7 +146,11 @@ class Run(Leased, Base):
     settled: Mapped[bool] = mapped_column(default=False)
     """Ended, and MLflow says so too: nothing left to do."""
 
-    __table_args__ = (Index("runs_due", "settled", "next_check_at"), Index("runs_state", "state"))
+    __table_args__ = (
+        Index("runs_due", "settled", "next_check_at"),
+        Index("runs_state", "state"),
+        Index("runs_newest", "created_at", "id"),
+    )
 
 
 class Trial(Base):

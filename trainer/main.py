@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from trainer.conclude import conclude, painter, taken_over
 from trainer.contract import RunSpec, records
-from trainer.contract.records import Checkpoint, FaultNote, MemoryNote, Outcome, StageResult, Verdict
+from trainer.contract.records import DONE, Checkpoint, FaultNote, MemoryNote, Outcome, StageResult, Verdict
 from trainer.data.batches import slices, split_of
 from trainer.data.manifest import DataError, Rows, open_images
 from trainer.elastic.blame import Fault, fault_of, is_clusters
@@ -197,7 +197,7 @@ def train(run: RunSpec, store: Store) -> int:
             # The others stay: a node that has ended well is a Job's sign that the run has (k8s/jobset.py).
             on_first(world, 1, finish)
     if first:
-        first.close("done" if completed else "training")
+        first.close(DONE if completed else "training")
     return 0 if completed else INTERRUPTED
 
 

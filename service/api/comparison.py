@@ -9,7 +9,7 @@ from service.api.refusals import responses
 from service.compare import figures, paper, plaintext
 from service.compare.latex import latex
 from service.compare.plot import svg
-from service.compare.service import comparison_of, report_of
+from service.compare.service import Comparisons, report_of
 from service.errors import NotFound, NothingToDraw
 from service.schemas.comparison import Comparison
 
@@ -20,9 +20,9 @@ Asked = Annotated[str | None, Query(description="Rank by this, such as alignment
 
 
 def _comparison(request: Request, experiment_id: str, metric: Asked = None) -> Comparison:
-    state = request.app.state
-    with state.db.read() as session:
-        return comparison_of(session, experiment_id, state.settings.tracking_uri, metric)
+    kept: Comparisons = request.app.state.comparisons
+    with request.app.state.db.read() as session:
+        return kept.of(session, experiment_id, metric)
 
 
 def _answers(kinds: Iterable[str]) -> dict[int | str, dict[str, Any]]:

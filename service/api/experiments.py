@@ -1,13 +1,13 @@
 """POST and GET /v1/experiments."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from service.api import examples
+from service.api import cursors, examples
 from service.api.auth import Reader, Require, Submitter
-from service.api.body import payload
+from service.api.body import PlainRoute, payload
+from service.api.cursors import Cursor
 from service.api.refusals import responses
 from service.errors import (
     AlreadyEnded,
@@ -27,10 +27,9 @@ from service.experiments.shelf import Shelf
 from service.schemas.base import ProjectName
 from service.schemas.experiments import ArmCurves, ExperimentDetail, ExperimentList, Plan
 from service.states import DEFAULT_PROJECT, Scope
-from service.tables import Experiment
 from service.tracking import TrackingAway
 
-router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
+router = APIRouter(route_class=PlainRoute, prefix="/v1/experiments", tags=["experiments"])
 
 Payload = Annotated[dict[str, Any], Depends(payload)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern="^[!-~]+$")]
@@ -81,7 +80,7 @@ def list_experiments(
     request: Request,
     principal: Reader,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(pattern=r"^[0-9T:.+-]+Z?_e[0-9a-f]+$", max_length=64)] = None,
+    cursor: Cursor = None,
     project: Project = None,
     name: Annotated[str | None, Query(max_length=200)] = None,
     prefix: Annotated[str | None, Query(max_length=200)] = None,
@@ -91,13 +90,13 @@ def list_experiments(
     `name`: those of that name. `prefix`: those whose ids begin with it.
     """
     state = request.app.state
-    before = _position(cursor) if cursor else None
+    before = cursors.position(cursor)
     with state.db.read() as session:
         within = principal.within(project)
         found = repository.page(session, limit + 1, before, within, name=name, beginning=prefix)
         summaries = views.summaries(session, found[:limit], state.settings)
     last = found[limit - 1] if len(found) > limit else None
-    return ExperimentList(experiments=summaries, next_cursor=_cursor(last) if last else None)
+    return ExperimentList(experiments=summaries, next_cursor=cursors.after(last) if last else None)
 
 
 @router.get("/{experiment_id}", responses=responses(NotFound))
@@ -155,21 +154,3 @@ def extend(request: Request, experiment_id: str, more: Extension, principal: Sub
     extending.extend(state.db, experiment_id, more, Shelf(state.db, state.settings, principal.project), state.pools)
     state.reconciler.wake()
     return service.show(state.db, state.settings, experiment_id)
-
-
-def _cursor(last: Experiment) -> str:
-    return f"{last.created_at.isoformat()}_{last.id}".replace("+00:00", "Z")
-
-
-def _position(cursor: str) -> tuple[datetime, str]:
-    at, _, last = cursor.rpartition("_")
-    try:
-        return datetime.fromisoformat(at).astimezone(UTC), last
-    except (ValueError, OverflowError) as error:
-        raise InvalidCursor(
-            f"cursor {cursor!r} is not the next_cursor of any page; leave it out for the first page"
-        ) from error
-
-
-class InvalidCursor(InvalidSpec):
-    pass

@@ -8,10 +8,12 @@ import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
+from service.api import cursors
 from service.api.auth import Reader
+from service.api.cursors import Cursor
 from service.api.refusals import responses
 from service.db import Database
-from service.errors import NotFound, Unavailable
+from service.errors import InvalidSpec, NotFound, Unavailable
 from service.runs import logs, repository, service
 from service.schemas.base import ProjectName
 from service.schemas.runs import Checkpoints, Histories, Pictures, RunDetail, RunList
@@ -24,23 +26,26 @@ MAX_FOLLOWERS = 100
 LOG_KINDS = responses(NotFound) | {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}
 
 
-@router.get("")
+@router.get("", responses=responses(InvalidSpec))
 def list_runs(
     request: Request,
     principal: Reader,
     experiment: Annotated[str | None, Query(pattern="^e[0-9a-f]+$")] = None,
     state: Annotated[list[RunState] | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
-    cursor: Annotated[str | None, Query(pattern="^r[0-9a-f]+$")] = None,
+    cursor: Cursor = None,
     project: Annotated[ProjectName | None, Query()] = None,
     prefix: Annotated[str | None, Query(max_length=200)] = None,
 ) -> RunList:
-    """Runs by id, of one experiment or project or all, in some states or all. `prefix`: those whose ids begin so."""
-    context = request.app.state
+    """Runs, newest first; of one experiment or project or all, in some states or all.
+
+    `prefix`: those whose ids begin so.
+    """
+    context, before = request.app.state, cursors.position(cursor)
     with context.db.read() as session:
-        found = repository.page(session, limit + 1, cursor, experiment, state or [], principal.within(project), prefix)
+        found = repository.page(session, limit + 1, before, experiment, state or [], principal.within(project), prefix)
     runs = [service.summary(run, context.settings) for run in found[:limit]]
-    return RunList(runs=runs, next_cursor=runs[-1].id if len(found) > limit else None)
+    return RunList(runs=runs, next_cursor=cursors.after(runs[-1]) if len(found) > limit else None)
 
 
 @router.get("/{run_id}", responses=responses(NotFound))

@@ -6,6 +6,7 @@ import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api.auth import Admin, Reader, Require
+from service.api.body import PlainRoute
 from service.api.refusals import responses
 from service.errors import NotFound
 from service.schemas.base import ProjectName
@@ -15,8 +16,8 @@ from service.tokens import repository, service
 
 log = structlog.get_logger()
 
-router = APIRouter(prefix="/v1", tags=["tokens"])
-tokens = APIRouter(prefix="/tokens", dependencies=[Depends(Require(Scope.ADMIN))])
+router = APIRouter(route_class=PlainRoute, prefix="/v1", tags=["tokens"])
+tokens = APIRouter(route_class=PlainRoute, prefix="/tokens", dependencies=[Depends(Require(Scope.ADMIN))])
 
 
 @router.get("/whoami")

@@ -22,6 +22,8 @@ NAMED = (
 STAGES = ("alignment", "parsing")
 """Parts of `evaluation` that are digested, too."""
 
+Fingerprint = tuple[tuple[Any, ...], ...]
+
 
 def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tuple[Experiment, list[ArmTrials]] | None:
     """The experiment and its arms with their trials, in the order of the request; None when there is none."""
@@ -45,6 +47,20 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
         row = TrialRow(seed, run_id, state, reason, parsed, seconds, restarts, url, sizes, evaluation or {})
         trials[arm_id].append(row)
     return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id]) for arm in arms]
+
+
+def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
+    """Changes whenever `load` finds something else; without results, which are most of what there is to read."""
+    rows = session.execute(
+        select(
+            Trial.id, Run.id, Run.state, Run.ended_at, Run.reason, Run.process_seconds, Run.restarts,
+            Run.tracking_run_id,
+        )
+        .join(Run, Run.id == Trial.run_id)
+        .where(Trial.experiment_id == experiment_id)
+        .order_by(Trial.id)
+    )  # fmt: skip
+    return tuple(tuple(row) for row in rows)
 
 
 def digests(session: Session, experiment_id: str) -> list[Digest]:

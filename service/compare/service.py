@@ -1,6 +1,8 @@
 """The comparison of one experiment, and what a report of it needs besides."""
 
 import platform
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -9,12 +11,40 @@ from sqlalchemy.orm import Session
 
 from service.compare import repository
 from service.compare.ranking import NoSuchMetric
+from service.compare.repository import Fingerprint
 from service.compare.table import ArmTrials, compare
 from service.errors import NotFound
 from service.schemas.comparison import Comparison, Report
 from service.tables import Experiment
 
+MAX_KEPT = 50
+"""Comparisons; one of 240 runs is 33 kB as JSON."""
+
 SOFTWARE = ("mcf", "scipy", "matplotlib")
+
+
+class Comparisons:
+    """Comparisons made of late: every open page asks every few seconds. Safe to ask from several threads."""
+
+    def __init__(self, tracking_uri: str | None) -> None:
+        self._tracking_uri = tracking_uri
+        self._kept: OrderedDict[tuple[str, str | None], tuple[Fingerprint, Comparison]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, session: Session, experiment_id: str, metric: str | None = None) -> Comparison:
+        """As `comparison_of`; not to be changed. Raises NotFound."""
+        key, found = (experiment_id, metric), repository.fingerprint(session, experiment_id)
+        with self._lock:
+            known = self._kept.get(key)
+        if known and known[0] == found:
+            return known[1].model_copy(update={"made_at": datetime.now(UTC)})
+        made = comparison_of(session, experiment_id, self._tracking_uri, metric)
+        with self._lock:
+            self._kept[key] = found, made
+            self._kept.move_to_end(key)
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        return made
 
 
 def comparison_of(

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.auth import Reader
 from service.compare.columns import Columns
 from service.compare.headline import headline
-from service.compare.service import comparison_of
 from service.experiments import service as experiments
 from service.experiments.curves import tracked_trials
 from service.experiments.repository import TrackedTrial
@@ -58,7 +57,7 @@ def experiment(
     state = request.app.state
     detail = experiments.show(state.db, state.settings, experiment_id)
     with state.db.read() as session:
-        comparison = comparison_of(session, experiment_id, state.settings.tracking_uri)
+        comparison = state.comparisons.of(session, experiment_id)
     columns = Columns(comparison)
     return page(
         "experiment.html", experiment=detail, comparison=comparison, head=headline(comparison), said=said,

@@ -30,6 +30,7 @@ from service.states import RunState
 from service.tables import Run, Trial
 from service.telemetry import Telemetry
 from service.tracking import TrackedRun, TrackingAway
+from trainer.contract.records import DONE
 from trainer.store.objects import StorageError
 
 log = structlog.get_logger()
@@ -39,6 +40,9 @@ MAX_LOOKS = 3
 # After a fault of the store, of MLflow or of ours; the reason is shown meanwhile.
 FAULT_SECONDS = 5.0
 SWEEP_SECONDS = 10.0
+# Places are given out when something has been asked for or a place has become free, and so often in any case: the
+# replica that knew of it may have died. With thousands of runs waiting it takes a tenth of a second.
+ADMISSION_SECONDS = 5.0
 # Experiments that are published at a time; more would only wait for the same MLflow.
 PUBLISHERS = 2
 
@@ -67,7 +71,8 @@ class Reconciler:
         self._stopping, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reconciler")
         self._news: set[str] = set()
-        self._swept_at = datetime.min.replace(tzinfo=UTC)
+        self._swept_at = self._admitted_at = datetime.min.replace(tzinfo=UTC)
+        self._queue_changed = threading.Event()
 
     def start(self) -> None:
         self._outside.launcher.start(self.hear)
@@ -89,13 +94,17 @@ class Reconciler:
 
     def wake(self) -> None:
         """Something was asked for: look now and not at the next tick."""
+        self._queue_changed.set()
         self._woken.set()
 
     def tick(self) -> None:
         """Start every look that is due and for which a helper is free."""
         now = self._clock()
         self._look_at_news(now)
-        self._admit()
+        if self._queue_changed.is_set() or now - self._admitted_at > timedelta(seconds=ADMISSION_SECONDS):
+            self._queue_changed.clear()
+            self._admit()
+            self._admitted_at = now
         self._busy = {look for look in self._busy if not look.done()}
         free = self._settings.reconcile_threads - len(self._busy)
         lease_seconds = self._settings.lease_seconds
@@ -184,11 +193,13 @@ class Reconciler:
             values |= {"result": look.result.model_dump(mode="json"), "step": look.result.steps}
         again = not last and (decision.action is Action.SUBMIT or _number(after) > _number(before))
         if after.state.is_final:
-            values |= {"ended_at": now, "next_check_at": now, "stage": "done"}
+            values |= {"ended_at": now, "next_check_at": now, "stage": DONE}
         elif not again:
             values["next_check_at"] = self._next_check(after, now)
         if not self._write(lease, values, after, release=not again):
             return None
+        if after.state.is_final:
+            self._queue_changed.set()
         self._count(before, after, decision.action)
         return after if again else None
 

@@ -1,8 +1,6 @@
 """What the reconciler sees and does outside of the database: launcher, run directory, MLflow. No SQL here."""
 
 import contextlib
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -10,6 +8,7 @@ from typing import Any
 
 from service.launching.port import Job, JobState, Launch, Launcher, LauncherAway, attempt_name
 from service.publishing.trials import trial_params, trial_tags
+from service.reconciler.directories import Directories
 from service.reconciler.facts import Action, Observed, RunFacts
 from service.reconciler.repository import RunLease
 from service.settings import Settings
@@ -19,15 +18,10 @@ from trainer.contract import Placement, RunSpec
 from trainer.contract.records import SPEC, UNSENT, UNSENT_FILES, Result, Verdict
 from trainer.contract.records import Session as TrainingSession
 from trainer.store.objects import Store, open_store
-from trainer.store.rundir import read_outcome, read_result, read_sessions, read_unsent
+from trainer.store.rundir import read_result, read_unsent
 
 # The last lines of every node that are kept when an attempt ends.
 TAIL_LINES = 60
-
-# A worker that does not know yet that others go on without it may still write to the session before theirs.
-CHANGING_SESSIONS = 2
-# Runs whose sessions are kept in memory; those of the others are read again.
-MAX_KNOWN_RUNS = 1000
 
 
 @dataclass(frozen=True)
@@ -50,8 +44,7 @@ class Outside:
         self.tracker = tracker
         self._untracked: dict[str, str] = {}
         """Why an experiment has no place in MLflow yet."""
-        self._known_sessions: OrderedDict[str, dict[int, TrainingSession]] = OrderedDict()
-        self._knowing = threading.Lock()
+        self._directories = Directories(settings.progress_pause)
 
     def look(self, lease: RunLease, facts: RunFacts, now: datetime) -> Look:
         """Raises StorageError when the run's directory cannot be read."""
@@ -62,8 +55,7 @@ class Outside:
         placement = Placement.model_validate(lease.run.placement)
         if facts.attempt:
             job = self.launcher.look(attempt_name(lease.run.id, number), placement)
-        outcome = read_outcome(store)
-        sessions = self._sessions(lease.run.id, store) if number or outcome else []
+        outcome, sessions = self._directories.read(lease.run.id, store, number, job, now)
         result = read_result(store) if outcome and outcome.verdict is Verdict.SUCCEEDED else None
         seen = Observed(
             job=job,
@@ -97,8 +89,7 @@ class Outside:
     def settle(self, lease: RunLease) -> None:
         """Tell MLflow how the run ended, and what the run itself could not. Raises TrackingAway, StorageError."""
         run = lease.run
-        with self._knowing:
-            self._known_sessions.pop(run.id, None)
+        self._directories.forget(run.id)
         if self.tracker and run.tracking_run_id:
             self._send_unsent(open_store(self._settings.run_uri(run.id)), self.tracker, run.tracking_run_id)
             tags = {"mcf.state": run.state.value, "mcf.reason": run.reason or "-"}
@@ -159,19 +150,6 @@ class Outside:
             return "".join(self.launcher.tail(attempt_name(run_id, number), placement.max_nodes, TAIL_LINES))
         except LauncherAway as error:
             return f"({error})\n"
-
-    def _sessions(self, run_id: str, store: Store) -> list[TrainingSession]:
-        """Only the newest still change; the others have been read before."""
-        with self._knowing:
-            known = self._known_sessions.get(run_id, {})
-        sessions = read_sessions(store, known)
-        with self._knowing:
-            self._known_sessions[run_id] = {session.number: session for session in sessions[:-CHANGING_SESSIONS]}
-            self._known_sessions.move_to_end(run_id)
-            # Another replica may settle the run, and this one would never hear of its end.
-            while len(self._known_sessions) > MAX_KNOWN_RUNS:
-                self._known_sessions.popitem(last=False)
-        return sessions
 
 
 def _may_open(facts: RunFacts, seen: Observed, now: datetime) -> bool:

@@ -1,8 +1,9 @@
 """The SQL of runs."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session, defer
 
 from service.states import RunState
@@ -12,27 +13,27 @@ from service.tables import Arm, Attempt, Experiment, Run, Trial
 def page(
     session: Session,
     limit: int,
-    after: str | None,
+    before: tuple[datetime, str] | None,
     experiment: str | None,
     states: Sequence[RunState],
     project: str | None,
     beginning: str | None = None,
 ) -> Sequence[Run]:
-    """By id; those that an experiment, or one of a project, uses, or whose ids begin so."""
+    """Newest first; those that an experiment, or one of a project, uses, or whose ids begin so."""
     # Most of a row is JSON that a list does not show.
     unseen = (Run.spec, Run.sessions, Run.result, Run.placement)
-    query = select(Run).options(*(defer(column) for column in unseen)).order_by(Run.id).limit(limit)
+    query = select(Run).options(*(defer(column) for column in unseen)).order_by(Run.created_at.desc(), Run.id.desc())
     if beginning is not None:
         query = query.where(Run.id.startswith(beginning.replace("\0", ""), autoescape=True))
-    if after:
-        query = query.where(Run.id > after)
+    if before:
+        query = query.where(tuple_(Run.created_at, Run.id) < before)
     if experiment:
         query = query.where(Run.id.in_(select(Trial.run_id).where(Trial.experiment_id == experiment)))
     if states:
         query = query.where(Run.state.in_(states))
     if project:
         query = query.where(Run.id.in_(_used_in(project)))
-    return session.scalars(query).all()
+    return session.scalars(query.limit(limit)).all()
 
 
 def is_used_in(session: Session, run_id: str, project: str) -> bool:

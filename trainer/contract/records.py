@@ -57,6 +57,10 @@ def checkpoint_name(step: int) -> str:
     return f"{CHECKPOINTS}{step:09d}/"
 
 
+DONE = "done"
+"""Stage of a session in which its run has succeeded."""
+
+
 class Session(Frozen):
     """One stretch of training by one set of workers. A restart, of a worker or of an attempt, begins the next."""
 
@@ -69,7 +73,7 @@ class Session(Frozen):
     """Optimizer steps done so far by the run."""
     total_steps: int
     stage: str
-    """training, a stage of evaluation such as `alignment, epoch 3 of 150`, evaluating, or done."""
+    """training, a stage of evaluation such as `alignment, epoch 3 of 150`, evaluating, or DONE."""
     images_per_second: float | None
     losses: dict[str, float]
     started_at: datetime

@@ -51,6 +51,8 @@ class Patience:
 patience = Patience()
 """Of this process, set before its first request. A trainer has little else to do than wait; a service has."""
 
+NOT_MODIFIED = 304
+
 # Prefix of a file on its way into a directory store.
 ASIDE = ".aside-"
 
@@ -87,6 +89,9 @@ class Store(Protocol):
     def get_file(self, name: str, path: Path) -> None: ...
     def get_range(self, name: str, start: int, length: int) -> tuple[bytes, str]:
         """A part of an object, and the object's version."""
+
+    def get_changed(self, name: str, version: str) -> tuple[bytes, str] | None:
+        """The object and its version, unless that is the one given."""
 
     def stat(self, name: str) -> Entry: ...
     def scan(self, skipped: Skipped = lambda name, why: None) -> Iterator[Entry]:
@@ -170,6 +175,10 @@ class DirectoryStore:
         with _file_errors(self.uri, name), self._path(name).open("rb") as file:
             return os.pread(file.fileno(), length, start), f"{os.fstat(file.fileno()).st_mtime_ns}"
 
+    def get_changed(self, name: str, version: str) -> tuple[bytes, str] | None:
+        found = self.stat(name).version
+        return (self.get(name), found) if found != version else None
+
     def stat(self, name: str) -> Entry:
         with _file_errors(self.uri, name):
             found = self._path(name).stat()
@@ -251,6 +260,18 @@ class S3Store:
             wanted = f"bytes={start}-{start + length - 1}"
             answer = _s3().get_object(Bucket=self.bucket, Key=self.prefix + name, Range=wanted)
             return answer["Body"].read(), answer["ETag"].strip('"')
+
+    def get_changed(self, name: str, version: str) -> tuple[bytes, str] | None:
+        with self._errors(name):
+            try:
+                answer = _s3().get_object(Bucket=self.bucket, Key=self.prefix + name, IfNoneMatch=f'"{version}"')
+            except botocore.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == NOT_MODIFIED:
+                    return None
+                raise
+            # Not every server knows the condition.
+            found = answer["ETag"].strip('"')
+            return (answer["Body"].read(), found) if found != version else None
 
     def stat(self, name: str) -> Entry:
         with self._errors(name):

@@ -1,6 +1,7 @@
 """Reading what a run left in its directory (trainer/contract/records.py). No torch: the service reads through this."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -17,7 +18,7 @@ from trainer.contract.records import (
     StageResult,
     Unsent,
 )  # fmt: skip
-from trainer.store.objects import ObjectMissing, StorageError, Store
+from trainer.store.objects import Entry, ObjectMissing, StorageError, Store
 
 Record = TypeVar("Record", bound=Frozen)
 
@@ -57,15 +58,37 @@ def read_stage(store: Store, stage: str) -> StageResult | None:
     return _read(store, records.stage_folder(stage) + records.RESULT, StageResult)
 
 
-def read_sessions(store: Store, known: Mapping[int, Session] | None = None) -> list[Session]:
-    """Every stretch of training so far, oldest first. Raises StorageError.
+@dataclass(frozen=True)
+class SessionFile:
+    """A session as it was read, and the version of its file."""
 
-    `known`: sessions by number that need not be read again.
-    """
-    by_name = {records.session_name(number): session for number, session in (known or {}).items()}
-    names = [entry.name for entry in store.list(records.SESSIONS)]
-    found = [by_name.get(name) or _read(store, name, Session) for name in names if name.endswith(".json")]
-    return [session for session in found if session is not None]
+    name: str
+    version: str
+    session: Session
+
+
+def read_sessions(store: Store) -> list[Session]:
+    """Every stretch of training so far, oldest first. Raises StorageError."""
+    return [file.session for file in session_files(store)]
+
+
+def session_files(store: Store, known: Iterable[SessionFile] = ()) -> list[SessionFile]:
+    """As `read_sessions`, with the files' versions; of `known` no file is read that has not changed."""
+    seen = {(file.name, file.version): file for file in known}
+    entries = [entry for entry in store.list(records.SESSIONS) if entry.name.endswith(".json")]
+    found = [seen.get((entry.name, entry.version)) or _session_file(store, entry) for entry in entries]
+    return [file for file in found if file is not None]
+
+
+def newer_session(store: Store, file: SessionFile) -> SessionFile | None:
+    """The session as it is now; None where its file has not changed. Raises StorageError."""
+    found = store.get_changed(file.name, file.version)
+    return SessionFile(file.name, found[1], _parsed(store, file.name, found[0], Session)) if found else None
+
+
+def _session_file(store: Store, entry: Entry) -> SessionFile | None:
+    session = _read(store, entry.name, Session)
+    return SessionFile(entry.name, entry.version, session) if session else None
 
 
 def list_checkpoints(store: Store) -> list[Checkpoint]:
@@ -89,8 +112,13 @@ class UnreadableRecord(StorageError):
 
 def _read(store: Store, name: str, kind: type[Record]) -> Record | None:
     try:
-        return kind.model_validate_json(store.get(name))
+        return _parsed(store, name, store.get(name), kind)
     except ObjectMissing:
         return None
+
+
+def _parsed(store: Store, name: str, text: bytes, kind: type[Record]) -> Record:
+    try:
+        return kind.model_validate_json(text)
     except ValidationError as error:
         raise UnreadableRecord(f"{store.uri}/{name} is not a {kind.__name__}: {error}") from error

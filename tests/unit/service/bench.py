@@ -208,7 +208,9 @@ class Bench:
         return Reconciler(self.db, self.settings, outside, Telemetry(), clock=self.clock)
 
     def submit(self, spec: dict[str, Any], key: str | None = None) -> str:
-        return experiments.submit(self.db, check_and_resolve(spec), key, experiments.request_digest(spec))
+        submitted = experiments.submit(self.db, check_and_resolve(spec), key, experiments.request_digest(spec))
+        self.reconciler.wake()
+        return submitted
 
     def go(self, ticks: int = 1, seconds: float = 2.0) -> None:
         """Time passes, and the service looks. Raises Killed where it is killed."""

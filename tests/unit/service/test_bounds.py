@@ -38,6 +38,7 @@ def _numbers(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bo
 RUN = {name: whole for name, whole in _numbers(RunSpec) if not name.startswith("evaluation.parsing")}
 EXPERIMENT = {**dict(_numbers(Placement, "placement.")), "concurrency": True, "gpu_hours": False}
 ABSURD = [10**400, -(10**400), 1e308, -1e308]
+JSON = {"Content-Type": "application/json"}
 TOO_LARGE_TO_COUNT = [2**63, 2**31]
 
 
@@ -100,11 +101,24 @@ def test_an_extension_has_the_same_bounds(scene: Scene, spec: dict[str, Any], se
     made = scene.http.post("/v1/experiments", json=spec).json()["id"]
     assert scene.http.post(f"/v1/experiments/{made}/extend", json={"seeds": seeds}).status_code == 422
     content = b'{"gpu_hours": Infinity}'
-    headers = {"Content-Type": "application/json"}
-    assert scene.http.post(f"/v1/experiments/{made}/extend", content=content, headers=headers).status_code == 422
+    assert scene.http.post(f"/v1/experiments/{made}/extend", content=content, headers=JSON).status_code == 422
     page = scene.http.post(f"/experiments/{made}/extend", data={"seeds": "0" if isinstance(seeds, list) else seeds})
     assert page.status_code == 422
     assert f"from 1 to {experiments.MAX_RUNS_OF_EXPERIMENT}" in page.text
+
+
+def test_no_address_takes_one_of_two_equal_keys(scene: Scene, spec: dict[str, Any]) -> None:
+    made = scene.http.post("/v1/experiments", json=spec).json()["id"]
+    paths = {
+        path: path.replace("{experiment_id}", made)
+        for path, verbs in scene.http.get("/openapi.json").json()["paths"].items()
+        if "requestBody" in verbs.get("post", {})
+    }
+    assert {"/v1/experiments/{experiment_id}/extend", "/v1/tokens"} <= paths.keys()
+    for path in paths.values():
+        answer = scene.http.post(path, content=b'{"x": {"seeds": 3, "seeds": 4}}', headers=JSON)
+        assert (answer.status_code, answer.json()["error"]) == (422, "unreadable_body"), path
+        assert "the key 'seeds' comes twice" in answer.json()["detail"]
 
 
 def test_a_page_of_a_list_may_not_begin_before_time(scene: Scene) -> None:

@@ -45,10 +45,17 @@ class Database:
         with Session(self._write_engine, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def exclusively(self, session: Session) -> None:
-        """Until the transaction ends, no other service decides about who may start."""
-        if not self.is_sqlite:  # write() holds SQLite's only write lock
-            session.execute(text(f"SELECT pg_advisory_xact_lock({EXCLUSIVE_LOCK})"))
+    @contextlib.contextmanager
+    def deciding(self) -> Iterator[Session]:
+        """`write()` for what concerns many runs and experiments at once: one such transaction at a time, in all
+        services together, so that two of them never wait for each other's rows in a circle.
+
+        Others wait for one row at a time: that of a run, and after it the key alone of an experiment.
+        """
+        with self.write() as session:
+            if not self.is_sqlite:  # write() holds SQLite's only write lock
+                session.execute(text(f"SELECT pg_advisory_xact_lock({EXCLUSIVE_LOCK})"))
+            yield session
 
     def migrate(self) -> None:
         """Bring the schema up to date; of several services starting together one does it, the others wait."""

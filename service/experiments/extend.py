@@ -100,7 +100,7 @@ def _write(
 ) -> bool:
     """False where the experiment is not what it was when it was looked at."""
     spec = resolved.spec
-    with db.write() as session:
+    with db.deciding() as session:
         experiment = service.get(session, experiment_id, lock=True)
         _refuse_cancelled(experiment)
         if experiment.spec != before:

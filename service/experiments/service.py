@@ -106,7 +106,7 @@ def submit(db: Database, resolved: Resolved, key: str | None, digest: str, *, pr
     """Write the experiment, and return its id. Of equal requests at the same moment each sees the other's runs."""
     for attempt in range(CONCURRENT_WRITES):
         try:
-            with db.write() as session:
+            with db.deciding() as session:
                 return _write(session, resolved, key, digest, project)
         except IntegrityError:
             # Another request has written the same key or the same runs since we looked.
@@ -119,7 +119,7 @@ def submit(db: Database, resolved: Resolved, key: str | None, digest: str, *, pr
 
 def cancel(db: Database, experiment_id: str) -> None:
     """Cancel what no other experiment wants; doing it again is harmless. Raises NotFound, AlreadyEnded."""
-    with db.write() as session:
+    with db.deciding() as session:
         experiment = get(session, experiment_id, lock=True)
         if experiment.cancelled_at:
             return
@@ -152,7 +152,7 @@ def retry(db: Database, settings: Settings, experiment_id: str) -> None:
     except StorageError as error:
         raise Unavailable(f"The store does not answer, so nothing was queued: {error}") from error
     now = _now()
-    with db.write() as session:
+    with db.deciding() as session:
         runs = [run for run in repository.failed_runs(session, experiment_id) if run.id in failed]
         repository.requeue(session, runs, experiment_id, now)
 
@@ -162,7 +162,7 @@ def get(session: Session, experiment_id: str, *, lock: bool = False, project: st
     query = select(Experiment).where(Experiment.id == experiment_id.replace("\0", ""))
     if project:
         query = query.where(Experiment.project == project)
-    found = session.scalar(query.with_for_update() if lock else query)
+    found = session.scalar(query.with_for_update(key_share=True) if lock else query)
     if found is None:
         raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists all.")
     return found

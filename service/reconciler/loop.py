@@ -141,15 +141,14 @@ class Reconciler:
         """Attempts that the scheduler has news of are looked at now, and the others in their turn."""
         names = {self._news.pop() for _ in range(len(self._news))}
         if names:
-            with self._db.write() as session:
+            with self._db.deciding() as session:
                 repository.look_soon(session, names, now)
 
     def _admit(self) -> None:
         with self._db.read() as session:
             if not repository.is_anything_waiting(session):
                 return
-        with self._db.write() as session:
-            self._db.exclusively(session)
+        with self._db.deciding() as session:
             rows = repository.waiting(session)
             total, by_experiment = repository.in_flight(session)
             training = repository.training(session)
@@ -291,7 +290,7 @@ class Reconciler:
 
     def _keep(self, lease: ExperimentLease, done: Trial | None = None) -> None:
         expires = self._clock() + timedelta(seconds=self._settings.lease_seconds)
-        with self._db.write() as session:
+        with self._db.deciding() as session:
             if not repository.renew(session, lease, expires, done):
                 raise Superseded("the experiment was reopened, or its lease has run out")
         if self._stopping.is_set():
@@ -303,7 +302,7 @@ class Reconciler:
             repository.write_experiment(session, lease, values)
 
     def _cancel(self, lease: ExperimentLease, reason: str) -> None:
-        with self._db.write() as session:
+        with self._db.deciding() as session:
             if experiment := repository.still_leased(session, lease):
                 experiments.cancel(session, experiment, reason, self._clock())
 

@@ -142,7 +142,7 @@ def renew(session: Session, lease: ExperimentLease, expires: datetime, published
 def still_leased(session: Session, lease: ExperimentLease) -> Experiment | None:
     """The experiment, locked; None when the lease is no longer ours."""
     query = select(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)
-    return session.scalar(query.with_for_update())
+    return session.scalar(query.with_for_update(key_share=True))
 
 
 # A run that is settled waits for nothing and holds no place. Said in each query, as an index finds the others by it:

@@ -1,7 +1,7 @@
 """An ablation on the test cluster, disturbed in every way there is, and the same one left alone.
 
     eval "$(bash ../shared/cluster/cluster up 2)"; scripts/test-cluster --collect-only     # images
-    python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--calm-seeds 2] [--only KIND ...] [--keep]
+    python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--calm-seeds 2] [--only KIND ...] [--big]
 
 From an empty namespace: the chart, faces in S3, four arms x two seeds on one to two nodes each. What has to hold: every
 run succeeds, nothing is lost or double in MLflow, the loss curves are the undisturbed ones' (float64), and each run
@@ -21,7 +21,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,20 @@ STATE = Path(os.environ.get("MCF_CLUSTER_STATE", "/var/lib/mcf-cluster")) / "run
 FACES = SHARED / "data" / "faces"
 HOST = urllib.parse.urlsplit(S3["endpoint"]).hostname or "127.0.0.1"
 AWAY_SECONDS, S3_AWAY_SECONDS, NODE_AWAY_SECONDS = 60, 30, 75
+GRACE_SECONDS = 120
+"""That pods of the chart's pools have to stop."""
 # A disturbance is felt only after a while: so long after it has been done, new steps are timed.
 FELT_SECONDS = {
     "worker pod": 20, "rank 0": 20, "rendezvous pod": 20, "S3 answering 503 for 30 s": 15,
     # All nodes seem dead when it is back, and some pods are put elsewhere.
-    "API server for 60 s": 20,
+    "API server for 60 s": 20, "all told to stop while S3 answers 503": 20,
 }  # fmt: skip
 FELT_AT_ONCE_SECONDS, NEWS_SECONDS = 8, 6
 # The undisturbed twin may have more of the machine: the numbers are the same wherever a run trains.
 WIDE: dict[str, Any] = {"cpu": "900m", "memory": "2Gi", "shm": "512Mi", "rendezvous": {"cpu": "50m", "memory": "512Mi"}}
 PATIENCE_SECONDS = 300
+# With all that an optimizer keeps 0.3 GB in float64: its upload takes seconds, in which things can go wrong.
+BIG = {"encoder": {"width": 192, "depth": 12, "heads": 3, "patch": 8}, "decoder": "192x8"}
 
 
 def say(*what: object) -> None:
@@ -52,8 +56,9 @@ def say(*what: object) -> None:
 
 
 class Storm:
-    def __init__(self, release: Release, gateway: Gateway, seed: int) -> None:
-        self.release, self.gateway, self.rng = release, gateway, random.Random(seed)
+    def __init__(self, release: Release, gateway: Gateway, seed: int, base: Mapping[str, Any] | None = None) -> None:
+        """`base`: what the runs have that is not the preset's."""
+        self.release, self.gateway, self.rng, self.base = release, gateway, random.Random(seed), base or {}
         self.token, self.url = release.token, release.url
         self._uris: dict[str, str] = {}
 
@@ -92,7 +97,7 @@ class Storm:
                 "data": {"uri": f"s3://{bucket}/faces", "format": "shards"},
                 "evaluation": {"landmarks": f"s3://{bucket}/landmarks.json", "held_out": 26},
                 "schedule": {"length": steps, "warmup": 5},
-                "cadence": {"checkpoint_steps": 20, "log_steps": 5, "picture_steps": 100},
+                "cadence": {"checkpoint_steps": 20, "log_steps": 5, "picture_steps": 100}, **self.base,
             },
             "factors": {"mask_ratio": [0.5, 0.75], **({"data.subset_size": [64, 128]} if arms == 4 else {})},
             "placement": {"pool": pool, "min_nodes": 1, "max_nodes": 2},
@@ -149,6 +154,7 @@ class Storm:
             "API server for 60 s": lambda run_id: self.freeze("kube-apiserver", AWAY_SECONDS),
             "S3 answering 503 for 30 s": lambda run_id: self.close_s3(),
             "node for 75 s": lambda run_id: self.kill_node(),
+            "all told to stop while S3 answers 503": self.stop_without_s3,
         }
 
     def pods(self, run_id: str, role: str) -> list[str]:
@@ -183,6 +189,14 @@ class Storm:
     def close_s3(self) -> None:
         self.gateway.close()
         time.sleep(S3_AWAY_SECONDS)
+        self.gateway.closed = False
+
+    def stop_without_s3(self, run_id: str) -> None:
+        """A drain of every node of the run, whose last states have nowhere to go until S3 is back."""
+        self.gateway.close()
+        self.delete(self.pods(run_id, "worker"), gently=True)
+        # Back in time, or when the pods have been killed.
+        time.sleep(self.rng.choice([S3_AWAY_SECONDS, GRACE_SECONDS + 20]))
         self.gateway.closed = False
 
     def kill_node(self) -> None:
@@ -302,7 +316,9 @@ def compare(storm: Storm, ended: dict[tuple[str, int], Any], calm: dict[tuple[st
 
 
 @contextlib.contextmanager
-def stormy(namespace: str, seed: int, *, keep: bool = False) -> Iterator[Storm]:
+def stormy(
+    namespace: str, seed: int, *, keep: bool = False, base: Mapping[str, Any] | None = None
+) -> Iterator[Storm]:  # fmt: skip
     """A release of its own, with faces in its bucket."""
     gateway = Gateway(int(urllib.parse.urlsplit(S3["endpoint"]).port or 80), HOST)
     settings = {"tickSeconds": 0.5, "maxConcurrentRuns": 2}
@@ -310,7 +326,7 @@ def stormy(namespace: str, seed: int, *, keep: bool = False) -> Iterator[Storm]:
         service = {"settings": settings}
         release = install(namespace, store={"endpoint": gateway.url}, service=service, pools={"wide": WIDE})
         put_faces(namespace)
-        yield Storm(release, gateway, seed)
+        yield Storm(release, gateway, seed, base)
     finally:
         if not keep:
             remove(namespace)
@@ -324,10 +340,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of order and moments")
     parser.add_argument("--calm-seeds", type=int, default=2, help="seeds of every arm with an undisturbed twin")
     parser.add_argument("--only", nargs="+", default=[], metavar="KIND", help="such as: --only 'node for 75 s'")
+    parser.add_argument("--big", action="store_true", help="a state of some hundred MB instead of 10")
     parser.add_argument("--keep", action="store_true", help="leave the release there afterwards")
     options = parser.parse_args()
     run("kubectl", "version", "--output=json")
-    with stormy(options.namespace, options.seed, keep=options.keep) as storm:
+    with stormy(options.namespace, options.seed, keep=options.keep, base=BIG if options.big else None) as storm:
         say("installed")
         judge(storm, options.rounds, options.steps, options.calm_seeds, options.only)
 

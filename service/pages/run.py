@@ -1,7 +1,6 @@
 """The page of a run; what may be slow to get is asked for by itself."""
 
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -46,20 +45,18 @@ def curves(request: Request, run_id: str) -> Response:
 def picture(request: Request, run_id: str) -> Response:
     state = request.app.state
     try:
-        version = sha256(runs.picture(state.db, state.tracker, run_id)).hexdigest()[:12]
-        missing = ""
+        step, missing = runs.newest_picture(state.db, state.tracker, run_id), ""
     except (NotFound, Unavailable) as error:
-        version, missing = "", error.detail
-    return part(request, "picture.html", run_id, version=version, missing=missing)
+        step, missing = None, error.detail
+    return part(request, "picture.html", run_id, step=step, missing=missing)
 
 
 @router.get("/picture.png")
-def picture_png(
-    request: Request, run_id: str, v: str = "", step: Annotated[int | None, Query(ge=0)] = None
-) -> Response:
-    """Of a step, or the newest one: then `v` names its content, so that a browser keeps what it has."""
+def picture_png(request: Request, run_id: str, step: Annotated[int | None, Query(ge=0)] = None) -> Response:
+    """Of a step, which stays as it is, so that a browser keeps it; or the newest one."""
     png = runs.picture(request.app.state.db, request.app.state.tracker, run_id, step)
-    return Response(with_errors(png), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+    kept = "no-store" if step is None else "private, max-age=3600"
+    return Response(with_errors(png), media_type="image/png", headers={"Cache-Control": kept})
 
 
 @router.get("/checkpoints")

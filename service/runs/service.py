@@ -98,18 +98,29 @@ def picture_steps(db: Database, tracker: Tracker | None, run_id: str) -> list[in
     return list(_pictures(tracker, _tracked(db, run_id)))
 
 
+def newest_picture(db: Database, tracker: Tracker | None, run_id: str) -> int:
+    """The step of the newest panel. Raises NotFound, Unavailable."""
+    if steps := picture_steps(db, tracker, run_id):
+        return steps[-1]
+    raise NotFound(_no_picture(run_id))
+
+
 def picture(db: Database, tracker: Tracker | None, run_id: str, step: int | None = None) -> bytes:
     """The panel of a step, or the newest one, as PNG. Raises NotFound, Unavailable."""
     tracking_run_id = _tracked(db, run_id)
     paths = _pictures(tracker, tracking_run_id)
     if not paths or tracker is None or tracking_run_id is None:
-        raise NotFound(f"Run {run_id} has no picture yet; the first comes after cadence.picture_steps steps.")
+        raise NotFound(_no_picture(run_id))
     if step is not None and step not in paths:
         raise NotFound(f"Run {run_id} has no picture of step {step}; it has pictures of {', '.join(map(str, paths))}.")
     try:
         return tracker.picture(tracking_run_id, paths[max(paths) if step is None else step])
     except TrackingAway as error:
         raise Unavailable(str(error)) from error
+
+
+def _no_picture(run_id: str) -> str:
+    return f"Run {run_id} has no picture yet; the first comes after cadence.picture_steps steps."
 
 
 def _pictures(tracker: Tracker | None, tracking_run_id: str | None) -> dict[int, str]:

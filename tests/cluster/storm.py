@@ -279,16 +279,16 @@ def put_faces(bucket: str) -> None:
     s3().put_object(Bucket=bucket, Key="landmarks.json", Body=(FACES / "landmarks.json").read_bytes())
 
 
-def judge(storm: Storm, rounds: int, steps: int, calm_seeds: int = 2, only: Sequence[str] = ()) -> None:
-    """Print what came of it; `calm_seeds` of each arm's two are also left alone.
+def judge(storm: Storm, asked: argparse.Namespace) -> None:
+    """Print what came of it. `asked`: options of `main`.
 
     Raises AssertionError where something that has to hold does not.
     """
-    disturbed = storm.submit("storm", steps)
+    disturbed = storm.submit("storm", asked.steps, arms=asked.arms, seeds=asked.seeds)
     say("submitted", disturbed)
     runs = storm.runs(disturbed)
     longest: dict[str, list[float]] = {}
-    for name, pause in storm.blow(list(runs.values()), rounds, only):
+    for name, pause in storm.blow(list(runs.values()), asked.rounds, asked.only):
         say(name, "the run came to its end" if pause is None else f"at most {pause:.0f} s without a new step")
         if pause is not None:
             longest.setdefault(name, []).append(round(pause))
@@ -300,7 +300,8 @@ def judge(storm: Storm, rounds: int, steps: int, calm_seeds: int = 2, only: Sequ
         say(*trial, f"{found['restarts']} restarts, world sizes {found['world_sizes']}, attempts {attempts}")
     table = storm.ask(f"/v1/experiments/{disturbed}/comparison")
     assert table["complete"], table["words"]
-    compare(storm, ended, storm.finish(storm.submit("calm", steps, seeds=calm_seeds, pool="wide", concurrency=2)))
+    calm = storm.submit("calm", asked.steps, arms=asked.arms, seeds=asked.calm_seeds, pool="wide", concurrency=2)
+    compare(storm, ended, storm.finish(calm))
 
 
 def compare(storm: Storm, ended: dict[tuple[str, int], Any], calm: dict[tuple[str, int], Any]) -> None:
@@ -338,6 +339,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=400, help="of every run")
     parser.add_argument("--seed", type=int, default=0, help="of order and moments")
+    parser.add_argument("--arms", type=int, default=4, choices=[2, 4])
+    parser.add_argument("--seeds", type=int, default=2, help="of every arm")
     parser.add_argument("--calm-seeds", type=int, default=2, help="seeds of every arm with an undisturbed twin")
     parser.add_argument("--only", nargs="+", default=[], metavar="KIND", help="such as: --only 'node for 75 s'")
     parser.add_argument("--big", action="store_true", help="a state of some hundred MB instead of 10")
@@ -346,7 +349,7 @@ def main() -> None:
     run("kubectl", "version", "--output=json")
     with stormy(options.namespace, options.seed, keep=options.keep, base=BIG if options.big else None) as storm:
         say("installed")
-        judge(storm, options.rounds, options.steps, options.calm_seeds, options.only)
+        judge(storm, options)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ grows by more than a quarter, or where an experiment is half there.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 SLOW_SECONDS = 2.0
 GROWTH = 1.25
 # Its caches have filled by then.
+ROUND = 1000
 WARM_REQUESTS = 2000
 # A connection that has waited for the next round may be closed just when it is used again.
 NO_KEEPALIVE = httpx2.Limits(max_keepalive_connections=0)
@@ -77,16 +79,18 @@ def fuzz(
         )  # fmt: skip
         client = stack.enter_context(httpx2.Client(base_url=url, timeout=60, limits=NO_KEEPALIVE))
         service = psutil.Process(process.pid)
-        warm, rounds = 0, max(1, requests // 1000)
-        for round in range(rounds):
-            share = requests // rounds
+        warm, share = 0, min(ROUND, requests)
+        for round in itertools.count():
             _mutated(client, mutations, share // 2, verdict)
             _generated(url, share - share // 2, number + round, verdict)
             if process.poll() is not None:
                 verdict.wrong["the service has ended"] = (folder / "service.log").read_text()[-2000:]
                 return verdict
-            if not warm and (round + 1) * share >= min(WARM_REQUESTS, requests // 2):
+            sent = sum(verdict.answers.values())
+            if not warm and sent >= min(WARM_REQUESTS, requests // 2):
                 warm = service.memory_info().rss
+            if sent >= requests:  # a round may have fewer: of some addresses there is not much to ask
+                break
         grown = service.memory_info().rss / warm
         if grown > GROWTH:
             verdict.wrong["memory"] = (
@@ -109,7 +113,8 @@ def _mutated(client: Any, mutations: Mutations, count: int, verdict: Verdict) ->
             _send(client, verdict, "POST", path, content=body, headers={"Content-Type": kind})
         elif what == "extend":
             more = {rng.choice(["seeds", "factors", "evaluation", "gpu_hours", "x"]): mutations.value()}
-            _send(client, verdict, "POST", f"/v1/experiments/{experiment}/extend", **_as_json(more))
+            again = {"seeds": mutations.value()} if rng.random() < 0.2 else {}
+            _send(client, verdict, "POST", f"/v1/experiments/{experiment}/extend", **_as_json(more, again))
         elif what == "form":
             field = rng.choice(["seeds", "evaluation", "other"])
             data = {field: str(mutations.value()).encode("utf-8", "surrogatepass")[:5000].hex()}
@@ -124,9 +129,10 @@ def _mutated(client: Any, mutations: Mutations, count: int, verdict: Verdict) ->
             )
 
 
-def _as_json(asked: object) -> dict[str, Any]:
-    """With what the client's own encoder refuses to send."""
-    return {"content": json.dumps(asked).encode(), "headers": {"Content-Type": "application/json"}}
+def _as_json(asked: dict[str, Any], again: dict[str, Any] | None = None) -> dict[str, Any]:
+    """With what the client's own encoder refuses to send, and keys of `again` that may come a second time."""
+    text = json.dumps(asked) if not again else f"{json.dumps(asked)[:-1]}, {json.dumps(again)[1:]}"
+    return {"content": text.encode(), "headers": {"Content-Type": "application/json"}}
 
 
 def _send(client: Any, verdict: Verdict, method: str, path: str, **what: Any) -> None:

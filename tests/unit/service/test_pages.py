@@ -1,5 +1,6 @@
 """The pages without a browser: what they say, what they cost, and whom they obey."""
 
+import io
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
@@ -192,3 +194,29 @@ def test_forms_obey_whom_the_api_obeys_and_no_other_site(tmp_path: Any, spec: di
     with scene.db.read() as session:
         assert session.get(Experiment, experiment_id).cancelled_at
     assert submitter.post(f"{page}/retry", headers=ours).status_code == 409
+
+
+def test_a_page_that_is_open_downloads_a_picture_once(scene: Scene, spec: dict[str, Any]) -> None:
+    made = scene.http.post("/v1/experiments", json=spec).json()["id"]
+    with scene.db.write() as session:
+        session.execute(update(Run).values(tracking_run_id="t"))
+        run = session.scalars(select(Run.id)).first()
+    downloads: list[str] = []
+
+    class Pictures:
+        def pictures(self, run_id: str) -> dict[int, str]:
+            return {2: "pictures/step-2.png", 10: "pictures/step-10.png"}
+
+        def picture(self, run_id: str, path: str) -> bytes:
+            downloads.append(path)
+            image = io.BytesIO()
+            Image.new("RGB", (34, 22)).save(image, "PNG")
+            return image.getvalue()
+
+    scene.http.app.state.tracker = Pictures()  # type: ignore[attr-defined]
+    looks = [scene.http.get(f"/runs/{run}/picture").text for _ in range(3)]
+    assert all(f'src="/runs/{run}/picture.png?step=10"' in text for text in looks), made
+    assert downloads == []
+    answer = scene.http.get(f"/runs/{run}/picture.png?step=10")
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "private, max-age=3600")
+    assert downloads == ["pictures/step-10.png"]

@@ -47,8 +47,9 @@ FELT_AT_ONCE_SECONDS, NEWS_SECONDS = 8, 6
 # The undisturbed twin may have more of the machine: the numbers are the same wherever a run trains.
 WIDE: dict[str, Any] = {"cpu": "900m", "memory": "2Gi", "shm": "512Mi", "rendezvous": {"cpu": "50m", "memory": "512Mi"}}
 PATIENCE_SECONDS = 300
-# With all that an optimizer keeps 0.3 GB in float64: its upload takes seconds, in which things can go wrong.
-BIG = {"encoder": {"width": 192, "depth": 12, "heads": 3, "patch": 8}, "decoder": "192x8"}
+# A state of 0.26 GB in float64, whose upload takes seconds in which things can go wrong; and four patches an image, so
+# that a step takes little time.
+BIG = {"encoder": {"width": 768, "depth": 1, "heads": 12, "patch": 16}}
 
 
 def say(*what: object) -> None:

@@ -1,13 +1,9 @@
-"""Watching an experiment: bars that move where there is a terminal, a line at every change where there is none."""
+"""Watching an experiment: bars that move on a terminal, a line now and then elsewhere."""
 
-import time
-
-from rich.console import Console
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from service.cli.children import SAY_AFTER_SECONDS
+from service.cli.progress import progress
 from service.cli.show import counts
 from service.client import Experiment
 from service.schemas.experiments import ArmView, ExperimentDetail
@@ -16,26 +12,16 @@ from service.text import duration
 WATCH_SECONDS = 1.0
 
 
-def watch(experiment: Experiment, console: Console) -> None:
+def watch(experiment: Experiment) -> None:
     """Returns when every run has ended. A KeyboardInterrupt passes through, and the experiment goes on."""
-    if console.is_terminal:
-        with Live(_bars(experiment.detail), console=console, refresh_per_second=4) as live:
-            experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=lambda detail: live.update(_bars(detail)))
-        return
-    told, since, said = "", time.monotonic(), ""
+    with progress(experiment.detail.name) as line:
+        experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=lambda detail: line(_line(detail), _bars(detail)))
 
-    def tell(detail: ExperimentDetail) -> None:
-        nonlocal told, since, said
-        waiting = _waiting(detail)
-        if counts(detail) == told and time.monotonic() - since > SAY_AFTER_SECONDS and waiting not in ("", said):
-            said = waiting
-            console.print(f"{detail.progress:4.0%}  waiting: {waiting}", soft_wrap=True)
-        if (news := counts(detail)) != told:
-            told, since, said = news, time.monotonic(), ""
-            left = f", about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
-            console.print(f"{detail.progress:4.0%}  {news}{left}", soft_wrap=True)
 
-    experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=tell)
+def _line(detail: ExperimentDetail) -> str:
+    waiting = f"; waiting: {reason}" if (reason := _waiting(detail)) else ""
+    left = f", about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
+    return f"{detail.progress:4.0%}  {counts(detail)}{left}{waiting}"
 
 
 def _waiting(detail: ExperimentDetail) -> str:
@@ -48,6 +34,9 @@ def _waiting(detail: ExperimentDetail) -> str:
 
 def _bars(detail: ExperimentDetail) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
+    # On a narrow terminal a row is cut, and stays one line.
+    for _ in range(4):
+        table.add_column(no_wrap=True)
     for arm in detail.arms:
         done = sum(1.0 if trial.state.is_final else trial.progress for trial in arm.trials) / len(arm.trials)
         table.add_row(arm.name, _bar(done), f"{done:4.0%}", _doing(arm))

@@ -1,6 +1,6 @@
 """The folder of one `mcf up`: its ports and keys, chosen once, and the lock that keeps a second one out.
 
-Commands find it by the service that they talk to: in the folder that they run in, or where MCF_CACHE_DIR/up/PORT leads.
+Commands find it by the service that they talk to: in the folder that they run in, or by a link in the cache folder.
 """
 
 import fcntl
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from service.cli.children import clean_environment
 from service.client import Client, ServiceAway
+from service.connection import UP_LOCK, up_place
 from trainer.contract.frozen import Frozen
 from trainer.store.loopback import LOOPBACK
 
@@ -66,7 +67,7 @@ class Home:
     def _locked(self) -> int | None:
         """A descriptor that holds the folder while it is open; None when somebody else does."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.folder / "up.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        lock = os.open(self.folder / UP_LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,7 +77,7 @@ class Home:
 
     def can_be_found(self, up: Up, *, yes: bool) -> None:
         """Whether commands that run elsewhere find this folder by the address of its service."""
-        place = _place(up.url)
+        place = up_place(up.url)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
         if yes:
@@ -146,17 +147,11 @@ def _serving(client: Callable[[], Client]) -> Up | None:
     """The `mcf up` of the service that is meant here, where it is one."""
     with suppress(ServiceAway):
         url = client().url
-        for folder in DEFAULT, _place(url):
+        for folder in DEFAULT, up_place(url):
             up = Home(folder).read() if folder.is_dir() else None
             if up and urlsplit(url).hostname in LOOPBACK and urlsplit(up.url).port == urlsplit(url).port:
                 return up
     return None
-
-
-def _place(url: str) -> Path:
-    from trainer.data.images.cache import cache_folder  # it takes half a second to import
-
-    return cache_folder() / "up" / str(urlsplit(url).port)
 
 
 def _is_free(port: int) -> bool:

@@ -15,6 +15,7 @@ from service.cli.extend import extend
 from service.cli.progress import progress
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
+from service.specfile import UnreadableSpec
 
 NOT_DONE, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
 READS = "the service reads the data and the teacher"
@@ -26,7 +27,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (McfError, home.AlreadyUp) as error:
+        except (McfError, UnreadableSpec, home.AlreadyUp) as error:
             for line in _lines(error):
                 typer.echo(line, err=True)
             refused_spec = isinstance(error, Refused) and error.status == 422
@@ -54,7 +55,10 @@ RunName = Annotated[str, typer.Argument(help="Id of a run; its beginning is enou
 def main(
     ctx: typer.Context,
     url: Annotated[
-        str | None, typer.Option(help="Address of the service; default: MCF_URL, else the `mcf up` of this folder.")
+        str | None,
+        typer.Option(
+            help="Address of the service; default: MCF_URL, else the `mcf up` of this folder, or the only one."
+        ),
     ] = None,
     token: Annotated[
         str | None, typer.Option(help="Token of the service, if it asks for one; MCF_TOKEN is safer.")

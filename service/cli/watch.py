@@ -1,8 +1,11 @@
 """Watching an experiment: bars that move on a terminal, a line now and then elsewhere."""
 
+import time
+
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from service.cli.children import SAY_AFTER_SECONDS
 from service.cli.progress import progress
 from service.cli.show import counts
 from service.client import Experiment
@@ -14,12 +17,21 @@ WATCH_SECONDS = 1.0
 
 def watch(experiment: Experiment) -> None:
     """Returns when every run has ended. A KeyboardInterrupt passes through, and the experiment goes on."""
+    since = None
+
+    def look(detail: ExperimentDetail) -> None:
+        nonlocal since
+        reason, now = _waiting(detail), time.monotonic()
+        since = (since or now) if reason else None
+        # Between two runs there is always one that starts.
+        line(_line(detail, reason if since and now - since > SAY_AFTER_SECONDS else ""), _bars(detail))
+
     with progress(experiment.detail.name) as line:
-        experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=lambda detail: line(_line(detail), _bars(detail)))
+        experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=look)
 
 
-def _line(detail: ExperimentDetail) -> str:
-    waiting = f"; waiting: {reason}" if (reason := _waiting(detail)) else ""
+def _line(detail: ExperimentDetail, reason: str) -> str:
+    waiting = f"; waiting: {reason}" if reason else ""
     left = f", about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
     return f"{detail.progress:4.0%}  {counts(detail)}{left}{waiting}"
 

@@ -15,6 +15,7 @@ from typing import IO, Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from k8s.supervisor import temporary_folder
 from service.cli import home, show
 from service.cli.progress import progress
 from service.client import McfError
@@ -118,7 +119,22 @@ def _measured(request: Request, place: str, processes: int) -> StageResult:
     together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     started = [*(together if processes > 1 else []), "trainer.evaluation.measure"]
     command = [sys.executable, "-m", *started, request.model_dump_json(), place]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with temporary_folder() as temporary:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | temporary
+        )
+        told, code = _told_by(process)
+    if code == INTERRUPTED or "interrupted" in told:
+        raise McfError("Interrupted; finished work is kept, and the same command resumes from there.")
+    if "error" in told:
+        raise McfError(told["error"])
+    if code:
+        raise McfError(f"The measurement did not finish; trainer.evaluation.measure exited with {code}")
+    return StageResult.model_validate(told)
+
+
+def _told_by(process: "subprocess.Popen[str]") -> tuple[dict[str, Any], int]:
+    """The last that it has said, and its exit code."""
     assert process.stdout
     told: dict[str, Any] = {}
     with progress("reading the encoder and the benchmark") as line, _passed_on(process.stderr):
@@ -132,14 +148,7 @@ def _measured(request: Request, place: str, processes: int) -> StageResult:
             # It was interrupted along with this one, and writes down where it is.
             line("interrupted; what is done is being kept")
             process.wait()
-        code = process.wait()
-    if code == INTERRUPTED or "interrupted" in told:
-        raise McfError("Interrupted; finished work is kept, and the same command resumes from there.")
-    if "error" in told:
-        raise McfError(told["error"])
-    if code:
-        raise McfError(f"The measurement did not finish; trainer.evaluation.measure exited with {code}")
-    return StageResult.model_validate(told)
+        return told, process.wait()
 
 
 @contextmanager

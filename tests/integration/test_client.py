@@ -117,7 +117,7 @@ def test_watching_ends_with_the_comparison_and_says_whether_all_went_well(
 ) -> None:
     good = mcf("submit", str(write(tmp_path, cheap(tiny_faces, name="watched", steps=6))), "--watch")
     assert good.returncode == 0, good.stderr
-    assert "6 runs: 6 succeeded" in good.stdout
+    assert "6 runs: 6 succeeded" in good.stderr
     assert "Arms are ranked" in good.stdout or "not ranked" in good.stdout
     spec = cheap(tiny_faces, name="half", factors={"contrastive.temperature": [0.2, 0.5]}, seeds=1)
     bad = mcf("submit", str(write(tmp_path, spec)), "--watch")
@@ -182,8 +182,10 @@ def test_ctrl_c_while_watching_leaves_the_experiment_alone_and_says_so(
     command = [sys.executable, "-m", "service.cli.main", "submit", str(write(tmp_path, spec)), "--watch"]
     watching = subprocess.Popen(command, env=environment(service.url), stdout=subprocess.PIPE, text=True)
     assert watching.stdout
-    while "running" not in watching.stdout.readline():
+    assert watching.stdout.readline().startswith("left is ")
+    while not client.experiment("left").detail.counts.get("running"):
         assert watching.poll() is None
+        time.sleep(0.1)
     watching.send_signal(signal.SIGINT)
     told, _ = watching.communicate(timeout=30)
     assert watching.returncode == 130

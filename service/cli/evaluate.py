@@ -72,6 +72,8 @@ def evaluate(
     """Measure an encoder on a face benchmark without pretraining. After an interruption, the same command resumes."""
     from service.cli import datasets
 
+    address = _model(ctx, model)
+    home.reach(ctx.obj, address, data, landmarks, out)
     asked: dict[str, Any] = {"benchmark": benchmark.value, "frozen": frozen, "selection": selection.value}
     asked |= _fields(more or ())
     if epochs:
@@ -95,11 +97,10 @@ def evaluate(
     if processes > most:
         raise McfError(f"--processes: asked for {processes}; possible: at most {most}, the faces of a slice")
     request = Request(
-        model=_model(ctx, model), stage=stage, asked=kept.model_dump(mode="json"), data=faces, held_out=held_out or 2,
+        model=address, stage=stage, asked=kept.model_dump(mode="json"), data=faces, held_out=held_out or 2,
         seed=seed, heads=heads,
     )  # fmt: skip
     place = _address(out) if out else str(Path("evaluations", request.digest[:12]).resolve())
-    home.reach(ctx.obj, request.model, asked["uri"], place, faces.uri if faces else None)
     result = _measured(request, place, processes)
     if as_json:
         typer.echo(json.dumps(result.model_dump(mode="json"), indent=1))

@@ -97,7 +97,7 @@ def verify(data: Data) -> int:
     index = data.index or _made_before(_index_of(data))
     data = data.model_copy(update={"index": index})
     command = [sys.executable, "-m", "trainer.data.verify", data.model_dump_json()]
-    bad = total = 0
+    bad = total = done = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, progress("verifying") as line:
         assert process.stdout
         for text in process.stdout:
@@ -107,9 +107,9 @@ def verify(data: Data) -> int:
             if "problem" in said:
                 bad += 1
                 print(_printable(f"{said['problem']}: {said['key']}: {said['reason']}"))
-            total = said.get("total", total)
-            if "done" in said:
-                line(f"verifying: {said['done']} of {total} images")
+            total, done = said.get("total", total), said.get("done", done)
+            line(f"verifying: {done} of {total} images")
+        line(f"verifying: {total} images")
     if process.returncode:
         raise McfError(f"Not all images were read; trainer.data.verify exited with {process.returncode}")
     fine = "all as indexed, and all can be decoded" if index else "all can be decoded"

@@ -108,7 +108,7 @@ def prose(page: str) -> str:
 
 
 def is_taken(words: list[str]) -> bool:
-    """Asked for its help, a command looks at the names of its options alone; a sentence may leave out the last value."""
+    """With --help a command looks at the names of its options alone. A sentence may leave out the last value."""
     value = ["1"] if words and words[-1].startswith("--") else []
     return CliRunner().invoke(mcf, [*words, *value, "--help"]).exit_code == 0
 

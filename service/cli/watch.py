@@ -13,6 +13,7 @@ from service.schemas.experiments import ArmView, ExperimentDetail
 from service.text import duration
 
 WATCH_SECONDS = 1.0
+BAR_WIDTH = 12
 
 
 def watch(experiment: Experiment) -> None:
@@ -45,10 +46,12 @@ def _waiting(detail: ExperimentDetail) -> str:
 
 
 def _bars(detail: ExperimentDetail) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    # On a narrow terminal a row is cut, and stays one line.
-    for _ in range(4):
-        table.add_column(no_wrap=True)
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    # On a narrow terminal names and doings are cut, and a row stays one line.
+    table.add_column(no_wrap=True, ratio=1)
+    table.add_column(width=BAR_WIDTH)
+    table.add_column(width=len("100%"))
+    table.add_column(no_wrap=True, ratio=1)
     for arm in detail.arms:
         done = sum(1.0 if trial.state.is_final else trial.progress for trial in arm.trials) / len(arm.trials)
         table.add_row(arm.name, _bar(done), f"{done:4.0%}", _doing(arm))
@@ -72,4 +75,4 @@ def _doing(arm: ArmView) -> str:
 
 
 def _bar(share: float) -> ProgressBar:
-    return ProgressBar(total=1.0, completed=share, width=30)
+    return ProgressBar(total=1.0, completed=share, width=BAR_WIDTH)

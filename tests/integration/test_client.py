@@ -20,6 +20,7 @@ from tests.conftest import free_port
 from tests.forks import forks
 from tests.integration.test_service import Service
 from tests.integration.test_service import request as cheap
+from tests.unit.service.test_progress import in_terminal
 
 ROOT = Path(__file__).parents[2]
 Mcf = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -127,6 +128,18 @@ def test_watching_ends_with_the_comparison_and_says_whether_all_went_well(
         assert mcf("compare", "half", "--format", form).stdout.startswith(start)
     assert "half" in mcf("list").stdout
     assert "temperature=0.5" in mcf("show", "half").stdout
+
+
+def test_a_watched_experiment_is_a_line_an_arm_however_narrow_the_terminal(client: Client, tiny_faces: Path) -> None:
+    client.submit(cheap(tiny_faces, name="narrow", steps=40, pause=0.05, seeds=1))
+    words = ["--url", client.url, "watch", "narrow"]
+    told = re.sub(
+        r"\x1b\[[\d;?]*[A-Za-z]", "", in_terminal(f"from service.cli.main import app; app({words})", columns=44)
+    )
+    bars = re.findall(r"[^\r\n]* +\d+%  [^\r\n]*", told)
+    assert len({line.split()[0] for line in bars}) == 2  # both arms begin alike; and the experiment
+    assert any("100%" in line for line in bars)
+    assert max(map(len, bars)) <= 44
 
 
 def test_a_report_is_trained_again_and_it_is_said_number_by_number_what_moved(

@@ -231,9 +231,10 @@ def python_of(page: str) -> str:
 
 
 def wflw_in(folder: Path) -> None:
-    """A benchmark of four faces."""
-    for name in ("train", "test", *(f"test_{subset}" for subset in WFLW_SUBSETS)):
-        lines = [hrnet_line(f"{name}{number}.jpg", 10 + number, 98) for number in range(4)]
-        hrnet_list(folder / f"face_landmarks_wflw_{name}.csv", lines, 98)
+    """A benchmark of four faces to train on, and four to test on that are in each of its subsets."""
+    for split in "train", "test":
+        lines = [hrnet_line(f"{split}{number}.jpg", 10 + number, 98) for number in range(4)]
+        for name in (split, *(f"test_{subset}" for subset in WFLW_SUBSETS if split == "test")):
+            hrnet_list(folder / f"face_landmarks_wflw_{name}.csv", lines, 98)
         for number in range(4):
-            picture(folder / "WFLW_images" / f"{name}{number}.jpg")
+            picture(folder / "WFLW_images" / f"{split}{number}.jpg")

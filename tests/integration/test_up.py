@@ -202,7 +202,7 @@ def test_a_run_s_encoder_is_the_next_one_s_teacher_and_is_used_from_any_folder_a
         spec_of_published(read_published("checkpoint.pth"), encoder_heads=3, decoder_heads=4)["encoder"]["depth"] == 4
     )
     mcf("data", "shard", str(tiny_faces), "s3://mcf/faces")
-    assert "48 images: all as indexed" in mcf("data", "verify", "s3://mcf/faces")
+    assert "s3://mcf/faces (shards): 48 images" in mcf("data", "show", "s3://mcf/faces")
     landmarks = {path.name: {"points68": [[i % 40, i % 37] for i in range(68)]} for path in tiny_faces.iterdir()}
     Path("landmarks.json").write_text(json.dumps(landmarks))
     small = ("epochs=1", "batch=2", "slice=2", "input_size=32", "crop_size=32", "channels=8", "fraction=0.1")
@@ -212,7 +212,9 @@ def test_a_run_s_encoder_is_the_next_one_s_teacher_and_is_used_from_any_folder_a
     )  # fmt: skip
     wflw_in(Path.cwd())
     code = (
-        python_of("evaluation.md").replace('"/data/WFLW"', '"."').replace("device=device", "device=device, channels=8")
+        python_of("evaluation.md")
+        .replace('"/data/WFLW"', '"."')
+        .replace("device=device", "device=device, input_size=64, channels=8")
     )
     exec(code.replace('{"epochs": 30}', '{"epochs": 1, "batch": 2, "slice": 2, "fraction": 0.5}'), loaded)
     assert "last/nme_inter_ocular" in loaded["fitted"].logged

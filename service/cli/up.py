@@ -170,4 +170,5 @@ def _stop(folder: Path, children: list[Child]) -> None:
         for child in children[-2::-1]:
             line(f"stopping {child.name}")
             child.stop()
+        line("everything is down")
     print("stopped; the next `mcf up` here goes on where this one ended", flush=True)

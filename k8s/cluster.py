@@ -20,6 +20,7 @@ from kubernetes.client.exceptions import ApiException
 
 from k8s.capacity import Usage, used_on
 from k8s.pods import ATTEMPT, Object
+from k8s.pools import NoCluster
 from k8s.renewal import anew
 from k8s.watching import Lister, Watched
 
@@ -274,9 +275,12 @@ def _message(error: ApiException) -> str:
 
 
 def api_client() -> client.ApiClient:
-    """As the pod's own service account, or as who runs this. Raises ConfigException where there is neither."""
+    """As the pod's own service account, or as who runs this. Raises NoCluster where there is neither."""
     try:
         config.load_incluster_config()  # type: ignore[no-untyped-call]
     except config.ConfigException:
-        config.load_kube_config()  # type: ignore[no-untyped-call]
+        try:
+            config.load_kube_config()  # type: ignore[no-untyped-call]
+        except config.ConfigException as error:
+            raise NoCluster(f"there is no cluster: no service account of a pod, and no kubeconfig ({error})") from error
     return client.ApiClient()

@@ -19,6 +19,10 @@ class PoolsError(ValueError):
     """The file of pools cannot be used; says where and why."""
 
 
+class NoCluster(ValueError):
+    """Nothing says which cluster is meant."""
+
+
 class Cache(Frozen):
     """A disk of its own for every node: indexes, shards and teacher features that lie elsewhere."""
 

@@ -4,16 +4,24 @@ Run as `python supervisor.py DIR`, by path and with the standard library only, s
 moment. It lives in a session of its own and outlives the service that started it. It is born holding an
 exclusive lock on DIR/alive, and its nodes inherit the lock: the attempt lives exactly as long as the lock
 is held, whatever happens to process ids. When it dies, its nodes die with it.
+
+The temporary files of its nodes go into a folder of their own: torch and multiprocessing remove theirs only in
+processes that end in peace.
 """
 
 import ctypes
+import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +41,11 @@ NOT_INHERITED = (
 PR_SET_PDEATHSIG = 1
 STOP = "stop"
 PID = "pid"
+TEMPORARY = "mcf-tmp-"
+# A folder is locked a moment after it is made.
+LOCKED_WITHIN_SECONDS = 60.0
+# Of a folder for temporary files: multiprocessing binds sockets below it, and the path of one has at most 107 bytes.
+LONGEST_PATH = 74
 
 
 def main() -> int:
@@ -48,13 +61,49 @@ def main() -> int:
     nodes = json.loads((folder / "job.json").read_text())
     port = _free_port()
     processes: list[subprocess.Popen[bytes]] = []
-    for index, node in enumerate(nodes):
-        if not stopping.requested:
-            processes.append(_start(node, index, port, lock))
-    _watch(processes, stopping)
+    with temporary_folder() as temporary:
+        for index, node in enumerate(nodes):
+            if not stopping.requested:
+                processes.append(_start(node, index, port, lock, temporary))
+        _watch(processes, stopping)
     codes = {str(index): process.returncode for index, process in enumerate(processes)}
     _write(folder / "exit.json", {"codes": codes})
     return 0
+
+
+@contextmanager
+def temporary_folder() -> Iterator[dict[str, str]]:
+    """Variables with which programs leave their temporary files in a folder that is removed in the end.
+
+    One that a killed process has left is removed by the next.
+    """
+    everybodys = Path(tempfile.gettempdir())
+    for left in everybodys.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # in use, another user's, or gone
+            if time.time() - left.stat().st_mtime > LOCKED_WITHIN_SECONDS:
+                os.close(_locked(left))
+                shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    lock = _locked(folder)
+    # Compiled networks are for the next attempt, too.
+    compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(everybodys / f"torchinductor_{os.getuid()}"))
+    fits = len(os.fsencode(folder)) <= LONGEST_PATH
+    try:
+        yield {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": compiled} if fits else {}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder while it is open. Raises OSError when another process holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 class _Stopping:
@@ -64,10 +113,13 @@ class _Stopping:
         self.requested = True
 
 
-def _start(node: dict[str, Any], index: int, port: int, lock: int) -> "subprocess.Popen[bytes]":
+def _start(
+    node: dict[str, Any], index: int, port: int, lock: int, temporary: dict[str, str]
+) -> "subprocess.Popen[bytes]":
     log = Path(node["combined"])
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    environment |= temporary
     environment |= {"PYTHONUNBUFFERED": "1", "PET_LOCAL_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     # Told to stop, an agent would kill its workers after 30 s.
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = f"{GRACE_SECONDS:.0f}"

@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from kubernetes import client, config
+from kubernetes import client
 from torchx.schedulers.api import Scheduler
 
 from k8s.cluster import api_client
 from k8s.jobset_scheduler import JobSetScheduler
-from k8s.pools import Pool, read_pools
+from k8s.pools import NoCluster, Pool, read_pools
 from k8s.volcano_scheduler import VolcanoScheduler
 
 
@@ -39,6 +39,6 @@ def _api() -> client.ApiClient:
     """A dry run needs no cluster, and so it goes on without one."""
     try:
         return api_client()
-    except config.ConfigException as error:
-        warnings.warn(f"there is no cluster to send anything to: {error}", stacklevel=2)
+    except NoCluster as error:
+        warnings.warn(f"nothing can be sent: {error}", stacklevel=2)
         return client.ApiClient()

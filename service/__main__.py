@@ -8,6 +8,7 @@ import structlog
 import uvicorn
 from pydantic import ValidationError
 
+from k8s.pools import NoCluster, PoolsError
 from service.app import create_app
 from service.settings import Settings
 from trainer.store import objects
@@ -26,7 +27,11 @@ def main() -> int:
         return 2
     _log_as_json()
     objects.patience = objects.Patience(connect_seconds=2, read_seconds=5, tries=2)
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except (PoolsError, NoCluster) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     uvicorn.run(
         app, host=settings.host, port=settings.port, log_config=None, access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,

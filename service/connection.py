@@ -7,6 +7,7 @@ McfError             what went wrong, in words for people
 └── NoSuchThing      no experiment or run goes by that name
 """
 
+import fcntl
 import json
 import os
 import ssl
@@ -15,14 +16,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import BaseModel
 
 from trainer.contract import Problem
+from trainer.store.cachedir import cache_folder
 
 CA_FILES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
-UP_FILE = Path(".mcf/up.json")
+UP_FILE, UP_LOCK = Path(".mcf/up.json"), "up.lock"
+# Below the cache folder: the folder of each `mcf up` that this user runs, by the port of its service.
+UPS = "up"
 # A service that was killed is back within seconds, and answers for the same experiments.
 SERVICE_BACK_SECONDS = 60.0
 
@@ -152,13 +157,35 @@ def _find_service() -> tuple[str, str | None]:
     """Address and token of the service that is meant when none is named."""
     if url := os.environ.get("MCF_URL"):
         return url, None
-    if UP_FILE.exists():
-        up = json.loads(UP_FILE.read_text())
-        return up["url"], up["token"]
+    files = [UP_FILE] if UP_FILE.exists() else [folder / UP_FILE.name for folder in ups()]
+    found = {up["url"]: up["token"] for up in (json.loads(file.read_text()) for file in files)}
+    if len(found) == 1:
+        return found.popitem()
+    known = f"Several run: {', '.join(sorted(found))}" if found else "Start one with `mcf up`"
     raise ServiceAway(
         f"No service is known: there is no {UP_FILE} here and MCF_URL is not set.\n"
-        "Start one with `mcf up`, or give its address with --url or MCF_URL."
+        f"{known}, or give its address with --url or MCF_URL."
     )
+
+
+def up_place(url: str) -> Path:
+    """Where the `mcf up` of this service leaves a link to its folder while it runs."""
+    return cache_folder() / UPS / str(urlsplit(url).port)
+
+
+def ups() -> list[Path]:
+    """The folders of those that run."""
+    return [link for link in (cache_folder() / UPS).glob("*") if (link / UP_FILE.name).exists() and _runs(link)]
+
+
+def _runs(folder: Path) -> bool:
+    """One that was killed has left its link, and cannot hold its folder any more."""
+    with (folder / UP_LOCK).open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _refusal(answer: httpx2.Response) -> Refused:

@@ -3,10 +3,12 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +31,7 @@ LONGEST = (
 )  # fmt: skip
 LEFTOVERS = pytest.StashKey[Leftovers]()
 LEFT = pytest.StashKey[list[str]]()
+TEMPORARY = pytest.StashKey[str]()
 SHARED = Path(os.environ.get("MCF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 BIN = Path(sys.executable).parent
 
@@ -37,6 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # Not in the workers of pytest-xdist: what they have left is looked for when they are gone.
     if not hasattr(config, "workerinput"):
         config.stash[LEFTOVERS] = Leftovers()
+        # Processes that are killed leave their temporary files, and tests kill many. pytest's own are kept for a while.
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        config.stash[TEMPORARY] = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="mcf-tests-")
+        tempfile.tempdir = None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if TEMPORARY in config.stash:
+        shutil.rmtree(config.stash[TEMPORARY], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

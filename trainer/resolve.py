@@ -182,13 +182,13 @@ class _Look:
             return None
         if not _absolute(source):
             report(field, source, "an absolute path or s3://bucket/key")
-            return None
         images = evaluation.images or run.data.uri
         if evaluation.images:
             manifest = self._images("evaluation.images", Data(uri=images), report)
         else:
             manifest = self._manifest(run, report) if run.data.uri else None
-        annotated = self._annotated(field, source, read_labels if evaluation.labels else _landmarked, report)
+        read = read_labels if evaluation.labels else _landmarked
+        annotated = self._annotated(field, source, read, report) if _absolute(source) else None
         if not (manifest and annotated):
             return None
         if unknown := [key for key in annotated.keys if manifest.find(key) is None]:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from service.cli import home
+
 app = typer.Typer(help="Index, shard, verify and show data sets.", no_args_is_help=True)
 
 
@@ -28,6 +30,7 @@ HeldOut = Annotated[int | None, typer.Option(min=0, help="Number of images held 
 
 @app.command()
 def index(
+    ctx: typer.Context,
     uri: Uri,
     format: AskedFormat = None,
     keys: Keys = None,
@@ -39,11 +42,13 @@ def index(
     """Read every image once and list all of them in one file."""
     from service.cli import datasets
 
+    home.reach(ctx.obj, uri, output)
     datasets.index(datasets.described(uri, format, keys, suffix), output)
 
 
 @app.command()
 def shard(
+    ctx: typer.Context,
     uri: Uri,
     out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards and their index.")],
     format: AskedFormat = None,
@@ -58,13 +63,19 @@ def shard(
     """Write images as tar shards in a shuffled order, with an index. After an interruption, run it again."""
     from service.cli import datasets
 
+    home.reach(ctx.obj, uri, out, keys, index)
     data = datasets.described(uri, format, keys, suffix, index)
     datasets.shard(data, out, int(size_mib * 2**20), datasets.Subset(subset_size, subset_seed, held_out))
 
 
 @app.command()
 def verify(
-    uri: Uri, format: AskedFormat = None, keys: Keys = None, suffix: Suffix = None, index: IndexFile = None
+    ctx: typer.Context,
+    uri: Uri,
+    format: AskedFormat = None,
+    keys: Keys = None,
+    suffix: Suffix = None,
+    index: IndexFile = None,
 ) -> None:
     """Read every image again and decode it; name each that is missing, changed, extra or undecodable.
 
@@ -72,11 +83,13 @@ def verify(
     """
     from service.cli import datasets
 
+    home.reach(ctx.obj, uri, keys, index)
     raise typer.Exit(1 if datasets.verify(datasets.described(uri, format, keys, suffix, index)) else 0)
 
 
 @app.command()
 def show(
+    ctx: typer.Context,
     uri: Uri,
     format: AskedFormat = None,
     keys: Keys = None,
@@ -89,5 +102,6 @@ def show(
     """Show counts, sizes and digests. Reads no image of a data set that has an index."""
     from service.cli import datasets
 
+    home.reach(ctx.obj, uri, keys, index)
     data = datasets.described(uri, format, keys, suffix, index)
     datasets.show(data, datasets.Subset(subset_size, subset_seed, held_out))

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from service.cli.progress import progress
 from service.connection import McfError
 from trainer.contract import Data, Evaluation
 from trainer.data.images.folder import is_image, not_read
@@ -70,7 +69,7 @@ def described(
 def index(data: Data, output: str | None) -> None:
     """Write the index of a data set to a path or s3:// address."""
     to = absolute(output) if output else _index_of(data)
-    with _for_people(), _progress("indexing") as tick:
+    with _for_people(), _counting("indexing") as tick:
         found = make_index(data, tick)
         folder, name = split_uri(to)
         open_store(folder).put_file(name, found.path)
@@ -82,10 +81,10 @@ def shard(data: Data, out: str, shard_bytes: int, subset: Subset) -> None:
     """Write a data set, or a subset, as shards."""
     out = absolute(out)
     with _for_people():
-        with _progress("indexing") as tick:
+        with _counting("indexing") as tick:
             manifest = read_manifest(data, tick)
         rows = subset.rows(manifest)
-        with _progress("sharding", len(rows)) as tick:
+        with _counting("sharding", len(rows)) as tick:
             written = write_shards(open_images(data, manifest), rows, out, shard_bytes, tick)
     print(f"{len(written)} images, {_bytes(written.num_bytes)}, in {len(written.about.shards)} shards: {out}")
     print(f"digest {written.digest}, index {BESIDE} beside them")
@@ -99,19 +98,18 @@ def verify(data: Data) -> int:
     data = data.model_copy(update={"index": index})
     command = [sys.executable, "-m", "trainer.data.verify", data.model_dump_json()]
     bad = total = done = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, _progress("verifying") as tick:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, progress("verifying") as line:
         assert process.stdout
-        for line in process.stdout:
-            said = json.loads(line)
+        for text in process.stdout:
+            said = json.loads(text)
             if "error" in said:
                 raise McfError(said["error"])
             if "problem" in said:
                 bad += 1
                 print(_printable(f"{said['problem']}: {said['key']}: {said['reason']}"))
-            if "done" in said:
-                tick(said["done"] - done)
-                done = said["done"]
-            total = said.get("total", total)
+            total, done = said.get("total", total), said.get("done", done)
+            line(f"verifying: {done} of {total} images")
+        line(f"verifying: {total} images")
     if process.returncode:
         raise McfError(f"Not all images were read; trainer.data.verify exited with {process.returncode}")
     fine = "all as indexed, and all can be decoded" if index else "all can be decoded"
@@ -124,7 +122,7 @@ def verify(data: Data) -> int:
 def show(data: Data, subset: Subset) -> None:
     """Print what a data set holds, and which subset a run would see."""
     with _for_people():
-        with _progress("indexing") as tick:
+        with _counting("indexing") as tick:
             manifest = read_manifest(data, tick)
         split = subset.of(manifest) if subset.size else None
         # Not beside a named index, which is there so that nothing is listed.
@@ -181,13 +179,17 @@ def _for_people() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A counter of images on a terminal, seen from the first image on and gone at the end."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total, visible=False)
-        yield lambda images: progress.update(task, advance=images, visible=True)
+def _counting(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """To be called with the number of images done since the last call."""
+    done, of = 0, f" of {total}" if total else ""
+    with progress(what) as line:
+
+        def tick(images: int) -> None:
+            nonlocal done
+            done += images
+            line(f"{what}: {done}{of} images")
+
+        yield tick
 
 
 def _printable(text: str) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 from service.cli import show
 from service.cli.guard import die_with_parent
 from service.cli.home import Home, Up
+from service.cli.progress import progress
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError, ServiceAway
 from trainer.contract import Data, plain
@@ -40,14 +41,16 @@ def demo(home: Home, *, data: Path | None, keep: bool, console: Console) -> int:
     spec = _spec(home.folder, data)
     with _running(home) as (up, is_ours):
         client = Client(up.url, up.token)
-        experiment = client.submit(spec)
+        with progress("the service reads the data"):
+            experiment = client.submit(spec)
         detail = experiment.detail
         console.print(f"\n{detail.name} is {detail.id}: {detail.num_arms} arms, {show.counts(detail)}", soft_wrap=True)
         try:
-            watch(experiment, console)
+            watch(experiment)
             console.print()
             console.print(show.comparison(experiment.table()))
-            _wait_until_published(experiment, up)
+            with progress("the table goes to MLflow"):
+                _wait_until_published(experiment, up)
             console.print(f"\npage    {up.url}/experiments/{experiment.id}", soft_wrap=True)
             console.print(f"MLflow  {experiment.detail.tracking_url or up.tracking_uri}", soft_wrap=True)
             if keep and is_ours:
@@ -132,29 +135,36 @@ def _running(home: Home) -> Iterator[tuple[Up, bool]]:
     if home.is_taken():
         yield _when_ready(home, None), False
         return
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli.main", "up", "--dir", str(home.folder)],
-        # Ctrl-C is for us, who then stop it in order.
-        start_new_session=True,
-        preexec_fn=die_with_parent(signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - there are no threads yet
-    )
+    log = home.folder / "logs" / "up.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli.main", "up", "--dir", str(home.folder)],
+            stdout=output,
+            stderr=output,
+            # Ctrl-C is for us, who then stop it in order.
+            start_new_session=True,
+            preexec_fn=die_with_parent(signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - there are no threads yet
+        )
     try:
         yield _when_ready(home, process), True
     finally:
-        process.terminate()
-        process.wait()
+        with progress("stopping: training writes its checkpoints first"):
+            process.terminate()
+            process.wait()
 
 
 def _when_ready(home: Home, process: "subprocess.Popen[bytes] | None") -> Up:
     """Where the service answers, once it does; `process` is the `mcf up` that has to write down where."""
     deadline = time.monotonic() + START_SECONDS
     client: Client | None = None
-    while time.monotonic() < deadline and (process is None or process.poll() is None):
-        up = home.read()
-        if up and (process is None or up.pid == process.pid):
-            client = client or Client(up.url, up.token)
-            with contextlib.suppress(ServiceAway):
-                client.ping()
-                return up
-        time.sleep(0.2)
+    with progress("starting the service, MLflow and an object store"):
+        while time.monotonic() < deadline and (process is None or process.poll() is None):
+            up = home.read()
+            if up and (process is None or up.pid == process.pid):
+                client = client or Client(up.url, up.token)
+                with contextlib.suppress(ServiceAway):
+                    client.ping()
+                    return up
+            time.sleep(0.2)
     raise McfError(f"`mcf up` in {home.folder} did not become ready; its logs are in {home.folder / 'logs'}")

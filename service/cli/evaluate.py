@@ -5,17 +5,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
+from k8s.supervisor import temporary_folder
 from service.cli import home, show
-from service.cli.children import clean_environment
+from service.cli.progress import progress
 from service.client import McfError
 from trainer.contract.recipe import Recipe, Selection
 from trainer.contract.records import StageResult
@@ -70,6 +72,8 @@ def evaluate(
     """Measure an encoder on a face benchmark without pretraining. After an interruption, the same command resumes."""
     from service.cli import datasets
 
+    address = _model(ctx, model)
+    home.reach(ctx.obj, address, data, landmarks, out)
     asked: dict[str, Any] = {"benchmark": benchmark.value, "frozen": frozen, "selection": selection.value}
     asked |= _fields(more or ())
     if epochs:
@@ -93,12 +97,11 @@ def evaluate(
     if processes > most:
         raise McfError(f"--processes: asked for {processes}; possible: at most {most}, the faces of a slice")
     request = Request(
-        model=_model(ctx, model), stage=stage, asked=kept.model_dump(mode="json"), data=faces, held_out=held_out or 2,
+        model=address, stage=stage, asked=kept.model_dump(mode="json"), data=faces, held_out=held_out or 2,
         seed=seed, heads=heads,
     )  # fmt: skip
     place = _address(out) if out else str(Path("evaluations", request.digest[:12]).resolve())
-    env = _environment([request.model, asked["uri"], place, *([faces.uri] if faces else [])])
-    result = _measured(request, place, processes, env, Console(stderr=True))
+    result = _measured(request, place, processes)
     if as_json:
         typer.echo(json.dumps(result.model_dump(mode="json"), indent=1))
         return
@@ -111,33 +114,17 @@ def evaluate(
     console.print(f"\n{result.note}. Kept in {place}", soft_wrap=True)
 
 
-def _environment(addresses: Iterable[str]) -> dict[str, str]:
-    """With the keys of the object store of this folder's `mcf up`, where one of the addresses is in it."""
-    up = home.Home(home.DEFAULT).read() if home.DEFAULT.exists() else None
-    if up and up.aws and any(address.startswith(f"{up.store}/") for address in addresses):
-        return clean_environment(os.environ, keep=("MLFLOW_",)) | up.aws
-    return dict(os.environ)
-
-
-def _measured(request: Request, place: str, processes: int, env: dict[str, str], console: Console) -> StageResult:
+def _measured(request: Request, place: str, processes: int) -> StageResult:
     """Raises McfError."""
     # Processes of their own: torch is not for the command line's.
     together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     started = [*(together if processes > 1 else []), "trainer.evaluation.measure"]
     command = [sys.executable, "-m", *started, request.model_dump_json(), place]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-    assert process.stdout
-    told: dict[str, Any] = {}
-    try:
-        for line in process.stdout:
-            told = json.loads(line)
-            if "epoch" in told and "of" in told:
-                numbers = ", ".join(f"{name} {value:.4g}" for name, value in told.items() if "/" in name)
-                console.print(f"epoch {told['epoch']} of {told['of']}: {numbers}", soft_wrap=True)
-    except KeyboardInterrupt:
-        # It was interrupted along with this one, and writes down where it is.
-        process.wait()
-    code = process.wait()
+    with temporary_folder() as temporary:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | temporary
+        )
+        told, code = _told_by(process)
     if code == INTERRUPTED or "interrupted" in told:
         raise McfError("Interrupted; finished work is kept, and the same command resumes from there.")
     if "error" in told:
@@ -145,6 +132,34 @@ def _measured(request: Request, place: str, processes: int, env: dict[str, str],
     if code:
         raise McfError(f"The measurement did not finish; trainer.evaluation.measure exited with {code}")
     return StageResult.model_validate(told)
+
+
+def _told_by(process: "subprocess.Popen[str]") -> tuple[dict[str, Any], int]:
+    """The last that it has said, and its exit code."""
+    assert process.stdout
+    told: dict[str, Any] = {}
+    with progress("reading the encoder and the benchmark") as line, _passed_on(process.stderr):
+        try:
+            for text in process.stdout:
+                told = json.loads(text)
+                if "epoch" in told and "of" in told:
+                    numbers = ", ".join(f"{name} {value:.4g}" for name, value in told.items() if "/" in name)
+                    line(f"epoch {told['epoch']} of {told['of']}: {numbers}")
+        except KeyboardInterrupt:
+            # It was interrupted along with this one, and writes down where it is.
+            line("interrupted; what is done is being kept")
+            process.wait()
+        return told, process.wait()
+
+
+@contextmanager
+def _passed_on(log: IO[str] | None) -> Iterator[None]:
+    """Lines of a log on standard error, by this process: another's would run into the line of progress."""
+    assert log
+    thread = threading.Thread(target=lambda: [sys.stderr.write(line) for line in log], daemon=True)
+    thread.start()
+    yield
+    thread.join()
 
 
 def _model(ctx: typer.Context, model: str) -> str:

@@ -7,6 +7,7 @@ import typer
 
 from service import specfile
 from service.cli import show
+from service.cli.progress import progress
 from service.schemas.experiments import ExperimentDetail
 from trainer.contract import plain
 
@@ -29,9 +30,9 @@ def extend(
     experiment = ctx.obj().experiment(name)
     before = _runs(experiment.detail)
     asked = specfile.read_evaluation(evaluation) if evaluation else {}
-    detail = experiment.extend(
-        seeds=seeds or (), factors=_factors(add or []), evaluation=asked, gpu_hours=gpu_hours
-    ).detail
+    factors = _factors(add or [])
+    with progress("the service reads the data again"):
+        detail = experiment.extend(seeds=seeds or (), factors=factors, evaluation=asked, gpu_hours=gpu_hours).detail
     after = _runs(detail)
     added = len(after.keys() - before.keys())
     news = f"has {added} more run{'s' * (added != 1)}"

@@ -1,17 +1,29 @@
-"""The folder of one `mcf up`: its ports and keys, chosen once, and the lock that keeps a second one out."""
+"""The folder of one `mcf up`: its ports and keys, chosen once, and the lock that keeps a second one out.
+
+Commands find it by the service that they talk to: in the folder that they run in, or by a link in the cache folder.
+"""
 
 import fcntl
 import os
 import random
 import secrets
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from service.cli.children import clean_environment
+from service.client import Client, ServiceAway
+from service.connection import UP_LOCK, up_place
 from trainer.contract.frozen import Frozen
+from trainer.store.loopback import LOOPBACK
 
 DEFAULT = Path(".mcf")
 STATE = "up.json"
 BUCKET = "mcf"
+# Names that an MLflow server resolves.
+MLFLOW_NAMES = ("models:/", "runs:/", "mlflow:")
 
 
 class AlreadyUp(Exception):
@@ -55,13 +67,21 @@ class Home:
     def _locked(self) -> int | None:
         """A descriptor that holds the folder while it is open; None when somebody else does."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.folder / "up.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        lock = os.open(self.folder / UP_LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             return None
         return lock
+
+    def can_be_found(self, up: Up, *, yes: bool) -> None:
+        """Whether commands that run elsewhere find this folder by the address of its service."""
+        place = up_place(up.url)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        if yes:
+            place.symlink_to(self.folder)
 
     def read(self) -> Up | None:
         """What the last `mcf up` here wrote down; it may have ended since."""
@@ -106,6 +126,32 @@ class Home:
         with open(aside, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(up.model_dump_json(indent=2))
         aside.replace(self.folder / STATE)
+
+
+def reach(client: Callable[[], Client], *addresses: str | None) -> None:
+    """Let this process, and what it starts, reach what is in the store or the MLflow of the `mcf up` it talks to."""
+    named = [address for address in addresses if address and address.startswith(("s3://", *MLFLOW_NAMES))]
+    if not named or (up := _serving(client)) is None:
+        return
+    by_name = any(address.startswith(MLFLOW_NAMES) for address in named) and "MLFLOW_TRACKING_URI" not in os.environ
+    if by_name:
+        os.environ["MLFLOW_TRACKING_URI"] = up.tracking_uri
+    # A name there leads to an address in the store.
+    if up.aws and (by_name or any(f"{address}/".startswith(f"{up.store}/") for address in named)):
+        environment = clean_environment(os.environ, keep=("MLFLOW_",)) | up.aws
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def _serving(client: Callable[[], Client]) -> Up | None:
+    """The `mcf up` of the service that is meant here, where it is one."""
+    with suppress(ServiceAway):
+        url = client().url
+        for folder in DEFAULT, up_place(url):
+            up = Home(folder).read() if folder.is_dir() else None
+            if up and urlsplit(url).hostname in LOOPBACK and urlsplit(up.url).port == urlsplit(url).port:
+                return up
+    return None
 
 
 def _is_free(port: int) -> bool:

@@ -10,11 +10,15 @@ from typer.core import TyperGroup
 
 from service.cli import data, flags, home, papers, show, tokens
 from service.cli.evaluate import evaluate
+from service.cli.export import export
 from service.cli.extend import extend
+from service.cli.progress import progress
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
+from service.specfile import UnreadableSpec
 
 NOT_DONE, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
+READS = "the service reads the data and the teacher"
 
 
 class Commands(TyperGroup):
@@ -23,7 +27,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (McfError, home.AlreadyUp) as error:
+        except (McfError, UnreadableSpec, home.AlreadyUp) as error:
             for line in _lines(error):
                 typer.echo(line, err=True)
             refused_spec = isinstance(error, Refused) and error.status == 422
@@ -51,7 +55,10 @@ RunName = Annotated[str, typer.Argument(help="Id of a run; its beginning is enou
 def main(
     ctx: typer.Context,
     url: Annotated[
-        str | None, typer.Option(help="Address of the service; default: MCF_URL, else the `mcf up` of this folder.")
+        str | None,
+        typer.Option(
+            help="Address of the service; default: MCF_URL, else the `mcf up` of this folder, or the only one."
+        ),
     ] = None,
     token: Annotated[
         str | None, typer.Option(help="Token of the service, if it asks for one; MCF_TOKEN is safer.")
@@ -69,7 +76,7 @@ def up(
     """Run service, MLflow and object store on this machine until Ctrl-C."""
     from service.cli.up import up as run_up
 
-    run_up(home.Home(folder), s3=s3, console=Console())
+    run_up(home.Home(folder), s3=s3)
 
 
 @app.command()
@@ -99,9 +106,12 @@ def submit(
     """Submit an experiment."""
     client, console = ctx.obj(), show.terminal()
     if dry_run:
-        console.print(show.plan(client.plan(file, project=project)))
+        with progress(READS):
+            plan = client.plan(file, project=project)
+        console.print(show.plan(plan))
         return
-    experiment = client.submit(file, project=project)
+    with progress(READS):
+        experiment = client.submit(file, project=project)
     detail = experiment.detail
     console.print(f"{detail.name} is {detail.id}: {detail.num_arms} arms, {show.counts(detail)}", soft_wrap=True)
     console.print(f"page: {client.url}/experiments/{detail.id}", soft_wrap=True)
@@ -206,6 +216,7 @@ def retry(ctx: typer.Context, name: Name) -> None:
 
 app.command()(extend)
 app.command()(evaluate)
+app.command()(export)
 app.command("report")(papers.report)
 app.command("reproduce")(papers.reproduce)
 app.command("import-flags", context_settings={"ignore_unknown_options": True})(flags.import_flags)
@@ -220,7 +231,7 @@ def _is_json(form: OutputFormat) -> bool:
 def _watch(experiment: Experiment, console: Console) -> int:
     """Exit code: 0 when every run succeeded."""
     try:
-        watch_experiment(experiment, console)
+        watch_experiment(experiment)
     except KeyboardInterrupt:
         console.print(
             f"\nStopped watching; {experiment.id} keeps running. `mcf watch {experiment.id}` shows it "

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli import show
+from service.cli.progress import progress
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError
 from service.compare.columns import mean, signed, signed_interval
@@ -31,7 +32,8 @@ def report(
 ) -> None:
     """Write everything about an experiment into one HTML file that needs no network."""
     experiment = ctx.obj().experiment(name)
-    text = experiment.report()
+    with progress("the service draws the report"):
+        text = experiment.report()
     if out == Path("-"):
         typer.echo(text, nl=False)
         return
@@ -63,12 +65,13 @@ def reproduce(
     client, console, was = ctx.obj(), show.terminal(), _read(file)
     experiment = client.experiment(against) if against else _submit(client, was, project)
     try:
-        watch(experiment, console)
+        watch(experiment)
     except KeyboardInterrupt:
         again = f"mcf reproduce {file} --with {experiment.id}"
         console.print(f"\nStopped watching; {experiment.id} keeps running. `{again}` shows it again.", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
-    now = read_back(experiment.report())
+    with progress("the service draws today's report"):
+        now = read_back(experiment.report())
     for difference in other_digests(was.digests, now.digests):
         console.print(f"not the same input: {difference}", soft_wrap=True)
     for name in sorted(was.trained_with.keys() | now.trained_with.keys()):
@@ -116,13 +119,17 @@ def _submit(client: Client, was: "Report", project: str | None) -> Experiment:
     from service.compare.reproduce import other_runs
 
     console = show.terminal()
-    if others := other_runs(was, client.plan(was.spec, project=project)):
+    reads = "the service reads the data and the teacher"
+    with progress(reads):
+        plan = client.plan(was.spec, project=project)
+    if others := other_runs(was, plan):
         console.print(
             f"{len(others)} runs will not be those of the report, because the data, a teacher or the defaults of mcf "
             f"have changed since: {'; '.join(others[:4])}{' ...' if len(others) > 4 else ''}.",
             soft_wrap=True,
         )
-    experiment = client.submit({**was.spec, "share": False}, project=project)
+    with progress(reads):
+        experiment = client.submit({**was.spec, "share": False}, project=project)
     console.print(
         f"{was.comparison.experiment_id} is trained again as {experiment.id}: {show.counts(experiment.detail)}",
         soft_wrap=True,

@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
-
 from service.cli.children import Child, clean_environment
 from service.cli.home import BUCKET, Home, Up
+from service.cli.progress import Line, progress
 from service.connection import McfError
 from service.settings import sqlite_url
 
@@ -26,7 +25,7 @@ ATTEMPT_GRACE_SECONDS = 60.0
 """How long training may take to write its checkpoint when everything stops."""
 
 
-def up(home: Home, *, s3: str | None, console: Console) -> None:
+def up(home: Home, *, s3: str | None) -> None:
     """Runs everything until SIGINT or SIGTERM, then stops it in order. Raises AlreadyUp, McfError."""
     if s3 is not None and not s3.startswith("s3://"):
         raise McfError(
@@ -36,17 +35,31 @@ def up(home: Home, *, s3: str | None, console: Console) -> None:
     state = home.choose(s3=s3)
     children = _children(home.folder, state)
     stop = _StopSignal()
-    console.print(f"mcf up in {home.folder}; Ctrl-C stops everything", highlight=False, soft_wrap=True)
+    home.can_be_found(state, yes=True)
+    print(f"mcf up in {home.folder}; Ctrl-C stops everything", flush=True)
+    # Looked after here: a thread beside them could hold a lock that a child, between its fork and its program, needs.
+    line: Line | None = None
     try:
         for child in children:
             child.start()
         while not stop.asked:
             for child in children:
-                if line := child.tick():
-                    console.print(f"  {child.name:<8} {line}", highlight=False, soft_wrap=True)
+                if news := child.tick():
+                    print(f"  {child.name:<8} {news}", flush=True)
+            if starting := [child.name for child in children if not child.ready]:
+                line = line or Line("")
+                line(f"waiting for {' and '.join(starting)}")
+                line.look()
+            elif line:
+                line("everything is up")
+                line.end()
+                line = None
             time.sleep(TICK_SECONDS)
     finally:
-        _stop(home.folder, children, console)
+        if line:
+            line.end()
+        _stop(home.folder, children)
+        home.can_be_found(state, yes=False)
 
 
 class _StopSignal:
@@ -145,13 +158,17 @@ def _service(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
     )
 
 
-def _stop(folder: Path, children: list[Child], console: Console) -> None:
+def _stop(folder: Path, children: list[Child]) -> None:
     """Service first, so that nothing new starts; training while its store is still there; then the rest."""
     from k8s.local import stop_all  # torchx takes half a second to import, which only a stop has to wait for
 
-    console.print("stopping: training writes its checkpoints first", highlight=False, soft_wrap=True)
-    children[-1].stop()
-    stop_all(folder / WORK / "attempts", grace_seconds=ATTEMPT_GRACE_SECONDS)
-    for child in children[-2::-1]:
-        child.stop()
-    console.print("stopped; the next `mcf up` here goes on where this one ended", highlight=False, soft_wrap=True)
+    print("stopping: training writes its checkpoints first", flush=True)
+    with progress(f"stopping {children[-1].name}") as line:
+        children[-1].stop()
+        line("stopping training, which writes its checkpoints")
+        stop_all(folder / WORK / "attempts", grace_seconds=ATTEMPT_GRACE_SECONDS)
+        for child in children[-2::-1]:
+            line(f"stopping {child.name}")
+            child.stop()
+        line("everything is down")
+    print("stopped; the next `mcf up` here goes on where this one ended", flush=True)

@@ -1,41 +1,40 @@
-"""Watching an experiment: bars that move where there is a terminal, a line at every change where there is none."""
+"""Watching an experiment: bars that move on a terminal, a line now and then elsewhere."""
 
 import time
 
-from rich.console import Console
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from service.cli.children import SAY_AFTER_SECONDS
+from service.cli.progress import progress
 from service.cli.show import counts
 from service.client import Experiment
 from service.schemas.experiments import ArmView, ExperimentDetail
 from service.text import duration
 
 WATCH_SECONDS = 1.0
+BAR_WIDTH = 12
 
 
-def watch(experiment: Experiment, console: Console) -> None:
+def watch(experiment: Experiment) -> None:
     """Returns when every run has ended. A KeyboardInterrupt passes through, and the experiment goes on."""
-    if console.is_terminal:
-        with Live(_bars(experiment.detail), console=console, refresh_per_second=4) as live:
-            experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=lambda detail: live.update(_bars(detail)))
-        return
-    told, since, said = "", time.monotonic(), ""
+    since = None
 
-    def tell(detail: ExperimentDetail) -> None:
-        nonlocal told, since, said
-        waiting = _waiting(detail)
-        if counts(detail) == told and time.monotonic() - since > SAY_AFTER_SECONDS and waiting not in ("", said):
-            said = waiting
-            console.print(f"{detail.progress:4.0%}  waiting: {waiting}", soft_wrap=True)
-        if (news := counts(detail)) != told:
-            told, since, said = news, time.monotonic(), ""
-            left = f", about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
-            console.print(f"{detail.progress:4.0%}  {news}{left}", soft_wrap=True)
+    def look(detail: ExperimentDetail) -> None:
+        nonlocal since
+        reason, now = _waiting(detail), time.monotonic()
+        since = (since or now) if reason else None
+        # Between two runs there is always one that starts.
+        line(_line(detail, reason if since and now - since > SAY_AFTER_SECONDS else ""), _bars(detail))
 
-    experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=tell)
+    with progress(experiment.detail.name) as line:
+        experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=look)
+
+
+def _line(detail: ExperimentDetail, reason: str) -> str:
+    waiting = f"; waiting: {reason}" if reason else ""
+    left = f", about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
+    return f"{detail.progress:4.0%}  {counts(detail)}{left}{waiting}"
 
 
 def _waiting(detail: ExperimentDetail) -> str:
@@ -47,7 +46,12 @@ def _waiting(detail: ExperimentDetail) -> str:
 
 
 def _bars(detail: ExperimentDetail) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    # On a narrow terminal names and doings are cut, and a row stays one line.
+    table.add_column(no_wrap=True, ratio=1)
+    table.add_column(width=BAR_WIDTH)
+    table.add_column(width=len("100%"))
+    table.add_column(no_wrap=True, ratio=1)
     for arm in detail.arms:
         done = sum(1.0 if trial.state.is_final else trial.progress for trial in arm.trials) / len(arm.trials)
         table.add_row(arm.name, _bar(done), f"{done:4.0%}", _doing(arm))
@@ -71,4 +75,4 @@ def _doing(arm: ArmView) -> str:
 
 
 def _bar(share: float) -> ProgressBar:
-    return ProgressBar(total=1.0, completed=share, width=30)
+    return ProgressBar(total=1.0, completed=share, width=BAR_WIDTH)

@@ -20,6 +20,7 @@ from tests.conftest import free_port
 from tests.forks import forks
 from tests.integration.test_service import Service
 from tests.integration.test_service import request as cheap
+from tests.unit.service.test_progress import in_terminal
 
 ROOT = Path(__file__).parents[2]
 Mcf = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -117,7 +118,7 @@ def test_watching_ends_with_the_comparison_and_says_whether_all_went_well(
 ) -> None:
     good = mcf("submit", str(write(tmp_path, cheap(tiny_faces, name="watched", steps=6))), "--watch")
     assert good.returncode == 0, good.stderr
-    assert "6 runs: 6 succeeded" in good.stdout
+    assert "6 runs: 6 succeeded" in good.stderr
     assert "Arms are ranked" in good.stdout or "not ranked" in good.stdout
     spec = cheap(tiny_faces, name="half", factors={"contrastive.temperature": [0.2, 0.5]}, seeds=1)
     bad = mcf("submit", str(write(tmp_path, spec)), "--watch")
@@ -127,6 +128,18 @@ def test_watching_ends_with_the_comparison_and_says_whether_all_went_well(
         assert mcf("compare", "half", "--format", form).stdout.startswith(start)
     assert "half" in mcf("list").stdout
     assert "temperature=0.5" in mcf("show", "half").stdout
+
+
+def test_a_watched_experiment_is_a_line_an_arm_however_narrow_the_terminal(client: Client, tiny_faces: Path) -> None:
+    client.submit(cheap(tiny_faces, name="narrow", steps=40, pause=0.05, seeds=1))
+    words = ["--url", client.url, "watch", "narrow"]
+    told = re.sub(
+        r"\x1b\[[\d;?]*[A-Za-z]", "", in_terminal(f"from service.cli.main import app; app({words})", columns=44)
+    )
+    bars = re.findall(r"[^\r\n]* +\d+%  [^\r\n]*", told)
+    assert len({line.split()[0] for line in bars}) == 2  # both arms begin alike; and the experiment
+    assert any("100%" in line for line in bars)
+    assert max(map(len, bars)) <= 44
 
 
 def test_a_report_is_trained_again_and_it_is_said_number_by_number_what_moved(
@@ -182,8 +195,10 @@ def test_ctrl_c_while_watching_leaves_the_experiment_alone_and_says_so(
     command = [sys.executable, "-m", "service.cli.main", "submit", str(write(tmp_path, spec)), "--watch"]
     watching = subprocess.Popen(command, env=environment(service.url), stdout=subprocess.PIPE, text=True)
     assert watching.stdout
-    while "running" not in watching.stdout.readline():
+    assert watching.stdout.readline().startswith("left is ")
+    while not client.experiment("left").detail.counts.get("running"):
         assert watching.poll() is None
+        time.sleep(0.1)
     watching.send_signal(signal.SIGINT)
     told, _ = watching.communicate(timeout=30)
     assert watching.returncode == 130

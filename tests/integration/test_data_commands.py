@@ -1,12 +1,16 @@
 """`mcf data` as a person runs it: what it prints, and its exit codes."""
 
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import lmdb
 import pytest
 
+from service.cli.demo import _lfw as make_lfw
 from tests.forks import forks
 
 ROOT = Path(__file__).parents[2]
@@ -19,12 +23,12 @@ class Mcf:
         self.folder, self.faces = folder, folder / "faces"
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
-        """What it said, on standard output and standard error together."""
+        """What it said on standard output and standard error together, but for the time that it took."""
         env = {**os.environ, "PYTHONPATH": str(ROOT), "MCF_CACHE_DIR": str(self.folder / "cache")}
         done = forks.run("service.cli.main:app", "data", *arguments, cwd=self.folder, env=env, merged=True)
         assert done.returncode == code, done.stdout
         assert "Traceback" not in done.stdout
-        return done.stdout
+        return re.sub(r"^\w+.* \(\d+ s\)\n", "", done.stdout, flags=re.M)
 
 
 @pytest.fixture
@@ -35,6 +39,19 @@ def mcf(tiny_faces: Path, tmp_path: Path) -> Mcf:
 
 def digest_in(text: str) -> str:
     return text.partition("digest")[2].strip(": ")[:64]
+
+
+def test_the_page_s_commands_print_what_it_says(tmp_path: Path) -> None:
+    run, you = Mcf(tmp_path), "/home/you/mcf"
+    make_lfw(tmp_path / ".mcf/data/lfw")
+    page = "\n\n".join(re.findall(r"```console\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.S))
+    for block in page.split("$ ")[1:]:
+        command, _, told = block.strip().partition("\n")
+        if not command.startswith("mcf data "):
+            subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+            continue
+        wrong = told.endswith("problems") or "index the data anew" in told
+        assert run(*shlex.split(command)[2:], code=int(wrong)).replace(str(tmp_path), you).strip() == told, command
 
 
 def test_linked_folders_are_read_and_what_is_not_read_is_counted(mcf: Mcf) -> None:

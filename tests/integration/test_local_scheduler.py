@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -85,6 +86,33 @@ def test_an_attempt_outlives_the_process_that_submitted_it_and_is_found_again(tm
     assert state(scheduler, "r1-1") == AppState.RUNNING
     runner.cancel("local://mcf/r1-1")
     wait_for(lambda: state(scheduler, "r1-1") == AppState.CANCELLED)
+
+
+def test_temporary_files_of_an_attempt_go_with_it_and_those_of_a_killed_one_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix="t"))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    # A socket's path is short enough for the kernel, and nobody removes the file.
+    program = f"""if True:
+        import multiprocessing.connection, os, tempfile, time
+        listener = multiprocessing.connection.Listener(family="AF_UNIX")
+        open({str(tmp_path / "at")!r}, "w").write(tempfile.mkdtemp())
+        time.sleep({{seconds}})
+        os._exit(0)"""
+    runner, scheduler = scheduler_at(tmp_path / "attempts")
+    runner.run(app_for(request("r1-1", program.format(seconds=60))), "local")
+    wait_for(lambda: (tmp_path / "at").exists() and len((tmp_path / "at").read_text()) > 0)
+    os.kill(int((tmp_path / "attempts/r1-1/pid").read_text()), signal.SIGKILL)
+    wait_for(lambda: state(scheduler, "r1-1") == AppState.FAILED)
+    [left] = temporary.iterdir()
+    assert left in Path((tmp_path / "at").read_text()).parents
+    os.utime(left, (0, 0))
+
+    runner.run(app_for(request("r1-2", program.format(seconds=0))), "local")
+    wait_for(lambda: state(scheduler, "r1-2") == AppState.SUCCEEDED)
+    assert list(temporary.iterdir()) == []
+    temporary.rmdir()
 
 
 def test_killing_the_supervisor_leaves_no_node_and_a_lost_attempt(tmp_path: Path) -> None:

@@ -198,3 +198,17 @@ def test_it_says_what_is_wrong_with_its_settings(
     monkeypatch.setenv("MCF_PORT", "http")
     assert main() == 2
     assert capsys.readouterr().err.startswith("MCF_PORT: ")
+
+
+def test_it_says_in_a_line_that_its_pools_or_its_cluster_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pools = tmp_path / "pools.yaml"
+    cluster = {"MCF_SCHEDULER": "jobset", "MCF_POOLS": str(pools), "MCF_STORE": "s3://bucket/mcf"}
+    for name, value in (cluster | {"KUBECONFIG": str(tmp_path / "none"), "MCF_WORK_DIR": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    assert main() == 2
+    assert capsys.readouterr().err.startswith(f"{pools} cannot be read: ")
+    pools.write_text("cpu: {image: registry.example/mcf, cpu: '1', memory: 1Gi}")
+    assert main() == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("there is no cluster: ")

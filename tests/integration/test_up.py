@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -15,8 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from service.client import Client, Refused
+from tests.forks import forks
+from tests.unit.trainer.evaluation.readers.test_readers import hrnet_line, hrnet_list, picture
+from trainer.evaluation.readers.hrnet_csv import WFLW_SUBSETS
+from trainer.weights.published import read_published, spec_of_published
 
 ROOT = Path(__file__).parents[2]
 Process = subprocess.Popen[bytes]
@@ -153,17 +159,22 @@ def test_everything_comes_up_comes_back_and_goes_with_ctrl_c(folder: Folder, tin
     folder.wait_for(lambda: not folder.processes(), 30, "processes are left")
 
 
-def test_the_encoder_of_a_run_is_the_teacher_of_the_next(folder: Folder, tiny_faces: Path) -> None:
+SPEC: dict[str, Any] = {
+    "name": "first", "seeds": 1,
+    "base": {
+        "preset": "tiny", "teacher": "none", "evaluation": {"held_out": 8},
+        "schedule": {"unit": "steps", "length": 3, "warmup": 1},
+    },
+}  # fmt: skip
+
+
+def test_a_run_s_encoder_is_the_next_one_s_teacher_and_is_used_from_any_folder_as_the_pages_say(
+    folder: Folder, tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder.up()
     folder.wait_until_serving()
     client = Client(folder.state["url"])
-    spec: dict[str, Any] = {
-        "name": "first", "seeds": 1,
-        "base": {
-            "preset": "tiny", "data": {"uri": str(tiny_faces)}, "teacher": "none", "evaluation": {"held_out": 8},
-            "schedule": {"unit": "steps", "length": 3, "warmup": 1},
-        },
-    }  # fmt: skip
+    spec = {**SPEC, "base": {**SPEC["base"], "data": {"uri": str(tiny_faces)}}}
     first = client.submit(spec)
     with pytest.raises(Refused, match=r"teacher\.source.* possible: a run that has succeeded"):
         client.submit({**spec, "name": "early", "base": {**spec["base"], "teacher": f"run:{first.runs()[0].id}"}})
@@ -171,9 +182,61 @@ def test_the_encoder_of_a_run_is_the_teacher_of_the_next(folder: Folder, tiny_fa
 
     teacher = {"source": f"run:{run.id[:12]}", "taps": [1, 3]}
     second = client.submit({**spec, "name": "second", "base": {**spec["base"], "teacher": teacher}})
+
+    # Neither the address of the service nor the keys of its store are said to any of these.
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    for name in [name for name in os.environ if name.startswith("AWS_") or name == "MCF_URL"]:
+        monkeypatch.delenv(name)
+
+    def mcf(*words: str) -> str:
+        done = forks.run("service.cli.main:app", *words, cwd=Path.cwd())
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "config.json, model.safetensors" in mcf("export", run.id[:8])
+    loaded: dict[str, Any] = {}
+    exec(python_of("encoder.md"), loaded)
+    assert loaded["encoder"].forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 65, 96)
+    mcf("export", run.id, "--published", "checkpoint.pth")
+    assert (
+        spec_of_published(read_published("checkpoint.pth"), encoder_heads=3, decoder_heads=4)["encoder"]["depth"] == 4
+    )
+    mcf("data", "shard", str(tiny_faces), "s3://mcf/faces")
+    assert "s3://mcf/faces (shards): 48 images" in mcf("data", "show", "s3://mcf/faces")
+    landmarks = {path.name: {"points68": [[i % 40, i % 37] for i in range(68)]} for path in tiny_faces.iterdir()}
+    Path("landmarks.json").write_text(json.dumps(landmarks))
+    small = ("epochs=1", "batch=2", "slice=2", "input_size=32", "crop_size=32", "channels=8", "fraction=0.1")
+    assert "alignment/last/nme_diag" in mcf(
+        "evaluate", run.id, "--benchmark=faces68", "--data=s3://mcf/faces", "--landmarks=landmarks.json",
+        "--held-out=8", "--frozen", *(f"--set={field}" for field in small),
+    )  # fmt: skip
+    wflw_in(Path.cwd())
+    code = (
+        python_of("evaluation.md")
+        .replace('"/data/WFLW"', '"."')
+        .replace("device=device", "device=device, input_size=64, channels=8")
+    )
+    exec(code.replace('{"epochs": 30}', '{"epochs": 1, "batch": 2, "slice": 2, "fraction": 0.5}'), loaded)
+    assert "last/nme_inter_ocular" in loaded["fitted"].logged
+
     [taught] = second.wait().runs()
     assert taught.state == "succeeded", client.logs(taught.id)
     found = client.run(taught.id).spec["teacher"]
     assert found["source"].endswith(f"{run.id}/export/model.safetensors")
     assert found["arch"] == "vit-96x4x3-p8"
     assert len(found["sha256"]) == 64
+
+
+def python_of(page: str) -> str:
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+    return str(code)
+
+
+def wflw_in(folder: Path) -> None:
+    """A benchmark of four faces to train on, and four to test on that are in each of its subsets."""
+    for split in "train", "test":
+        lines = [hrnet_line(f"{split}{number}.jpg", 10 + number, 98) for number in range(4)]
+        for name in (split, *(f"test_{subset}" for subset in WFLW_SUBSETS if split == "test")):
+            hrnet_list(folder / f"face_landmarks_wflw_{name}.csv", lines, 98)
+        for number in range(4):
+            picture(folder / "WFLW_images" / f"{split}{number}.jpg")

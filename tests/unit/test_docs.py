@@ -1,12 +1,19 @@
-"""What the documentation names exists: links, anchors, paths, modules, pages."""
+"""What the documentation names exists: links, anchors, paths, modules, pages, commands, addresses of the API."""
 
 import re
+import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from service.app import create_app
+from service.cli.main import app as mcf
+from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("trainer", "service", "k8s", "charts", "tests", "docs", "examples", "scripts", "requirements")
@@ -49,6 +56,27 @@ def test_every_module_that_is_run_or_imported_exists(page: str) -> None:
     assert [name for name in names if not is_defined(name)] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_mcf_command_and_its_options_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    blocks = "\n".join(re.findall(r"```(?:bash|console)\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    found = re.findall(r"^(?:\$ )?mcf .+$|(?<=\$\()mcf [^)]+", blocks, re.MULTILINE)
+    found += re.findall(r"`(mcf [^`]+)`", prose(page))
+    words = [shlex.split(command.removeprefix("$ "), comments=True)[1:] for command in found if "..." not in command]
+    assert [asked for asked in words if not is_taken(before_redirection(asked))] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_every_address_of_the_api_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    asked = [(method or "GET", path) for method, path in re.findall(r"`(GET|POST|DELETE)? ?(/v1/[^`? ]+)", text)]
+    for line in re.findall(r"^curl .*MCF_URL.*$", text, re.MULTILINE):
+        method, path = re.search(r"-X (\w+)", line), re.search(r"MCF_URL(/[^\"?]+)", line)
+        assert path, line
+        asked.append((method[1] if method else "GET", path[1]))
+    assert [each for each in asked if not any(re.fullmatch(known, " ".join(each)) for known in addresses())] == []
+
+
 def test_the_navigation_has_every_page_once() -> None:
     listed = list(in_navigation(configuration()["nav"]))
     written = {path.removeprefix("docs/") for path in PAGES if path.startswith("docs/")}
@@ -77,6 +105,25 @@ def test_anchors_are_made_as_github_makes_them() -> None:
 def prose(page: str) -> str:
     """Without blocks of code, in which nothing is a link."""
     return CODE.sub("", (ROOT / page).read_text())
+
+
+def is_taken(words: list[str]) -> bool:
+    """With --help a command looks at the names of its options alone. A sentence may leave out the last value."""
+    value = ["1"] if words and words[-1].startswith("--") else []
+    return CliRunner().invoke(mcf, [*words, *value, "--help"]).exit_code == 0
+
+
+def before_redirection(words: list[str]) -> list[str]:
+    return words[: next((place for place, word in enumerate(words) if word in (">", "|", "&&")), None)]
+
+
+@cache
+def addresses() -> list[str]:
+    """`GET /v1/runs/[^/]+`, and so on."""
+    paths = create_app(Settings()).openapi()["paths"]
+    return [
+        f"{method.upper()} {re.sub('{[^}]+}', '[^/]+', path)}" for path, methods in paths.items() for method in methods
+    ]
 
 
 def leads(page: str, target: str) -> bool:

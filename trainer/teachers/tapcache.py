@@ -20,8 +20,9 @@ from torch import Tensor
 
 from trainer.contract import RunSpec
 from trainer.data.batches import Slice
-from trainer.data.images.cache import cache_folder, locked
+from trainer.data.images.cache import locked
 from trainer.data.manifest import DataError
+from trainer.store.cachedir import cache_folder
 from trainer.teachers import Teacher
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")

@@ -263,6 +263,8 @@ def _state_file(address: str) -> dict[str, Any]:
 
 def _newest_of_run(address: str) -> dict[str, Any]:
     store = open_store(address)
+    if not address.startswith("s3://") and not Path(address.removeprefix("file://")).exists():
+        raise WeightsError(f"there is no {address}")
     if not (kept := list_checkpoints(store)):
         try:
             store.get(SPEC)

@@ -132,6 +132,10 @@ def test_every_problem_of_a_spec_is_listed_at_once(scene: Scene, spec: dict[str,
     fields = {problem["field"] for problem in answer.json()["problems"]}
     assert fields >= {"mask_ratio", "nonsense", "data.uri", "factors.no_such"}
     assert answer.json()["detail"].startswith(f"{len(answer.json()['problems'])} problems: ")
+    relative = {"data": {"uri": "faces"}, "evaluation": {"images": "all", "labels": "labels.csv"}}
+    answer = scene.http.post("/v1/experiments", json=spec | {"base": spec["base"] | relative})
+    fields = {problem["field"] for problem in answer.json()["problems"]}
+    assert fields == {"data.uri", "evaluation.images", "evaluation.labels"}
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """The folder of an `mcf up`: ports and keys are chosen once, and one `mcf up` has it to itself."""
 
+import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from service.cli.evaluate import _environment
-from service.cli.home import AlreadyUp, Home
+from service.cli.home import AlreadyUp, Home, Up, reach
 from service.cli.up import _children
+from service.client import Client, ServiceAway
 from service.db import Database
 from service.settings import Settings
 
@@ -44,21 +46,78 @@ def test_a_folder_in_use_is_refused_with_the_address_of_who_uses_it(tmp_path: Pa
         Home(tmp_path).take()
 
 
-def test_mcf_evaluate_has_the_keys_of_the_store_that_mcf_up_keeps_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def serving(folder: Path) -> tuple[Home, Up]:
+    """As an `mcf up` that runs in the folder leaves it."""
+    folder.mkdir()
+    home = Home(folder)
+    home.take()
+    up = home.choose(s3=None)
+    home.can_be_found(up, yes=True)
+    return home, up
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder without an `mcf up`, in a shell that is set up for another object store."""
+    monkeypatch.setenv("MCF_CACHE_DIR", str(tmp_path / "cache"))
+    for name in "MCF_URL", "MLFLOW_TRACKING_URI":
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_PROFILE", "work")
-    assert _environment(["s3://mcf/runs/r0123456789ab"])["AWS_PROFILE"] == "work"
-    Path(".mcf").mkdir()
-    up = Home(Path(".mcf")).choose(s3=None)
-    found = _environment(["s3://mcf/runs/r0123456789ab", "/data/WFLW"])
-    assert up.aws.items() <= found.items()
-    assert "AWS_PROFILE" not in found
-    # What is elsewhere is reached as the shell says.
-    assert _environment(["s3://mcf-other/runs/r0", "/data/WFLW"])["AWS_PROFILE"] == "work"
-    Home(Path(".mcf")).choose(s3="s3://bucket")
-    assert _environment(["s3://bucket/runs/r0123456789ab"])["AWS_PROFILE"] == "work"
+    before = dict(os.environ)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize("place", ["elsewhere/.mcf", "other"])
+def test_a_command_has_the_keys_of_the_store_of_the_mcf_up_that_it_talks_to(elsewhere: Path, place: str) -> None:
+    _, up = serving(elsewhere / place)
+    reach(Client, "s3://mcf-other/runs/r0", "/data/WFLW", None)
+    assert os.environ["AWS_PROFILE"] == "work"
+    reach(Client, "/data/WFLW", "s3://mcf/runs/r0123456789ab")
+    assert up.aws.items() <= os.environ.items()
+    assert "AWS_PROFILE" not in os.environ
+
+
+def test_another_service_s_store_gets_no_keys_of_the_mcf_up_here(elsewhere: Path) -> None:
+    serving(elsewhere / "elsewhere/.mcf")
+    _, other = serving(elsewhere / "other")
+    reach(lambda: Client("https://mcf.example.org"), "s3://mcf/runs/r0123456789ab")
+    assert os.environ["AWS_PROFILE"] == "work"
+    reach(lambda: Client(other.url.replace("127.0.0.1", "localhost")), "s3://mcf/runs/r0123456789ab")
+    assert other.aws.items() <= os.environ.items()
+
+
+def test_a_name_in_mlflow_is_looked_up_where_the_mcf_up_keeps_its_own(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, up = serving(elsewhere / "other")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    reach(Client, "models:/faces@best")
+    assert "AWS_ENDPOINT_URL" not in os.environ
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    reach(Client, "models:/faces@best")
+    assert os.environ["MLFLOW_TRACKING_URI"] == up.tracking_uri
+    assert os.environ["AWS_ENDPOINT_URL"] == up.aws["AWS_ENDPOINT_URL"]
+
+
+def test_the_only_mcf_up_that_runs_is_found_from_any_folder(elsewhere: Path) -> None:
+    with pytest.raises(ServiceAway, match=r"no \.mcf/up\.json here"):
+        Client()
+    home, up = serving(elsewhere / "one")
+    assert Client().url == up.url
+    other, _ = serving(elsewhere / "two")
+    with pytest.raises(ServiceAway, match=f"Several run: .*{up.url}"):
+        Client()
+    # One that was killed holds its folder no more.
+    assert other._lock is not None
+    os.close(other._lock)
+    assert Client().url == up.url
+    home.can_be_found(up, yes=False)
+    with pytest.raises(ServiceAway):
+        Client()
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b c", "50%"])

@@ -14,16 +14,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.data.images.index import DataError, Index
+from trainer.store.cachedir import cache_folder
 from trainer.store.objects import Entry, Store, open_store, split_uri
 
 DEFAULT_GIB = 20.0
 WAIT_SECONDS = 0.1
-
-
-def cache_folder() -> Path:
-    if named := os.environ.get("MCF_CACHE_DIR"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mcf"
 
 
 def cache_bytes() -> int:

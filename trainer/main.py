@@ -173,10 +173,11 @@ def train(run: RunSpec, store: Store) -> int:
         batches = slices(run, images, split.train, plan, steps, world.device)
         first = None
         if world.is_first:
-            for stage in run.evaluation.stages.values():
-                check_stage(stage, Faces(split, images))  # now, and not after days of training
             if not parts.step:
-                probe_task(run)  # likewise: its images can be decoded, and are those of the spec
+                # Now, and not after days of training.
+                for stage in run.evaluation.stages.values():
+                    check_stage(stage, Faces(split, images))
+                probe_task(run)
             draw = painter(run, parts.model, images, split, world.device)
             first = start_report(run, store, world, steps, draw, reported)
         # Until here the others wait as long as starting up may take, and in the first step no longer.

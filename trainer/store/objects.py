@@ -1,7 +1,8 @@
 """Objects under one address, in a directory or in S3. No torch: the service reads runs through this too.
 
     StorageError          what went wrong and with which address
-    └── ObjectMissing     there is no such object
+    ├── ObjectMissing     there is no such object
+    └── OutOfTime         it took longer than there was time
 
 S3 endpoint, credentials and patience come from the usual AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
 AWS_MAX_ATTEMPTS, ...).
@@ -13,14 +14,16 @@ import logging
 import os
 import shutil
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -31,6 +34,8 @@ from botocore.config import Config
 from trainer.store.loopback import LOOPBACK
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 # Parts are retried one by one, so a checkpoint of gigabytes survives a short fault of the object store.
 TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
@@ -61,6 +66,10 @@ class StorageError(Exception):
 
 class ObjectMissing(StorageError):
     """There is no object of that name."""
+
+
+class OutOfTime(StorageError):
+    """It took longer than there was time."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,26 @@ def insist(
             logger.warning("%s is not saved yet, next try in %.1f s: %s", what, pause, error)
         time.sleep(pause)
         pause = min(2 * pause, longest_pause)
+
+
+def within(seconds: float, work: Callable[[], Answer], what: str) -> Answer:
+    """What `work` returns, where it does in time; else nobody waits for it any longer. Raises OutOfTime."""
+    answer: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    # A thread and no pool: a pool is waited for when the process ends.
+    threading.Thread(target=run, name=what, daemon=True).start()
+    try:
+        return answer.result(max(0.0, seconds))
+    except TimeoutError as error:
+        if answer.done():
+            raise
+        raise OutOfTime(f"{what} took longer than {seconds:g} s") from error
 
 
 class DirectoryStore:

@@ -8,9 +8,10 @@ Splits are those of CelebA itself, which are ranges of the original file's numbe
 few-shot fraction follows.
 """
 
-from pathlib import Path
+from pathlib import PurePath
 
 from trainer.data.manifest import DataError
+from trainer.evaluation.readers.place import Place
 from trainer.evaluation.readers.record import Layers, Record, Split, expect_file, expect_images
 
 # In the order in which they are laid over each other, after the background.
@@ -24,20 +25,20 @@ IMAGES_PER_FOLDER = 2000
 LAST_TRAIN, LAST_VALIDATION = 162_770, 182_637
 
 
-def read_celebamask(root: Path) -> list[Record]:
+def read_celebamask(root: Place) -> list[Record]:
     """Masks of 19 classes. Raises DataError."""
     mapping = expect_file(
         root / "CelebA-HQ-to-CelebA-mapping.txt", "the table idx orig_idx orig_file of CelebAMask-HQ's images"
     )
     found: dict[int, Record] = {}
     try:
-        lines = mapping.read_text().splitlines()[1:]
+        lines = mapping.read_bytes().decode().splitlines()[1:]
     except UnicodeDecodeError as error:
         raise DataError(f"{mapping} is no text: {error}") from error
     for number, line in enumerate(lines, start=2):
         try:
             index, _, original = line.split()
-            image, place = int(index), int(Path(original).stem)
+            image, place = int(index), int(PurePath(original).stem)
         except ValueError as error:
             raise DataError(
                 f"{mapping} line {number} is not idx orig_idx orig_file, two numbers and a name like 1.jpg"

@@ -26,6 +26,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 from service.states import RunState
+from trainer.contract.records import witness
 
 FINAL_STATUS = {RunState.SUCCEEDED: "FINISHED", RunState.FAILED: "FAILED", RunState.CANCELLED: "KILLED"}
 FAIL_AT_ONCE_SECONDS = 5.0
@@ -139,11 +140,23 @@ class Tracker:
             self._client.log_batch(run_id, metrics=rows)
 
     def send(self, run_id: str, rows: Iterable[tuple[int, int, Mapping[str, float]]]) -> None:
-        """Metrics by step and time in milliseconds; what MLflow has already stays there once."""
-        metrics = [Metric(key, value, at, step) for step, at, values in rows for key, value in values.items()]
+        """Metrics by step and time in milliseconds, but for rows that MLflow has already, of whatever time."""
+        known, batch = dict[str, set[int]](), list[Metric]()
         with self._calling(f"the MLflow run {run_id}"):
-            for start in range(0, len(metrics), MAX_METRICS):
-                self._client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+            for step, at, values in rows:
+                name = witness(values) if values else ""
+                if name and name not in known:
+                    known[name] = {point.step for point in self._client.get_metric_history(run_id, name)}
+                if not name or step in known[name]:
+                    continue
+                known[name].add(step)
+                # A row whole or not at all: by one of its metrics it is known again.
+                if len(batch) + len(values) > MAX_METRICS:
+                    self._client.log_batch(run_id, metrics=batch)
+                    batch = []
+                batch += [Metric(key, value, at, step) for key, value in values.items()]
+            if batch:
+                self._client.log_batch(run_id, metrics=batch)
 
     def upload(self, run_id: str, name: str, data: bytes) -> None:
         """An artifact; the same name again replaces."""

@@ -114,7 +114,8 @@ class Outside:
             tracker.send(tracking_run_id, unsent.rows)
             for name, kept in files.items():
                 tracker.upload(tracking_run_id, name, store.get(kept))
-        store.delete([UNSENT, *files.values()])
+        # Those of an earlier process, too.
+        store.delete([UNSENT, *(entry.name for entry in store.list(UNSENT_FILES))])
 
     def parent_of(self, experiment: Experiment) -> TrackedRun | None:
         """The experiment's parent run in MLflow, created where it does not exist. Raises TrackingAway."""

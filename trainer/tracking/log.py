@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.contract.records import REFERENCE, witness
 from trainer.tracking.system import SystemMetrics
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,6 @@ LONGEST_PAUSE_SECONDS = 15.0
 MAX_ROWS = 20_000
 MAX_FILES = 50
 MAX_METRICS_A_BATCH = 1000  # MLflow's own limit: one batch is one request, kept whole or not at all
-# In every row of training; other rows, such as the final metrics, are recognised by their first name.
-REFERENCE = "loss/total"
 
 CLIENT_SETTINGS = {
     # The thread has its own patience; MLflow's default is minutes a call.
@@ -51,7 +50,7 @@ class Row(NamedTuple):
     @property
     def witness(self) -> str:
         """The metric whose history shows whether MLflow has this row."""
-        return REFERENCE if REFERENCE in self.values else min(self.values)
+        return witness(self.values)
 
 
 class RunLog:

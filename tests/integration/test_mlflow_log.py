@@ -143,6 +143,34 @@ def test_a_batch_whose_answer_was_lost_is_not_logged_twice(mlflow_server: str) -
         assert steps(mlflow_server, run_id, metric) == expected
 
 
+@pytest.mark.parametrize("kind", ["experiment", "run"])
+def test_a_log_whose_mlflow_run_is_deleted_says_so_loses_nothing_and_goes_on_when_it_is_restored(
+    mlflow_server: str, kind: str
+) -> None:
+    run_id, client = new_run(mlflow_server), MlflowClient(mlflow_server)
+    tracking_id = client.get_run(run_id).info.experiment_id
+    log = RunLog(mlflow_server, run_id, attempt=1)
+    log.metrics(1, row(1))
+    wait_for(lambda: steps(mlflow_server, run_id) == [1])
+    if kind == "run":
+        client.delete_run(run_id)
+    else:
+        client.delete_experiment(tracking_id)
+    log.metrics(2, row(2))
+    options = {
+        "experiment": f"experiments restore --experiment-id {tracking_id}",
+        "run": f"runs restore --run-id {run_id}",
+    }
+    wait_for(lambda: f"`mlflow {options[kind]}`" in log.trouble)
+    log.metrics(3, row(3))
+    if kind == "run":
+        client.restore_run(run_id)
+    else:
+        client.restore_experiment(tracking_id)
+    assert log.close(30) == 0
+    assert (steps(mlflow_server, run_id), log.dropped, log.trouble) == ([1, 2, 3], 0, "")
+
+
 def test_what_a_killed_process_could_not_send_travels_in_its_checkpoint(mlflow_server: str) -> None:
     run_id = new_run(mlflow_server)
     dead = RunLog("http://127.0.0.1:1", run_id, attempt=1)

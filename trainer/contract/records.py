@@ -75,6 +75,8 @@ class Session(Frozen):
     """training, a stage of evaluation such as `alignment, epoch 3 of 150`, evaluating, or done."""
     images_per_second: float | None
     losses: dict[str, float]
+    trouble: str = ""
+    """What somebody has to see to although training goes on, such as an MLflow run that was deleted."""
     started_at: datetime
     seen_at: datetime
 

@@ -51,6 +51,7 @@ class RankZero:
         world_size: int, steps: range, draw: Callable[[], bytes] | None,
     ) -> None:  # fmt: skip
         self.run, self.log, self.journal, self.draw = run, log, journal, draw
+        journal.trouble = lambda: log.trouble
         self.world_size, self.total_steps = world_size, steps.stop
         self._losses: list[Mapping[str, float]] = []
         self._since = (steps.start, time.monotonic())

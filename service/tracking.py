@@ -185,6 +185,10 @@ class Tracker:
         with self._calling(f"the MLflow run {run_id}"):
             self._client.log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
 
+    def tag_experiment(self, tracking_id: str, name: str, value: str) -> None:
+        with self._calling(f"the MLflow experiment {tracking_id}"):
+            self._client.set_experiment_tag(tracking_id, name, value)
+
     def describe(self, parent: TrackedRun, text: str) -> None:
         """Markdown above the parent run, and above the list of runs unless a person has written something there."""
         with self._calling(f"the description of the MLflow run {parent.run_id}"):

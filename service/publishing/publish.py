@@ -14,6 +14,7 @@ from service.db import Database
 from service.publishing import encoders
 from service.publishing.note import note
 from service.publishing.trials import trial_params, trial_tags
+from service.publishing.view import view_link, view_tag
 from service.states import RunState
 from service.tables import Arm, Experiment, Run, Trial
 from service.tracking import TrackedRun, Tracker, TrackingDeleted, TrackingGone
@@ -77,7 +78,9 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
     for name, text in files.items():
         keep()
         tracker.write(parent.run_id, {name: text})
-    tracker.describe(parent, note(comparison, encoders.model_name(experiment)))
+    tracker.tag_experiment(parent.experiment_id, *view_tag(comparison, experiment.created_at))
+    link = view_link(parent.experiment_id, comparison)
+    tracker.describe(parent, note(comparison, encoders.model_name(experiment), link))
     for encoder in encoders.first_seeds([(run, arm, trial.seed) for run, arm, trial in rows]):
         keep()
         with suppress(TrackingDeleted, TrackingGone):

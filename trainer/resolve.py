@@ -29,7 +29,7 @@ from trainer.weights.sources import UnknownWeights
 Answer = TypeVar("Answer")
 
 # For what a run's digest is of: the listing of a benchmark, a file of annotations.
-NAMING_SECONDS = 20.0
+NAMING_SECONDS = 60.0
 # For what is only looked at, of all benchmarks on a store together.
 LOOK_SECONDS = 1.5
 

@@ -20,5 +20,7 @@ READERS: Mapping[str, Reader] = {
 }  # fmt: skip
 """Benchmark -> what reads its folder; each raises DataError that names what is missing."""
 
-GLANCERS: Mapping[str, Reader] = {**READERS, "lapa": partial(read_lapa, most=LOOKED_AT)}
-"""What a submission reads of a benchmark on a store: the same, but for LaPa, whose points are a file a face."""
+GLANCERS: Mapping[str, Reader] = {
+    **READERS, "lapa": partial(read_lapa, most=LOOKED_AT), "celebamask-hq": partial(read_celebamask, most=LOOKED_AT),
+}  # fmt: skip
+"""What a submission reads of a benchmark on a store: less of those whose annotations are files of each face."""

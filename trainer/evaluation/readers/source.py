@@ -20,7 +20,7 @@ class Files:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.is_remote = uri.startswith("s3://")
-        self.entries = open_store(uri).list()
+        self.entries = open_store(uri).list_wide()
         if not self.entries:
             raise DataError(f"{uri} holds no files; possible: the folder of the benchmark, as docs/evaluation.md says")
 

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,8 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 from service.states import RunState
+from trainer.contract.records import witness
+from trainer.tracking.refusals import deleted, is_refusal
 
 FINAL_STATUS = {RunState.SUCCEEDED: "FINISHED", RunState.FAILED: "FAILED", RunState.CANCELLED: "KILLED"}
 FAIL_AT_ONCE_SECONDS = 5.0
@@ -40,11 +42,19 @@ SAMPLED = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 
 
 class TrackingAway(Exception):
-    """MLflow did not do what was asked; the text says what and why."""
+    """MLflow did not do what was asked; the text says what, why and, where it does not pass by itself, what to do."""
 
 
 class TrackingGone(TrackingAway):
-    """The MLflow run or experiment was deleted."""
+    """MLflow has no such run or experiment, or no longer."""
+
+
+class TrackingDeleted(TrackingAway):
+    """The MLflow run or experiment was deleted, and can be restored."""
+
+
+class TrackingRefused(TrackingAway):
+    """MLflow answers, and will not do it: no permission, or a request that it does not take."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +124,14 @@ class Tracker:
             with self._calling(f"the MLflow run {run_id}"):
                 self._client.log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
                 self._client.set_terminated(run_id, FINAL_STATUS[state])
-        except TrackingGone:
+        except (TrackingGone, TrackingDeleted):
             return
+
+    def expect_there(self, parent: TrackedRun) -> None:
+        """Raises TrackingDeleted or TrackingGone, unless the experiment's parent run is there."""
+        with self._calling(f"the MLflow run {parent.run_id}"):
+            # A write that changes nothing, so that MLflow says it as it says it elsewhere.
+            self._client.set_tag(parent.run_id, "mcf.kind", "experiment")
 
     def retire(self, parent: TrackedRun, experiment_id: str, current: Collection[str]) -> None:
         """Children of an experiment that are of none of these runs: others measure the same weights since."""
@@ -139,11 +155,23 @@ class Tracker:
             self._client.log_batch(run_id, metrics=rows)
 
     def send(self, run_id: str, rows: Iterable[tuple[int, int, Mapping[str, float]]]) -> None:
-        """Metrics by step and time in milliseconds; what MLflow has already stays there once."""
-        metrics = [Metric(key, value, at, step) for step, at, values in rows for key, value in values.items()]
+        """Metrics by step and time in milliseconds, but for rows that MLflow has already, of whatever time."""
+        known, batch = dict[str, set[int]](), list[Metric]()
         with self._calling(f"the MLflow run {run_id}"):
-            for start in range(0, len(metrics), MAX_METRICS):
-                self._client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+            for step, at, values in rows:
+                name = witness(values) if values else ""
+                if name and name not in known:
+                    known[name] = {point.step for point in self._client.get_metric_history(run_id, name)}
+                if not name or step in known[name]:
+                    continue
+                known[name].add(step)
+                # A row whole or not at all: by one of its metrics it is known again.
+                if len(batch) + len(values) > MAX_METRICS:
+                    self._client.log_batch(run_id, metrics=batch)
+                    batch = []
+                batch += [Metric(key, value, at, step) for key, value in values.items()]
+            if batch:
+                self._client.log_batch(run_id, metrics=batch)
 
     def upload(self, run_id: str, name: str, data: bytes) -> None:
         """An artifact; the same name again replaces."""
@@ -156,6 +184,10 @@ class Tracker:
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         with self._calling(f"the MLflow run {run_id}"):
             self._client.log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
+
+    def tag_experiment(self, tracking_id: str, name: str, value: str) -> None:
+        with self._calling(f"the MLflow experiment {tracking_id}"):
+            self._client.set_experiment_tag(tracking_id, name, value)
 
     def describe(self, parent: TrackedRun, text: str) -> None:
         """Markdown above the parent run, and above the list of runs unless a person has written something there."""
@@ -264,6 +296,16 @@ class Tracker:
         except MlflowException as error:
             if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise TrackingGone(f"MLflow no longer has {what}: {error.message}") from error
+            if is_refusal(error):
+                raise self._refused(what, error) from error
             self._away_because = f"MLflow at {self.uri} does not answer ({what}): {error.message}"[:500]
             self._away_until = time.monotonic() + FAIL_AT_ONCE_SECONDS
             raise TrackingAway(self._away_because) from error
+
+    def _refused(self, what: str, error: MlflowException) -> TrackingAway:
+        with suppress(MlflowException):
+            if words := deleted(self._client, error):
+                return TrackingDeleted(words)
+        # Of a proxy's page the first line alone.
+        said = str(error.message).strip().partition("\n")[0]
+        return TrackingRefused(f"MLflow at {self.uri} answers and refuses ({what}): {said}"[:500])

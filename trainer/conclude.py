@@ -1,16 +1,14 @@
 """The end of a run, on rank 0: evaluate, export, and write down how it went."""
 
 import logging
-import math
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from trainer.contract import RunSpec, records
-from trainer.contract.records import Outcome, Result, StageResult, Unsent, Verdict, final_metrics
+from trainer.contract.records import Outcome, Result, StageResult, Verdict, final_metrics
 from trainer.data.batches import normalise
 from trainer.data.decoded import load_images
 from trainer.data.manifest import Images, Split
@@ -18,9 +16,8 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.sanity import held_out_noise
 from trainer.loop import Parts
 from trainer.method.mcf import Mcf
-from trainer.store.objects import Store, insist
+from trainer.store.objects import Store
 from trainer.store.rundir import read_result, read_spec, read_stage
-from trainer.tracking.log import RunLog
 from trainer.tracking.pictures import MAX_ROWS, hide, panel
 from trainer.tracking.report import RankZero
 from trainer.tracking.software import software
@@ -28,8 +25,6 @@ from trainer.weights.export import export, export_address
 
 logger = logging.getLogger(__name__)
 
-# All ranks wait meanwhile, with their GPUs: what MLflow does not take within seconds the service sends.
-MLFLOW_PATIENCE_SECONDS = 5.0
 STORE_PATIENCE_SECONDS = 300.0
 
 
@@ -56,7 +51,7 @@ def conclude(
         report.log.artifact(name, data)
     report.log.metrics(parts.step, final_metrics(result))
     # Before the outcome, which is when the service looks for it.
-    leave_unsent(report.log, store)
+    report.leave_unsent(STORE_PATIENCE_SECONDS)
     outcome = Outcome(verdict=Verdict.SUCCEEDED, step=parts.step, ended_at=datetime.now(UTC))
     report.journal.finish(outcome, result)
     logger.info("done: %s", ", ".join(f"{name} {value:.4g}" for name, value in final_metrics(result).items()))
@@ -76,19 +71,6 @@ def taken_over(run: RunSpec, store: Store, earlier: Store) -> Result | None:
             store.put(records.stage_folder(name) + records.RESULT, found.model_dump_json(indent=1).encode())
     same = all(there.get(name) == wanted.get(name) for name in ("sanity", "probe"))
     return read_result(earlier) if same else None
-
-
-def leave_unsent(log: RunLog, store: Store) -> None:
-    """Put what MLflow has not taken into the run's directory. Raises StorageError."""
-    rows, files = log.hand_over(MLFLOW_PATIENCE_SECONDS)
-    if not (rows or files):
-        return
-    logger.warning("%d rows and %d files are left for the service to send to MLflow", len(rows), len(files))
-    for name, data in files:
-        insist(partial(store.put, records.UNSENT_FILES + name, data), name, STORE_PATIENCE_SECONDS)
-    finite = [(step, at, {name: x for name, x in row.items() if math.isfinite(x)}) for step, at, row in rows]
-    text = Unsent(rows=finite, files=[name for name, _ in files]).model_dump_json().encode()
-    insist(partial(store.put, records.UNSENT, text), records.UNSENT, STORE_PATIENCE_SECONDS)
 
 
 def painter(run: RunSpec, model: Mcf, images: Images, split: Split, device: torch.device) -> Callable[[], bytes] | None:

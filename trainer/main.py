@@ -14,7 +14,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 
 from trainer.conclude import conclude, painter, taken_over
 from trainer.contract import RunSpec, records
-from trainer.contract.records import DONE, Checkpoint, FaultNote, MemoryNote, Outcome, StageResult, Verdict
+from trainer.contract.records import DONE, Checkpoint, FaultNote, MemoryNote, Outcome, Verdict
 from trainer.data.batches import slices, split_of
 from trainer.data.manifest import DataError, Rows, open_images
 from trainer.elastic.blame import Fault, fault_of, is_clusters
@@ -39,7 +40,7 @@ from trainer.method.optim import adamw
 from trainer.state.checkpoint import CheckpointStore, OtherRun
 from trainer.state.hostcopy import HostCopy
 from trainer.state.keeper import Keeper
-from trainer.store.objects import Store, open_store, split_uri
+from trainer.store.objects import StorageError, Store, open_store, split_uri
 from trainer.store.rundir import list_checkpoints, read_fault, read_memory_note, read_outcome, read_spec
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
@@ -173,32 +174,44 @@ def train(run: RunSpec, store: Store) -> int:
         batches = slices(run, images, split.train, plan, steps, world.device)
         first = None
         if world.is_first:
-            for stage in run.evaluation.stages.values():
-                check_stage(stage, Faces(split, images))  # now, and not after days of training
             if not parts.step:
-                probe_task(run)  # likewise: its images can be decoded, and are those of the spec
+                # Now, and not after days of training.
+                for stage in run.evaluation.stages.values():
+                    check_stage(stage, Faces(split, images))
+                probe_task(run)
             draw = painter(run, parts.model, images, split, world.device)
             first = start_report(run, store, world, steps, draw, reported)
         # Until here the others wait as long as starting up may take, and in the first step no longer.
         world.collect(None)
-        keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
-        completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
-        keeper.close(completed=completed)
-        known = taken_over(run, store, earlier) if completed and earlier and world.is_first else None
-        stages: tuple[StageResult, ...] = ()
-        if completed and run.evaluation.stages:
-            stages = run_stages(run, store, parts.model.encoder, Faces(split, images), first, world)
-        if completed:
+        with told_to_the_end(first):
+            keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
+            completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
+            keeper.close(completed=completed)
+            if completed:
+                known = taken_over(run, store, earlier) if earlier and world.is_first else None
+                stages = run_stages(run, store, parts.model.encoder, Faces(split, images), first, world)
 
-            def finish(alone: World) -> None:
-                assert first
-                conclude(run, store, parts, images, split, stages, known, first, alone.device)
+                def finish(alone: World) -> None:
+                    assert first
+                    conclude(run, store, parts, images, split, stages, known, first, alone.device)
 
-            # The others stay: a node that has ended well is a Job's sign that the run has (k8s/jobset.py).
-            on_first(world, 1, finish)
-    if first:
-        first.close(DONE if completed else "training")
+                # The others stay: a node that has ended well is a Job's sign that the run has (k8s/jobset.py).
+                on_first(world, 1, finish)
+        if first:
+            first.close(DONE if completed else "training")
     return 0 if completed else INTERRUPTED
+
+
+@contextmanager
+def told_to_the_end(report: RankZero | None) -> Iterator[None]:
+    """An error, or a request to leave at once, does not take with it what MLflow has not got yet."""
+    try:
+        yield
+    except BaseException as error:
+        # A store that is away would only hold up the next start.
+        if report and not isinstance(error, StorageError):
+            report.abandon()
+        raise
 
 
 def build_parts(run: RunSpec, world: World, train: Rows) -> Parts:

@@ -5,6 +5,7 @@ covers the contents it saw and not the path they had.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,16 +17,21 @@ from trainer.contract.ablation import Arm, across_arms, expand, parse_experiment
 from trainer.contract.frozen import MAX_INTEGER
 from trainer.contract.stage import FACES68, Stage
 from trainer.data.manifest import DataError, Manifest, read_manifest
-from trainer.evaluation.readers import READERS
+from trainer.evaluation.readers import GLANCERS, READERS
 from trainer.evaluation.readers.annotations import read_labels, read_landmarks
 from trainer.evaluation.readers.faces68 import read_points
 from trainer.evaluation.readers.record import sample
-from trainer.evaluation.readers.source import digest_of_faces, digest_of_files
-from trainer.store.objects import StorageError, read_object
+from trainer.evaluation.readers.source import LOOKED_AT, Files, digest_of_faces
+from trainer.store.objects import OutOfTime, StorageError, read_object, within
 from trainer.weights import sources
 from trainer.weights.sources import UnknownWeights
 
 Answer = TypeVar("Answer")
+
+# For what a run's digest is of: the listing of a benchmark, a file of annotations.
+NAMING_SECONDS = 60.0
+# For what is only looked at, of all benchmarks on a store together.
+LOOK_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Resolved:
     arms: list[Arm]
     num_images: dict[str, int]
     """Run digest -> images of its subset."""
+    warnings: tuple[str, ...] = ()
+    """What there was no time to look at; the run does before its first step."""
 
 
 def check_and_resolve(payload: Mapping[str, Any], library: sources.Library = sources.FILES_ONLY) -> Resolved:
@@ -60,7 +68,7 @@ def check_and_resolve(payload: Mapping[str, Any], library: sources.Library = sou
     problems += across_arms(found, total=len(arms))
     if problems:
         raise SpecError(list(dict.fromkeys(problems)))
-    return Resolved(spec, resolved, num_images)
+    return Resolved(spec, resolved, num_images, look.warnings)
 
 
 Report = Callable[[str, str, str], None]
@@ -72,6 +80,13 @@ class _Look:
     def __init__(self, library: sources.Library) -> None:
         self._library = library
         self._seen: dict[tuple[object, ...], object] = {}
+        self._until: float | None = None
+        """Of all looks into benchmarks on a store, from the first."""
+        self._warnings: list[str] = []
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(self._warnings)
 
     def resolve(self, run: RunSpec, placement: Placement, report: Report) -> tuple[RunSpec, int]:
         """The run with its digests, and the size of its subset in images; problems go to `report`."""
@@ -205,7 +220,7 @@ class _Look:
         """What a file of annotations says, all of which is looked at."""
         return self._once(
             ("annotations", read, source),
-            lambda: _Annotated.of(read_object(source), read),
+            lambda: _Annotated.of(within(NAMING_SECONDS, lambda: read_object(source), f"reading {source}"), read),
             lambda error: report(field, source, f"a file of annotations that can be used: {error}"),
         )
 
@@ -231,13 +246,31 @@ class _Look:
             self._check_sides(field, run, manifest, annotated, report)
             digest = digest_of_faces(manifest.digest, annotated.sha256)
         else:
-            digest = self._once(("files", stage.uri), lambda: digest_of_files(stage.uri), fail)
-            if digest and not stage.uri.startswith("s3://"):
-                read = READERS[stage.benchmark]
-                self._once(("benchmark", stage.benchmark, stage.uri), lambda: sample(read(Path(stage.uri))), fail)
+            files = self._once(
+                ("files", stage.uri), lambda: within(NAMING_SECONDS, lambda: Files(stage.uri), f"listing {stage.uri}"),
+                fail,
+            )  # fmt: skip
+            digest = files and files.digest
+            if files:
+                self._once(("benchmark", stage.benchmark, stage.uri), lambda: self._look_into(stage, files), fail)
         if digest and stage.sha256 not in (None, digest):
             report(f"{field}.sha256", str(stage.sha256), f"{digest}, the digest of {stage.uri} today")
         return digest
+
+    def _look_into(self, stage: Stage, files: Files) -> None:
+        """The contents of a benchmark, the same way the run does. Raises DataError, StorageError."""
+        if not files.is_remote:
+            sample(READERS[stage.benchmark](files.root()))
+            return
+        until = self._until = self._until or time.monotonic() + LOOK_SECONDS
+        look = partial(GLANCERS[stage.benchmark], files.root(until))
+        try:
+            within(until - time.monotonic(), lambda: sample(look(), LOOKED_AT), f"looking into {stage.uri}")
+        except OutOfTime:
+            self._warnings.append(
+                f"{stage.uri}: its store gave no answer within {LOOK_SECONDS:g} s, so not all that can be wrong with "
+                f"{stage.benchmark} was looked for. Each run looks before its first step."
+            )
 
     def _check_sides(
         self, field: str, run: RunSpec, manifest: Manifest, annotated: "_Annotated", report: Report

@@ -72,7 +72,8 @@ def submit(
     experiment_id = service.submit(state.db, resolved, idempotency_key, digest, project=home)
     state.reconciler.wake()
     response.headers["Location"] = f"/v1/experiments/{experiment_id}"
-    return service.show(state.db, state.settings, experiment_id)
+    shown = service.show(state.db, state.settings, experiment_id)
+    return shown.model_copy(update={"warnings": list(resolved.warnings)})
 
 
 @router.get("", responses=responses(InvalidSpec))

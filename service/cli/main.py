@@ -115,6 +115,8 @@ def submit(
     detail = experiment.detail
     console.print(f"{detail.name} is {detail.id}: {detail.num_arms} arms, {show.counts(detail)}", soft_wrap=True)
     console.print(f"page: {client.url}/experiments/{detail.id}", soft_wrap=True)
+    for warning in detail.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     if watch:
         raise typer.Exit(_watch(experiment, console))
 

@@ -146,7 +146,8 @@ def plan(found: Plan) -> RenderableType:
     training = f"{len(found.launch_requests) - measured} to train"
     training += f", {measured} to measure" if measured else ""
     cost = f"about {hours(found.estimated_gpu_hours)} process-hours ({found.estimate_basis})"
-    return Group(table, f"\n{len(found.arms)} arms, {len(found.runs)} runs, {training}: {cost}. Nothing was submitted.")
+    total = f"\n{len(found.arms)} arms, {len(found.runs)} runs, {training}: {cost}. Nothing was submitted."
+    return Group(table, total, *(Text(f"warning: {warning}") for warning in found.warnings))
 
 
 def tokens(found: Iterable[TokenView]) -> RenderableType:

@@ -87,6 +87,7 @@ def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launche
         launch_requests=[launcher.request(Launch(ids[key], 1, resolved.spec.placement)) for key in new],
         estimated_gpu_hours=guess.gpu_hours,
         estimate_basis=guess.basis,
+        warnings=list(resolved.warnings),
     )  # fmt: skip
 
 

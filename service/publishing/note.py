@@ -13,23 +13,28 @@ MAX_ROWS = 10
 MAX_LENGTH = 5000
 
 
-def note(table: Comparison, model: str) -> str:
-    """In Markdown, with as many arms as there is room for. `model`: the registered model that has the encoders."""
-    texts = ("\n\n".join("\n".join(part) for part in _parts(table, model, arms)) for arms in range(MAX_ROWS, -1, -1))
+def note(table: Comparison, model: str, runs: str) -> str:
+    """In Markdown, with as many arms as there is room for.
+
+    `model`: the registered model that has the encoders. `runs`: where MLflow shows the runs, the best first.
+    """
+    texts = (
+        "\n\n".join("\n".join(part) for part in _parts(table, model, runs, arms)) for arms in range(MAX_ROWS, -1, -1)
+    )
     return next((text for text in texts if len(text) <= MAX_LENGTH), headline(table).answer)
 
 
-def _parts(table: Comparison, model: str, arms: int) -> Iterator[list[str]]:
+def _parts(table: Comparison, model: str, runs: str, arms: int) -> Iterator[list[str]]:
     head = headline(table)
     if head.best_arm:
         # In one paragraph, as MLflow shows the first lines alone.
         lead, rest = head.best_arm
-        yield [f"**{lead}** {rest}"]
+        yield [f"**{lead}** {rest} [All runs, the best first]({runs})."]
         yield [f"**Is the difference real? {head.answer}.** {head.why}"]
         if head.cautions:
             yield [f"* {caution}" for caution in head.cautions]
     else:
-        yield [f"**{head.answer}.** {head.why}"]
+        yield [f"**{head.answer}.** {head.why} [All runs]({runs})."]
     shown = [*table.arms[:arms], *(row for row in table.arms[arms:] if row.is_baseline and arms)]
     if shown:
         yield plaintext.rows(Columns(table).choose(*COLUMNS), shown)

@@ -1,5 +1,6 @@
 """When an experiment has ended: comparison, report, figures, encoders, shared runs and final state go into MLflow."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
@@ -13,9 +14,10 @@ from service.db import Database
 from service.publishing import encoders
 from service.publishing.note import note
 from service.publishing.trials import trial_params, trial_tags
+from service.publishing.view import view_link, view_tag
 from service.states import RunState
 from service.tables import Arm, Experiment, Run, Trial
-from service.tracking import TrackedRun, Tracker
+from service.tracking import TrackedRun, Tracker, TrackingDeleted, TrackingGone
 from trainer.contract.records import Result, final_metrics
 
 
@@ -38,6 +40,10 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
     No session is open while MLflow is waited for.
     """
     keep()  # it may have waited for longer than the lease
+    try:
+        tracker.expect_there(parent)
+    except TrackingGone:
+        return  # for good, and what would be written with it
     with db.read() as session:
         found = report_of(session, experiment_id, tracker.uri)
         experiment = session.get_one(Experiment, experiment_id)
@@ -50,11 +56,13 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
     for run, arm, trial in rows:
         if run.state is not RunState.SUCCEEDED or trial.published:
             continue
-        if run.home_id != experiment_id:
-            _copy(tracker, parent, experiment_id, run, arm, trial.seed)
-        elif run.tracking_run_id:
-            _complete(tracker, run.tracking_run_id, run)
-        keep(trial)
+        # A single run that was deleted is nobody's worry; an experiment that was is met again below.
+        with suppress(TrackingDeleted, TrackingGone):
+            if run.home_id != experiment_id:
+                _copy(tracker, parent, experiment_id, run, arm, trial.seed)
+            elif run.tracking_run_id:
+                _complete(tracker, run.tracking_run_id, run)
+            keep(trial)
     tracker.retire(parent, experiment_id, {run.id for run, _, _ in rows})
     comparison = found.comparison
     drawn = {name: figures.draw(comparison, name, "svg").decode() for name in figures.drawable(comparison)}
@@ -70,10 +78,13 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
     for name, text in files.items():
         keep()
         tracker.write(parent.run_id, {name: text})
-    tracker.describe(parent, note(comparison, encoders.model_name(experiment)))
+    tracker.tag_experiment(parent.experiment_id, *view_tag(comparison, experiment.created_at))
+    link = view_link(parent.experiment_id, comparison)
+    tracker.describe(parent, note(comparison, encoders.model_name(experiment), link))
     for encoder in encoders.first_seeds([(run, arm, trial.seed) for run, arm, trial in rows]):
         keep()
-        encoders.register(tracker, experiment, comparison, *encoder)
+        with suppress(TrackingDeleted, TrackingGone):
+            encoders.register(tracker, experiment, comparison, *encoder)
     keep()
     states = {run.state for run, _, _ in rows}
     state = RunState.FAILED if RunState.FAILED in states else RunState.SUCCEEDED

@@ -61,5 +61,7 @@ class Observed:
     log_tail: str = ""
     not_ready: str = ""
     """Why it cannot be launched now, such as MLflow being away; empty = it can."""
+    trouble: str = ""
+    """What somebody has to see to although the run goes on."""
     pool: str = ""
     """Where the next attempt would go."""

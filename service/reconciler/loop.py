@@ -168,7 +168,7 @@ class Reconciler:
         with self._faults_shown(lease), self._telemetry.look_seconds.time():
             if lease.run.state.is_final:
                 self._outside.settle(lease)
-                self._write(lease, {"settled": True})
+                self._write(lease, {"settled": True, "waiting_reason": ""})
                 return
             facts: RunFacts | None = repository.facts(lease)
             for number in range(1, MAX_LOOKS + 1):

@@ -13,7 +13,7 @@ from service.reconciler.facts import Action, Observed, RunFacts
 from service.reconciler.repository import RunLease
 from service.settings import Settings
 from service.tables import Experiment
-from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingGone
+from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingDeleted, TrackingGone
 from trainer.contract import Placement, RunSpec
 from trainer.contract.records import SPEC, UNSENT, UNSENT_FILES, Result, Verdict
 from trainer.contract.records import Session as TrainingSession
@@ -63,6 +63,7 @@ class Outside:
             sessions_of_attempt=sum(session.attempt == number for session in sessions),
             outcome=outcome,
             has_result=result is not None,
+            trouble=sessions[-1].trouble if sessions else "",
         )
         tracked = None
         if _is_ending(facts, seen):
@@ -91,6 +92,11 @@ class Outside:
         run = lease.run
         self._directories.forget(run.id)
         if self.tracker and run.tracking_run_id:
+            home = lease.home
+            if home.tracking_id and home.tracking_run_id and not home.cancelled_at:
+                # Its experiment's, where the comparison will be. A single run that was deleted is nobody's worry.
+                with contextlib.suppress(TrackingGone):
+                    self.tracker.expect_there(TrackedRun(home.tracking_id, home.tracking_run_id))
             self._send_unsent(open_store(self._settings.run_uri(run.id)), self.tracker, run.tracking_run_id)
             tags = {"mcf.state": run.state.value, "mcf.reason": run.reason or "-"}
             self.tracker.finish(run.tracking_run_id, run.state, tags)
@@ -100,12 +106,12 @@ class Outside:
         if unsent is None:
             return
         files = {name: UNSENT_FILES + name for name in unsent.files}
-        # A run that was deleted there is nobody's worry.
-        with contextlib.suppress(TrackingGone):
+        with contextlib.suppress(TrackingGone, TrackingDeleted):
             tracker.send(tracking_run_id, unsent.rows)
             for name, kept in files.items():
                 tracker.upload(tracking_run_id, name, store.get(kept))
-        store.delete([UNSENT, *files.values()])
+        # Those of an earlier process, too.
+        store.delete([UNSENT, *(entry.name for entry in store.list(UNSENT_FILES))])
 
     def parent_of(self, experiment: Experiment) -> TrackedRun | None:
         """The experiment's parent run in MLflow, created where it does not exist. Raises TrackingAway."""
@@ -127,6 +133,9 @@ class Outside:
             return seen, None
         try:
             return seen, self._ensure_trial(self.tracker, lease)
+        except TrackingDeleted as error:
+            # What it logs waits with the trainer until it is restored.
+            return (seen if lease.run.tracking_run_id else replace(seen, not_ready=str(error))), None
         except TrackingAway as error:
             return replace(seen, not_ready=str(error)), None
 

@@ -260,7 +260,7 @@ def _follow(run: RunFacts, seen: Observed) -> RunFacts:
         run.attempt, state=state, confirmed=True, last_step=run.step, log_tail=seen.log_tail or run.attempt.log_tail
     )
     lives = seen.job.state is JobState.RUNNING
-    waiting = "" if training and lives else seen.job.message or ("workers are starting" if lives else "")
+    waiting = seen.trouble if training and lives else seen.job.message or ("workers are starting" if lives else "")
     # Workers that have trained may all have gone since, as when a queue takes their nodes back.
     trained = RunState.RUNNING if lives else RunState.INTERRUPTED
     return replace(run, state=trained if training else RunState.STARTING, attempt=attempt, waiting_reason=waiting)

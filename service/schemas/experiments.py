@@ -80,6 +80,8 @@ class ExperimentDetail(ExperimentSummary):
     spec: dict[str, Any]
     """The request as it was understood, defaults filled in."""
     arms: list[ArmView]
+    warnings: list[str] = Field([])
+    """Only in the answer to a submission: what it had no time to look at."""
 
 
 class ArmCurve(View):
@@ -131,3 +133,5 @@ class Plan(View):
     estimate_basis: str
     problems: list[Problem] = Field([])
     """Empty: a request with problems is refused with 422 and the same list."""
+    warnings: list[str] = Field([])
+    """What there was no time to look at; each run looks before its first step."""

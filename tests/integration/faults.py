@@ -13,13 +13,16 @@ import pytest
 
 
 class Gateway:
-    """A TCP way to a server, at its own address. While `closed` every request is answered with 503."""
+    """A TCP way to a server, at its own address. While `closed` every request is answered with 503.
+
+    A request in which the text `held` occurs gets no answer at all.
+    """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._host, self._port = host, port
         self._listener = socket.create_server((host, 0))
         self._open: set[socket.socket] = set()
-        self.closed = False
+        self.closed, self.held = False, b""
         self.refused = 0
         """Requests answered with 503."""
         threading.Thread(target=self._serve, daemon=True).start()
@@ -53,15 +56,16 @@ class Gateway:
             self._open |= {client, server}
             back = threading.Thread(target=_copy, args=[server, client], daemon=True)
             back.start()
-            _copy(client, server)
+            _copy(client, server, self)
             back.join()
             self._open -= {client, server}
 
 
-def _copy(source: socket.socket, sink: socket.socket) -> None:
+def _copy(source: socket.socket, sink: socket.socket, gateway: Gateway | None = None) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
-            sink.sendall(data)
+            if not (gateway and gateway.held and gateway.held in data):
+                sink.sendall(data)
     with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,10 +27,14 @@ from service.states import RunState
 from service.tables import Arm, Experiment, Run
 from service.tracking import Tracker, TrackingAway
 from tests.conftest import free_port, running_mlflow
-from trainer.conclude import leave_unsent
+from tests.forks import forks
+from tests.integration.torchruns import ENV, small, wait_for_checkpoint
 from trainer.store.objects import open_store
+from trainer.store.rundir import read_sessions
 from trainer.tracking import log as log_module
+from trainer.tracking.journal import Journal
 from trainer.tracking.log import RunLog
+from trainer.tracking.report import RankZero
 
 LAST = 40
 
@@ -138,6 +143,34 @@ def test_a_batch_whose_answer_was_lost_is_not_logged_twice(mlflow_server: str) -
         assert steps(mlflow_server, run_id, metric) == expected
 
 
+@pytest.mark.parametrize("kind", ["experiment", "run"])
+def test_a_log_whose_mlflow_run_is_deleted_says_so_loses_nothing_and_goes_on_when_it_is_restored(
+    mlflow_server: str, kind: str
+) -> None:
+    run_id, client = new_run(mlflow_server), MlflowClient(mlflow_server)
+    tracking_id = client.get_run(run_id).info.experiment_id
+    log = RunLog(mlflow_server, run_id, attempt=1)
+    log.metrics(1, row(1))
+    wait_for(lambda: steps(mlflow_server, run_id) == [1])
+    if kind == "run":
+        client.delete_run(run_id)
+    else:
+        client.delete_experiment(tracking_id)
+    log.metrics(2, row(2))
+    options = {
+        "experiment": f"experiments restore --experiment-id {tracking_id}",
+        "run": f"runs restore --run-id {run_id}",
+    }
+    wait_for(lambda: f"`mlflow {options[kind]}`" in log.trouble)
+    log.metrics(3, row(3))
+    if kind == "run":
+        client.restore_run(run_id)
+    else:
+        client.restore_experiment(tracking_id)
+    assert log.close(30) == 0
+    assert (steps(mlflow_server, run_id), log.dropped, log.trouble) == ([1, 2, 3], 0, "")
+
+
 def test_what_a_killed_process_could_not_send_travels_in_its_checkpoint(mlflow_server: str) -> None:
     run_id = new_run(mlflow_server)
     dead = RunLog("http://127.0.0.1:1", run_id, attempt=1)
@@ -169,7 +202,8 @@ def test_what_mlflow_did_not_take_at_the_end_the_service_sends_once_it_is_back(
     log.picture(LAST, b"a picture")
     log.artifact("export/export.json", b"{}")
     began = time.monotonic()
-    leave_unsent(log, store)
+    report = RankZero(None, log, Journal(store, 1, 1, "cpu", LAST), world_size=1, steps=range(LAST), draw=None)  # type: ignore[arg-type]
+    report.leave_unsent(10)
     assert log.close(60) == 0
     assert time.monotonic() - began < 15, "all ranks hold their GPUs meanwhile"
 
@@ -189,6 +223,58 @@ def test_what_mlflow_did_not_take_at_the_end_the_service_sends_once_it_is_back(
         item.path for folder in ("pictures", "export") for item in client.list_artifacts(run.tracking_run_id, folder)
     ]
     assert found == [f"pictures/step-{LAST:06d}.png", "export/export.json"]
+
+
+ENDS = {
+    # Its own error, twice: noted the first time.
+    "failed": (0, RunState.FAILED, "FAILED"),
+    # Cancelled, or stopped at the cap of GPU-hours: for the trainer the same request to end.
+    "cancelled": (signal.SIGTERM, RunState.CANCELLED, "KILLED"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_however_a_run_ends_while_mlflow_is_away_it_has_every_row_once_when_it_is_back(
+    tiny_faces: Path, mlflow_server: str, tmp_path: Path, end: str
+) -> None:
+    asked, state, status = ENDS[end]
+    settings = Settings(work_dir=tmp_path)
+    run = Run(id="r0123456789ab", state=state, reason="", tracking_run_id=new_run(mlflow_server))
+    folder = Path(settings.run_uri(run.id))
+    folder.mkdir(parents=True)
+    # More steps than anybody waits for, unless it comes to an error.
+    length = 10_000 if asked else 9
+    changes: dict[str, Any] = {} if asked else {"optimizer": {"base_lr": 1e38}}
+    spec = small(
+        tiny_faces, schedule={"unit": "steps", "length": length, "warmup": 4},
+        cadence={"checkpoint_steps": 3, "log_steps": 1, "picture_steps": 100}, **changes,
+    )  # fmt: skip
+    (folder / "given.json").write_text(spec.model_dump_json())
+    away = f"http://127.0.0.1:{free_port()}"
+    env = {"MCF_RUN_URI": str(folder), "MLFLOW_TRACKING_URI": away, "MLFLOW_RUN_ID": run.tracking_run_id or ""}
+    with (folder / "log").open("ab") as output:
+        process = forks.start(
+            "trainer.main", "--spec", str(folder / "given.json"), output=output, env={**os.environ, **ENV, **env}
+        )
+        try:
+            if asked:
+                wait_for_checkpoint(folder, 3, process)
+                process.send_signal(asked)
+            assert process.wait(120) == (143 if asked else 1), (folder / "log").read_text()[-3000:]
+        finally:
+            process.kill()
+            process.wait()
+    store = open_store(settings.run_uri(run.id))
+    last = max(session.step for session in read_sessions(store))
+    assert last >= 2
+    outside = Outside(settings, None, Tracker(mlflow_server, 20))  # type: ignore[arg-type]
+    lease = RunLease("token", run, None, Experiment(), Arm(), 0)
+    # MLflow has the first row already, from an attempt that trained the step at another time.
+    MlflowClient(mlflow_server).log_metric(run.tracking_run_id or "", "loss/total", 1.0, timestamp=1, step=1)
+    outside.settle(lease)
+    assert steps(mlflow_server, run.tracking_run_id or "") == list(range(1, last + 1))
+    assert MlflowClient(mlflow_server).get_run(run.tracking_run_id or "").info.status == status
+    assert not list(store.list("unsent"))
 
 
 def test_a_full_buffer_drops_its_oldest_rows_and_counts_them(mlflow_server: str) -> None:

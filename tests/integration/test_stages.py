@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from tests.benchmarks import colour_a_mask, draw_lapa, upload
 from tests.forks import Forked, forks
 from tests.integration.torchruns import ENV, TORCHRUN, small, torchrun, wait_until, workers_of
 from trainer.contract import RunSpec
@@ -137,6 +138,36 @@ def test_a_stage_that_is_killed_goes_on_bit_for_bit_and_mlflow_has_every_epoch_o
     assert weights_file("models:/stages@best", library) == f"{folder}/export/model.safetensors"
     names = [str(folder), f"{folder}/export", "models:/stages@best", "models:/stages/1", f"runs:/{logged}"]
     assert len({find_encoder(name, library).digest for name in names}) == 1
+
+
+def test_a_run_with_a_wrong_benchmark_on_a_store_fails_before_its_first_step(
+    few: Path, s3_server: str, tmp_path: Path
+) -> None:
+    lapa = draw_lapa(tmp_path / "LaPa")
+    colour_a_mask(lapa)
+    upload(lapa, s3_server)
+    wrong = spec(few).model_dump() | {
+        "evaluation": {"held_out": HELD_OUT, "parsing": {**HEAD, "benchmark": "lapa", "uri": s3_server}}
+    }
+    with trainer(RunSpec.model_validate(wrong), tmp_path / "run") as process:
+        assert process.wait(240) == 1, (tmp_path / "run/log").read_text()[-3000:]
+    outcome = read_outcome(DirectoryStore(str(tmp_path / "run")))
+    assert outcome
+    assert (outcome.kind, outcome.step) == ("DataError", 0)
+    assert f"mask {s3_server}/val/labels/a.png is in colours" in outcome.reason
+
+
+def test_a_face_that_cannot_be_decoded_fails_its_run_before_the_first_step(few: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "few"
+    shutil.copytree(few, broken)
+    image = sorted((broken / "images").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:200])
+    with trainer(spec(broken), tmp_path / "run") as process:
+        assert process.wait(240) == 1, (tmp_path / "run/log").read_text()[-3000:]
+    outcome = read_outcome(DirectoryStore(str(tmp_path / "run")))
+    assert outcome
+    assert (outcome.kind, outcome.step) == ("DataError", 0)
+    assert f"annotated image {image.name!r} cannot be decoded" in outcome.reason
 
 
 def test_ranks_that_are_killed_stopped_and_fewer_afterwards_find_the_same_numbers(

@@ -28,7 +28,7 @@ from service.settings import Settings
 from service.states import RunState
 from service.tables import Experiment
 from service.telemetry import Telemetry
-from service.tracking import NOTE, TrackedRun, Tracker, TrackingAway, TrackingGone
+from service.tracking import NOTE, TrackedRun, Tracker, TrackingAway, TrackingDeleted, TrackingGone, TrackingRefused
 from tests.unit.service.bench import Bench, Killed
 from trainer.contract.records import EXPORT, POINTER
 from trainer.weights.mlflow_files import MlflowFiles
@@ -281,6 +281,61 @@ def test_a_deleted_run_is_no_reason_to_try_for_ever(mlflow_server: str) -> None:
     tracker = Tracker(mlflow_server, timeout_seconds=20)
     with pytest.raises(TrackingGone):
         tracker.histories("0" * 32)
+    assert not tracker.is_away
+
+
+def test_under_a_deleted_mlflow_experiment_runs_go_on_and_say_how_to_restore_it_and_then_it_has_their_end(
+    bench: Bench, spec: dict[str, Any], mlflow_server: str
+) -> None:
+    experiment = bench.submit(spec | {"factors": {}, "seeds": 2})
+    bench.go_until(lambda: len(bench.cluster.live()) == 2)
+    client = MlflowClient(mlflow_server)
+    tracking_id = bench.experiment(experiment).tracking_id
+    client.delete_experiment(tracking_id)
+    # A node is lost: the next attempt does not wait for MLflow.
+    lost, _ = bench.cluster.live()
+    bench.cluster.end(lost)
+    bench.go_until(lambda: len(bench.cluster.live()) == 2)
+    for name in bench.cluster.live():
+        bench.cluster.succeed(name)
+    restore = (
+        f"`mlflow experiments restore --experiment-id {tracking_id}`, or cancel this experiment and submit it under"
+    )
+    bench.go_until(lambda: all(restore in run.waiting_reason for run in bench.runs()))
+    assert bench.states() == {"succeeded": 2}
+    assert "does not answer" not in "".join(run.waiting_reason for run in bench.runs())
+    client.restore_experiment(tracking_id)
+    finish(bench)
+    [parent], children = tracked(mlflow_server, spec["name"])
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert [run.waiting_reason for run in bench.runs()] == ["", ""]
+
+
+def test_a_single_run_that_was_deleted_in_mlflow_holds_nothing_up(
+    bench: Bench, spec: dict[str, Any], mlflow_server: str
+) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 2})
+    bench.go_until(lambda: len(bench.cluster.live()) == 2)
+    MlflowClient(mlflow_server).delete_run(bench.runs()[0].tracking_run_id)
+    finish(bench)
+    [parent], [_] = tracked(mlflow_server, spec["name"])
+    assert parent.info.status == "FINISHED"
+
+
+def test_what_mlflow_answers_is_told_apart_from_no_answer(mlflow_server: str) -> None:
+    tracker, client = Tracker(mlflow_server, timeout_seconds=20), MlflowClient(mlflow_server)
+    tracking_id = client.create_experiment(uuid.uuid4().hex)
+    run_id = client.create_run(tracking_id).info.run_id
+    with pytest.raises(TrackingRefused, match=r"answers and refuses \(the MLflow run .*: .*exceeds the maximum length"):
+        tracker.tag(run_id, {"x" * 2000: "too long a name"})
+    client.delete_run(run_id)
+    with pytest.raises(TrackingDeleted, match=rf"{run_id} was deleted. Restore it with `mlflow runs restore --run-id"):
+        tracker.tag(run_id, {"a": "b"})
+    with pytest.raises(TrackingGone, match="no longer has"):
+        tracker.tag("0" * 32, {"a": "b"})
+    with pytest.raises(TrackingRefused, match="answers and refuses"):
+        Tracker(f"{mlflow_server}/elsewhere", timeout_seconds=20).ping()
+    # The next call is made, and not spared as after no answer.
     assert not tracker.is_away
 
 

@@ -10,14 +10,15 @@
         outcome.json                    an Outcome: how the run ended for good
         stages/alignment/checkpoints/   those of a stage of evaluation, which are gone once it has ended, and then ...
         stages/alignment/result.json    ... its StageResult
-        unsent.json, unsent/            an Unsent and its files: what MLflow had not taken in the end, until the service
-                                        has sent it
+        unsent.json, unsent/            an Unsent and its files: what MLflow had not taken when the process ended, until
+                                        the service has sent it
         result.json                     a Result: the numbers the comparison is made of
         export/                         the online encoder as a plain timm ViT, with its model card
 
-The trainer writes, the service reads; what is unsent is the service's once there is an outcome.
+The trainer writes, the service reads; what is unsent is the service's once the run has ended.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -37,6 +38,8 @@ STAGES = "stages/"
 UNSENT, UNSENT_FILES = "unsent.json", "unsent/"
 STATE = "state.pt"
 COMMITTED = "COMMITTED"
+# In every row of training; other rows, such as the final metrics, are recognised by their first name.
+REFERENCE = "loss/total"
 EXPORT = "export/"
 # In EXPORT: the weights, and timm's configuration of them; MLflow gets a pointer instead of the weights.
 WEIGHTS = "model.safetensors"
@@ -76,6 +79,8 @@ class Session(Frozen):
     """training, a stage of evaluation such as `alignment, epoch 3 of 150`, evaluating, or DONE."""
     images_per_second: float | None
     losses: dict[str, float]
+    trouble: str = ""
+    """What somebody has to see to although training goes on, such as an MLflow run that was deleted."""
     started_at: datetime
     seen_at: datetime
 
@@ -111,8 +116,14 @@ class Outcome(Frozen):
     ended_at: datetime
 
 
+def witness(values: Mapping[str, float]) -> str:
+    """Of a row of metrics, the one whose history shows whether MLflow has the row."""
+    return REFERENCE if REFERENCE in values else min(values)
+
+
 class Unsent(Frozen):
-    """What MLflow had not taken when the run ended; the service sends it when it settles the run, then removes it."""
+    """What MLflow had not taken when the process of rank 0 ended. If the run goes on, the next one logs it again; if it
+    has ended, the service sends what MLflow has not got since, and removes it."""
 
     rows: list[tuple[int, int, dict[str, float]]]
     """Step, time in milliseconds, numbers."""

@@ -6,7 +6,7 @@ Watchers read it from the store, so they need no way into the machine. A store t
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import psutil
@@ -36,6 +36,8 @@ class Journal:
             total_steps=total_steps, stage="training", images_per_second=None, losses={}, started_at=started_at,
             seen_at=datetime.now(UTC),
         )  # fmt: skip
+        self.trouble: Callable[[], str] = str
+        """Asked at every write."""
         self._number = 0
         self._store_away = False
         self._news = threading.Event()
@@ -90,7 +92,9 @@ class Journal:
         try:
             if not self._number:
                 self._number = self._next_number()
-            session = self._session.model_copy(update={"number": self._number, "seen_at": datetime.now(UTC)})
+            session = self._session.model_copy(
+                update={"number": self._number, "trouble": self.trouble(), "seen_at": datetime.now(UTC)}
+            )
             self.store.put(records.session_name(self._number), session.model_dump_json(indent=1).encode())
         except StorageError as error:
             if not self._store_away:

@@ -17,9 +17,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.contract.records import REFERENCE, witness
+from trainer.tracking.refusals import deleted, is_refusal
 from trainer.tracking.system import SystemMetrics
 
 logger = logging.getLogger(__name__)
@@ -30,8 +33,6 @@ LONGEST_PAUSE_SECONDS = 15.0
 MAX_ROWS = 20_000
 MAX_FILES = 50
 MAX_METRICS_A_BATCH = 1000  # MLflow's own limit: one batch is one request, kept whole or not at all
-# In every row of training; other rows, such as the final metrics, are recognised by their first name.
-REFERENCE = "loss/total"
 
 CLIENT_SETTINGS = {
     # The thread has its own patience; MLflow's default is minutes a call.
@@ -51,7 +52,7 @@ class Row(NamedTuple):
     @property
     def witness(self) -> str:
         """The metric whose history shows whether MLflow has this row."""
-        return REFERENCE if REFERENCE in self.values else min(self.values)
+        return witness(self.values)
 
 
 class RunLog:
@@ -61,6 +62,8 @@ class RunLog:
         self.max_rows = max_rows
         self.dropped = 0
         """Rows and files given up because the buffer was full or MLflow refused them."""
+        self.trouble = ""
+        """What somebody has to see to before MLflow takes the log again; empty where it does, or is only away."""
         self._rows: deque[Row] = deque()
         self._files: deque[tuple[str, bytes]] = deque()
         self._lock = threading.Lock()
@@ -151,14 +154,16 @@ class RunLog:
                 self._send_all()
             # Whatever MLflow, its server or the network come up with, training does not stop for it.
             except Exception as error:
+                trouble = self._connection.trouble(error)
+                if failures == 0 or trouble != self.trouble:
+                    logger.warning("training goes on and the log waits: %s", trouble or f"MLflow is away: {error}")
+                self.trouble = trouble
                 self._connection.lost()
                 failures += 1
-                if failures == 1:
-                    logger.warning("MLflow is away, training goes on and the log waits: %s", error)
             else:
                 if failures:
                     logger.warning("MLflow is back")
-                failures = 0
+                failures, self.trouble = 0, ""
             if self._closing.is_set() and not (self._rows or self._files):
                 return
             if self._closing.is_set():
@@ -207,26 +212,36 @@ class Connection:
         self.run_id = run_id
         self.tags = tags
         self._client: Any = None
+        self._is_open = False
         self._logged: dict[str, set[int]] = {}
 
     def open(self) -> None:
         """Connect where no connection stands. Raises whatever MLflow raises."""
-        if self._client is not None:
+        if self._is_open:
             return
         for name, value in CLIENT_SETTINGS.items():
             os.environ.setdefault(name, value)
         from mlflow.entities import RunTag  # seconds of import, on this thread instead of before the first step
         from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(tracking_uri=self.tracking_uri)
+        self._client = self._client or MlflowClient(tracking_uri=self.tracking_uri)
         tags = [RunTag(name, value) for name, value in self.tags.items()]
-        client.log_batch(self.run_id, tags=tags, synchronous=True)
-        self._client = client
+        self._client.log_batch(self.run_id, tags=tags, synchronous=True)
+        self._is_open = True
 
     def lost(self) -> None:
         """Forget what MLflow is known to have: what was under way may have arrived or not."""
-        self._client = None
+        self._is_open = False
         self._logged.clear()
+
+    def trouble(self, error: Exception) -> str:
+        """What somebody has to see to; empty where MLflow is only away."""
+        if not is_refusal(error):
+            return ""
+        with suppress(Exception):
+            if words := deleted(self._client, error):
+                return words
+        return f"MLflow refuses what the run logs: {error}"
 
     def send_rows(self, rows: list[Row]) -> bool:
         """Log the rows that MLflow does not have; False when it refuses them for good."""
@@ -245,7 +260,8 @@ class Connection:
         try:
             self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
         except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":
+            # Of a run that was deleted, too, which may be restored.
+            if error.error_code != "INVALID_PARAMETER_VALUE" or deleted(self._client, error):
                 raise
             logger.warning("MLflow refuses %d rows: %s", len(new), error)
             return False

@@ -1,17 +1,26 @@
 """What rank 0 tells the world of a run's progress: metrics and pictures to MLflow, its session to the store."""
 
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
-from trainer.contract import RunSpec
+from trainer.contract import RunSpec, records
+from trainer.contract.records import Unsent
+from trainer.store.objects import StorageError, insist
 from trainer.tracking.journal import Journal
 from trainer.tracking.log import RunLog
 
 # The result's losses are means over so many logged steps.
 LAST_LINES = 5
-# How long a process that is asked to end waits for MLflow.
-LOG_SECONDS = 5.0
+# All ranks wait meanwhile, with their GPUs: what MLflow does not take within seconds the service sends.
+MLFLOW_PATIENCE_SECONDS = 5.0
+# Of a run that ends otherwise than well: who has asked it to end, or starts it again, waits.
+STORE_PATIENCE_SECONDS = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class Report(Protocol):
@@ -42,6 +51,7 @@ class RankZero:
         world_size: int, steps: range, draw: Callable[[], bytes] | None,
     ) -> None:  # fmt: skip
         self.run, self.log, self.journal, self.draw = run, log, journal, draw
+        journal.trouble = lambda: log.trouble
         self.world_size, self.total_steps = world_size, steps.stop
         self._losses: list[Mapping[str, float]] = []
         self._since = (steps.start, time.monotonic())
@@ -65,10 +75,33 @@ class RankZero:
         names = self._losses[-1] if self._losses else ()
         return {name: sum(line[name] for line in self._losses) / len(self._losses) for name in names}
 
+    def leave_unsent(self, patience_seconds: float, mlflow_seconds: float = MLFLOW_PATIENCE_SECONDS) -> None:
+        """Put what MLflow has not taken into the run's directory. Nothing is logged after that. Raises StorageError."""
+        store, (rows, files) = self.journal.store, self.log.hand_over(mlflow_seconds)
+        if not (rows or files):
+            return
+        logger.warning("%d rows and %d files are left for the service to send to MLflow", len(rows), len(files))
+        for name, data in files:
+            insist(partial(store.put, records.UNSENT_FILES + name, data), name, patience_seconds)
+        finite = [(step, at, {name: x for name, x in row.items() if math.isfinite(x)}) for step, at, row in rows]
+        text = Unsent(rows=finite, files=[name for name, _ in files]).model_dump_json().encode()
+        insist(partial(store.put, records.UNSENT, text), records.UNSENT, patience_seconds)
+
     def close(self, stage: str) -> None:
-        """Write what is left. What MLflow does not take at once is in the checkpoint."""
+        """Write what is left, at the end of a run or because somebody asks the process to end."""
+        self._close(stage, MLFLOW_PATIENCE_SECONDS)
+
+    def abandon(self) -> None:
+        """Write what is left, on an error: without a wait for MLflow, as the others wait for the next start."""
+        self._close(None, 0.0)
+
+    def _close(self, stage: str | None, mlflow_seconds: float) -> None:
         self.journal.close(stage)
-        self.log.close(LOG_SECONDS)
+        try:
+            # Also where a checkpoint has it: a run that is cancelled never comes back to that.
+            self.leave_unsent(STORE_PATIENCE_SECONDS, mlflow_seconds)
+        except StorageError as error:
+            logger.warning("what MLflow has not taken is lost, as the store is away, too: %s", error)
 
     def _log(self, step: int, losses: Mapping[str, float], more: Mapping[str, float]) -> None:
         before, then = self._since

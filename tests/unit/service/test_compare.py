@@ -254,20 +254,21 @@ def test_hours_are_of_gpus_only_where_every_run_was_trained_on_one() -> None:
     made = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, None, state=RunState.RUNNING)]))
     assert made.hours == "GPU-hours"
     assert "| GPU-hours |" in plaintext.markdown(made)
-    assert "It took 1.5 GPU-hours" in note(made, "mcf-x")
+    assert "It took 1.5 GPU-hours" in note(made, "mcf-x", "#/runs")
     mixed = table(ArmTrials("a", {"arm": "a"}, True, [*on_gpu, trial(2, 1.0)]))
     assert mixed.hours == "process-hours"
     assert "GPU" not in plaintext.markdown(mixed)
 
 
 def test_the_note_in_mlflow_is_the_headline_and_as_much_of_the_table_as_a_tag_holds() -> None:
-    few = note(table(arm("a", 9.0, 9.1, 9.2, baseline=True), arm("b", 1.0, 1.1, 1.21)), "mcf-x")
+    few = note(table(arm("a", 9.0, 9.1, 9.2, baseline=True), arm("b", 1.0, 1.1, 1.21)), "mcf-x", "#/runs")
     assert "**Best arm: b.** It reached NME 1.103 %" in few
+    assert few.partition("\n")[0].endswith("[All runs, the best first](#/runs).")
     assert "Is the difference real? Yes." in few
     assert "| 2 | a | 3 | 9.1 |" in few
     assert "`models:/mcf-x@best`" in few
     rest = [arm(f"{n:02d}{'x' * 400}", n + 1.0, n + 1.1, n + 1.2) for n in range(30)]
-    many = note(table(arm("the-baseline", 99.0, 99.1, 99.2, baseline=True), *rest), "mcf-x")
+    many = note(table(arm("the-baseline", 99.0, 99.1, 99.2, baseline=True), *rest), "mcf-x", "#/runs")
     assert len(many) <= MAX_LENGTH
     rows = [line for line in many.splitlines() if line.startswith("| ")][2:]
     assert 2 <= len(rows) < 11
@@ -283,7 +284,7 @@ def test_every_format_has_the_same_columns_under_the_same_headings() -> None:
     Console(file=terminal, width=250).print(show.comparison(ClientComparison.model_validate(made.model_dump())))
     html = paper.html(Report(spec={}, comparison=made, digests=[], software={}), {})
     of_paper = latex(made).replace("\\,", " ").replace("\\", "").replace("$", "")
-    texts = plaintext.markdown(made), note(made, "mcf-x"), terminal.getvalue(), html, of_paper
+    texts = plaintext.markdown(made), note(made, "mcf-x", "#/runs"), terminal.getvalue(), html, of_paper
     good = next(row for row in made.arms if row.name == "good")
     for name in "arm", "seeds", "mean", "interval", "difference", "hours":
         for text in texts:

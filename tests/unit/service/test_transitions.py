@@ -246,3 +246,10 @@ def test_a_run_whose_nodes_a_queue_has_taken_back_waits_and_trains_again_in_the_
     assert waiting.attempt.is_live
     again = decide(waiting, Observed(Job(JobState.RUNNING), sessions_of_attempt=2, step=11), NOW).run
     assert (again.state, again.waiting_reason) == (RunState.RUNNING, "")
+
+
+def test_what_somebody_has_to_see_to_is_said_while_the_run_goes_on() -> None:
+    run = RunFacts(state=RunState.RUNNING, admitted=True, attempt=AttemptFacts(1, confirmed=True))
+    seen = Observed(job=Job(JobState.RUNNING), step=3, sessions_of_attempt=1, trouble="The MLflow run was deleted.")
+    after = decide(run, seen, NOW).run
+    assert (after.state, after.waiting_reason) == (RunState.RUNNING, "The MLflow run was deleted.")

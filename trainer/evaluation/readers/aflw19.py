@@ -10,20 +10,22 @@ Records are in the order of ra, which a few-shot fraction follows. The frontal s
 with all points visible.
 """
 
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
 
 from trainer.data.manifest import DataError
+from trainer.evaluation.readers.place import Place
 from trainer.evaluation.readers.record import Record, expect_file, expect_images, expect_measurable
+from trainer.store.objects import StorageError
 
 NUM_POINTS = 19
 NUM_TRAIN = 20_000
 FIELDS = ("bbox", "data", "mask_new", "nameList", "ra")
 
 
-def read_aflw19(root: Path, num_train: int = NUM_TRAIN) -> list[Record]:
+def read_aflw19(root: Place, num_train: int = NUM_TRAIN) -> list[Record]:
     """19 points; the test split has the subset `frontal`. Raises DataError."""
     path = expect_file(root / "AFLWinfo_release.mat", "the list of AFLW-19 with bbox, data, mask_new, nameList and ra")
     info = _load(path)
@@ -57,7 +59,7 @@ def read_aflw19(root: Path, num_train: int = NUM_TRAIN) -> list[Record]:
     return expect_measurable(expect_images(records, f"AFLW-19 in {root}"))
 
 
-def _name(path: Path, cell: Any) -> str:
+def _name(path: Place, cell: Any) -> str:
     """MATLAB puts a text into a cell of a cell."""
     try:
         return str(cell[0][0])
@@ -65,14 +67,16 @@ def _name(path: Path, cell: Any) -> str:
         raise DataError(f"{path}: nameList is no list of names") from error
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Place) -> dict[str, Any]:
     try:
         import scipy.io
     except ImportError as error:
         raise DataError(f"{path} is a MATLAB file, and scipy, which reads it, is not installed") from error
     try:
-        found: dict[str, Any] = scipy.io.loadmat(path)
+        found: dict[str, Any] = scipy.io.loadmat(io.BytesIO(path.read_bytes()))
         return found
+    except StorageError:
+        raise
     # It raises whatever its parsing met: MatReadError, TypeError, zlib.error, ...
     except Exception as error:
         raise DataError(f"{path} cannot be read as a MATLAB file: {error}") from error

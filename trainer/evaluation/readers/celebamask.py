@@ -8,10 +8,11 @@ Splits are those of CelebA itself, which are ranges of the original file's numbe
 few-shot fraction follows.
 """
 
-from pathlib import Path
+from pathlib import PurePath
 
 from trainer.data.manifest import DataError
-from trainer.evaluation.readers.record import Layers, Record, Split, expect_file, expect_images
+from trainer.evaluation.readers.place import Place
+from trainer.evaluation.readers.record import Layers, Record, Split, expect_file, expect_images, spread
 
 # In the order in which they are laid over each other, after the background.
 LAYERS = (
@@ -24,32 +25,34 @@ IMAGES_PER_FOLDER = 2000
 LAST_TRAIN, LAST_VALIDATION = 162_770, 182_637
 
 
-def read_celebamask(root: Path) -> list[Record]:
-    """Masks of 19 classes. Raises DataError."""
+def read_celebamask(root: Place, most: int | None = None) -> list[Record]:
+    """Masks of 19 classes. Raises DataError. `most`: so many of the images that the table names."""
     mapping = expect_file(
         root / "CelebA-HQ-to-CelebA-mapping.txt", "the table idx orig_idx orig_file of CelebAMask-HQ's images"
     )
-    found: dict[int, Record] = {}
+    image_of: dict[int, int] = {}
     try:
-        lines = mapping.read_text().splitlines()[1:]
+        lines = mapping.read_bytes().decode().splitlines()[1:]
     except UnicodeDecodeError as error:
         raise DataError(f"{mapping} is no text: {error}") from error
     for number, line in enumerate(lines, start=2):
         try:
             index, _, original = line.split()
-            image, place = int(index), int(Path(original).stem)
+            image_of[int(PurePath(original).stem)] = int(index)
         except ValueError as error:
             raise DataError(
                 f"{mapping} line {number} is not idx orig_idx orig_file, two numbers and a name like 1.jpg"
             ) from error
+    found = []
+    for place, image in spread(sorted(image_of.items()), most):
         folder = root / "CelebAMask-HQ-mask-anno" / str(image // IMAGES_PER_FOLDER)
         paths = [(layer, folder / f"{image:05d}_{name}.png") for layer, name in enumerate(LAYERS, start=1)]
         layers = tuple((layer, path) for layer, path in paths if path.is_file())
         if not layers:
             raise DataError(f"{folder} has no mask of image {image}, such as {image:05d}_skin.png")
         picture = root / "CelebA-HQ-img" / f"{image}.jpg"
-        found[place] = Record(image=picture, split=split_of(place), mask=Layers(layers))
-    return expect_images([found[place] for place in sorted(found)], f"CelebAMask-HQ in {root}")
+        found.append(Record(image=picture, split=split_of(place), mask=Layers(layers)))
+    return expect_images(found, f"CelebAMask-HQ in {root}")
 
 
 def split_of(original: int) -> Split:

@@ -14,17 +14,18 @@ import numpy as np
 
 from trainer.evaluation.readers.annotations import read_landmarks
 from trainer.evaluation.readers.eyes import units_of
+from trainer.evaluation.readers.place import Place
 from trainer.evaluation.readers.record import Box, Record, expect_file, expect_images, expect_measurable
 
 LIST = "faces.json"
 HALF_PIXEL = 0.5
 
 
-def read_faces68(root: Path) -> list[Record]:
+def read_faces68(root: Place) -> list[Record]:
     """68 points; the box is the square around them. Raises DataError."""
     path = expect_file(root / LIST, "the list of the faces")
     records = []
-    for face in json.loads(path.read_text()):
+    for face in json.loads(path.read_bytes()):
         points_P2 = np.array(face["points"], dtype=np.float64) - HALF_PIXEL
         records.append(
             Record(image=root / face["image"], split=face["split"], box=square_around(points_P2), points_P2=points_P2)

@@ -8,14 +8,15 @@ half side 100 * scale around the centre. Shared: docs/evaluation.md.
 """
 
 import csv
+import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from trainer.data.manifest import DataError
 from trainer.evaluation.readers.eyes import units_of
+from trainer.evaluation.readers.place import Place
 from trainer.evaluation.readers.record import Record, Split, expect_file, expect_images, expect_measurable
 
 HALF_BOX_PIXELS = 100.0
@@ -35,7 +36,7 @@ class Line(NamedTuple):
     points_P2: np.ndarray
 
 
-def read_300w(root: Path) -> list[Record]:
+def read_300w(root: Place) -> list[Record]:
     """68 points; the test split is `common` and `challenging`, and both together are the full set."""
     files: list[tuple[str, Split, frozenset[str]]] = [
         ("train", "train", frozenset()),
@@ -44,7 +45,7 @@ def read_300w(root: Path) -> list[Record]:
     ]
     folder = root / "images" if (root / "images").is_dir() else root
 
-    def picture(name: str) -> Path:
+    def picture(name: str) -> Place:
         renamed = folder / RENAMED_300W.get(name, name)
         return renamed if renamed.is_file() else folder / name
 
@@ -56,7 +57,7 @@ def read_300w(root: Path) -> list[Record]:
     return expect_measurable(expect_images(records, f"300W in {root}"), units_of("300w"))
 
 
-def read_wflw(root: Path) -> list[Record]:
+def read_wflw(root: Place) -> list[Record]:
     """98 points; the test split has six subsets that overlap, and are recognised by image and points."""
     folder = next((root / name for name in ("WFLW_images", "images") if (root / name).is_dir()), root / "WFLW_images")
     subsets_of: dict[tuple[str, bytes], set[str]] = {}
@@ -80,19 +81,19 @@ def read_wflw(root: Path) -> list[Record]:
     return expect_measurable(expect_images(records, f"WFLW in {root}"), units_of("wflw"))
 
 
-def read_lines(path: Path, *, num_points: int) -> Iterator[Line]:
+def read_lines(path: Place, *, num_points: int) -> Iterator[Line]:
     """Faces of a list. Raises DataError where the file is missing or a line is not as expected."""
     expect_file(path, f"the HRNet list with image_name, scale, center_w, center_h and {num_points} points a line")
-    with path.open(newline="") as file:
-        rows = csv.reader(file)
-        try:
-            next(rows, None)
-            for row in rows:
-                yield _line(row, num_points)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no text in UTF-8: {error}") from error
-        except (ValueError, csv.Error) as error:
-            raise DataError(f"{path} line {rows.line_num}: {error}") from error
+    try:
+        rows = csv.reader(io.StringIO(path.read_bytes().decode(), newline=""))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8: {error}") from error
+    try:
+        next(rows, None)
+        for row in rows:
+            yield _line(row, num_points)
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path} line {rows.line_num}: {error}") from error
 
 
 def _line(row: list[str], num_points: int) -> Line:
@@ -115,7 +116,7 @@ def _identity(line: Line) -> tuple[str, bytes]:
     return line.name, line.points_P2.tobytes()
 
 
-def _record(image: Path, line: Line, split: Split, subsets: frozenset[str], offset: float = 0.0) -> Record:
+def _record(image: Place, line: Line, split: Split, subsets: frozenset[str], offset: float = 0.0) -> Record:
     (left, top), (right, bottom) = (
         (line.centre_2 - offset + sign * HALF_BOX_PIXELS * line.scale).tolist() for sign in (-1, 1)
     )

@@ -3,17 +3,21 @@
 Letters: P points, H W pixels.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from trainer.data.manifest import DataError
 from trainer.data.pictures import Undecodable, opened, upright
 from trainer.evaluation.readers.annotations import MAX_PIXELS
 from trainer.evaluation.readers.eyes import Eyes
+from trainer.evaluation.readers.place import Place
 
 Split = Literal["train", "validation", "test"]
 Box = tuple[float, float, float, float]
@@ -21,6 +25,11 @@ Box = tuple[float, float, float, float]
 IGNORED = 255
 # Records whose files are read before anything runs: all of them would take minutes.
 SAMPLED = 128
+# Files that are read at a time: those of a store come one round trip later.
+AT_ONCE = 16
+
+Item = TypeVar("Item")
+PlaceT = TypeVar("PlaceT", bound=Place)
 
 
 class Mask(Protocol):
@@ -34,7 +43,7 @@ class Mask(Protocol):
 class Record:
     """One face of one image."""
 
-    image: Path
+    image: Place
     split: Split
     subsets: frozenset[str] = frozenset()
     """Parts of the test split that are reported by themselves, such as `challenging`."""
@@ -49,7 +58,7 @@ class Record:
 class LabelImage:
     """A mask that is one picture whose values are classes."""
 
-    path: Path
+    path: Place
     num_classes: int
 
     def read(self) -> np.ndarray:
@@ -66,7 +75,7 @@ class LabelImage:
 class Layers:
     """A mask that is one picture a class, not black where the class is; later ones lie over earlier ones."""
 
-    layers: Sequence[tuple[int, Path]]
+    layers: Sequence[tuple[int, Place]]
 
     def read(self) -> np.ndarray:
         mask_HW: np.ndarray | None = None
@@ -82,10 +91,10 @@ class Layers:
         return mask_HW
 
 
-def read_grey(path: Path) -> np.ndarray:
+def read_grey(path: Place) -> np.ndarray:
     """Values [H, W], uint8, of a picture with one channel, or with a palette, or with equal channels."""
     try:
-        with opened(path) as picture:
+        with _opened(path) as picture:
             kind = picture.mode
             pixels = np.array(picture.convert("L") if kind == "1" else picture)
     except Undecodable as error:
@@ -99,7 +108,7 @@ def read_grey(path: Path) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., 0])
 
 
-def expect_file(path: Path, what: str) -> Path:
+def expect_file(path: PlaceT, what: str) -> PlaceT:
     """The path, if it is a file. Raises DataError that names it and says what it would be."""
     if not path.is_file():
         raise DataError(f"{path} is missing: {what}")
@@ -141,21 +150,43 @@ def expect_measurable(records: Sequence[Record], eyes: Sequence[Eyes] = ()) -> l
     return list(records)
 
 
-def sample(records: Sequence[Record]) -> None:
+def spread(items: Sequence[Item], most: int | None) -> list[Item]:
+    """So many at most, from all over them; None = all."""
+    count = len(items) if most is None else min(most, len(items))
+    return [items[place] for place in np.linspace(0, len(items) - 1, num=count, dtype=np.int64)]
+
+
+def sample(records: Sequence[Record], most: int = SAMPLED) -> None:
     """Read images and masks of a few records, from all over the benchmark. Raises DataError that names the file."""
-    for place in np.linspace(0, len(records) - 1, num=min(SAMPLED, len(records)), dtype=np.int64):
-        read_rgb(records[place].image)
-        if mask := records[place].mask:
-            mask.read()
+
+    def look(record: Record) -> None:
+        read_rgb(record.image)
+        if record.mask:
+            record.mask.read()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(look, spread(records, most)):
+            pass
 
 
-def read_rgb(path: Path) -> np.ndarray:
+def read_rgb(path: Place) -> np.ndarray:
     """Upright RGB [H, W, 3], uint8, of an image. Raises DataError."""
     try:
-        with opened(path) as picture:
+        with _opened(path) as picture:
             return np.array(upright(picture).convert("RGB"))
     except Undecodable as error:
         raise DataError(f"image {path} cannot be read: {error}") from error
+
+
+@contextmanager
+def _opened(path: Place) -> Iterator[Image.Image]:
+    """The picture, whose pixels are read in the block. Raises Undecodable, there as well, and StorageError."""
+    try:
+        encoded = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise Undecodable(str(error)) from error
+    with opened(encoded) as picture:
+        yield picture
 
 
 def _within(places: np.ndarray) -> bool:

@@ -1,25 +1,40 @@
 """Where a benchmark's files are, and whether they are still the ones that were asked for. No torch."""
 
 import hashlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trainer.data.manifest import DataError
+from trainer.evaluation.readers.place import ListedPlace, Listing, Place
 from trainer.store.objects import open_store
 
 FETCHERS = 16
+# Faces of a benchmark on a store that a submission looks at; the run's start looks at more (record.py).
+LOOKED_AT = 32
 
 
-def digest_of_files(uri: str) -> str:
-    """sha256 over names and sizes of all files below a path or s3:// address. Raises DataError where there are none.
+class Files:
+    """All files below a path or s3:// address, listed once. Raises DataError where there are none, StorageError."""
 
-    Not over their contents: those are gigabytes that a submission cannot read.
-    """
-    entries = open_store(uri).list()
-    if not entries:
-        raise DataError(f"{uri} holds no files; possible: the folder of the benchmark, as docs/evaluation.md says")
-    text = "".join(f"{entry.name}\n{entry.size}\n" for entry in entries)
-    return hashlib.sha256(text.encode()).hexdigest()
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.is_remote = uri.startswith("s3://")
+        self.entries = open_store(uri).list_wide()
+        if not self.entries:
+            raise DataError(f"{uri} holds no files; possible: the folder of the benchmark, as docs/evaluation.md says")
+
+    @property
+    def digest(self) -> str:
+        """sha256 over names and sizes. Not over contents: those are gigabytes that a submission cannot read."""
+        text = "".join(f"{entry.name}\n{entry.size}\n" for entry in self.entries)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def root(self, until: float = math.inf) -> Place:
+        """The folder for a reader. After `until`, of the monotonic clock, nothing is fetched any more."""
+        if self.is_remote:
+            return ListedPlace("", Listing(self.uri, self.entries, until))
+        return Path(self.uri.removeprefix("file://"))
 
 
 def digest_of_faces(manifest: str, annotations: str) -> str:

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
 from trainer.contract.recipe import Recipe
-from trainer.evaluation.readers import READERS, celebamask, lapa
+from trainer.evaluation.readers import READERS, Reader, celebamask, lapa
 from trainer.evaluation.readers.eyes import Aligned
 from trainer.evaluation.readers.hrnet_csv import WFLW_SUBSETS
-from trainer.evaluation.readers.record import Record
 from trainer.evaluation.stages import augment
 from trainer.evaluation.stages.crop import Jitter
 from trainer.evaluation.stages.metrics import THRESHOLD, box_side, diagonal, inter_ocular, inter_pupil
@@ -26,7 +24,7 @@ class Benchmark:
     """Everything that makes a folder of images a number."""
 
     name: str
-    read: Callable[[Path], list[Record]]
+    read: Reader
     """Raises DataError that names what is missing."""
     task: AlignmentTask | ParsingTask
     recipe: Recipe

@@ -27,12 +27,11 @@ from trainer.data.manifest import DataError, Images, Split
 from trainer.elastic.distributed import World
 from trainer.elastic.stop import INTERRUPTED, StopRequest, stop_requests
 from trainer.elastic.waiting import on_first
-from trainer.evaluation.readers.faces68 import read_points
 from trainer.evaluation.readers.record import sample
-from trainer.evaluation.readers.source import digest_of_faces, digest_of_files, local_folder
+from trainer.evaluation.readers.source import Files, digest_of_faces, local_folder
 from trainer.evaluation.stages.benchmarks import BENCHMARKS
 from trainer.evaluation.stages.downstream import prepare
-from trainer.evaluation.stages.faces68 import write_faces68
+from trainer.evaluation.stages.faces68 import check_faces68, write_faces68
 from trainer.evaluation.stages.fitting import Epoch, Fit, Fitted
 from trainer.method.vit import Encoder
 from trainer.state.checkpoint import CheckpointStore
@@ -130,8 +129,9 @@ def fit_stage(
     with _node_folder(team) as scratch:
         root = None
         if team.is_first_of_node:
-            check_stage(asked, faces)
+            check_unchanged(asked, faces)
             root = _laid_out(asked, faces, scratch)
+            sample(BENCHMARKS[asked.benchmark].read(root))
         roots = [path for node, path in team.collect((team.node, root)) if path and node == team.node]
         fit = _prepared(asked, subject, roots[0], team)
         saved = checkpoints.restore_latest(team.device) if team.is_first else None
@@ -152,19 +152,29 @@ def fit_stage(
 
 
 def check_stage(asked: Stage, faces: Faces | None) -> None:
-    """Whether the benchmark is there, and the one that was asked for. Raises DataError, StorageError."""
+    """Whether a head can be fitted to the benchmark, before anything is trained: all that is known of its faces, and
+    the images and masks of a few. Raises DataError with the file, line or image, StorageError."""
+    found = check_unchanged(asked, faces)
+    if isinstance(found, Files):
+        sample(BENCHMARKS[asked.benchmark].read(found.root()))
+    elif faces:
+        check_faces68(found, *faces)
+
+
+def check_unchanged(asked: Stage, faces: Faces | None) -> Files | bytes:
+    """The benchmark's files, or for `faces68` its landmarks, as they were asked for. Raises DataError, StorageError."""
+    found: Files | bytes
     if asked.benchmark == FACES68:
         if faces is None:
             raise DataError(f"{FACES68} annotates images, and none are named")
-        text = read_object(asked.uri)
-        read_points(text)
-        found = digest_of_faces(faces.split.manifest.digest, hashlib.sha256(text).hexdigest())
+        found = read_object(asked.uri)
+        digest = digest_of_faces(faces.split.manifest.digest, hashlib.sha256(found).hexdigest())
     else:
-        found = digest_of_files(asked.uri)
-        if not asked.uri.startswith("s3://"):
-            sample(BENCHMARKS[asked.benchmark].read(local_folder(asked.uri, Path())))
-    if asked.sha256 not in (None, found):
-        raise DataError(f"{asked.uri} has changed: digest {found}, the spec says {asked.sha256}")
+        found = Files(asked.uri)
+        digest = found.digest
+    if asked.sha256 not in (None, digest):
+        raise DataError(f"{asked.uri} has changed: digest {digest}, the spec says {asked.sha256}")
+    return found
 
 
 def logged(name: str, epoch: Epoch) -> dict[str, float]:

@@ -5,7 +5,6 @@ Letters: S pixels of a side of the crop, P points, C classes, K maps, H W places
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from trainer.data.manifest import DataError
+from trainer.evaluation.readers.place import Place
 from trainer.evaluation.readers.record import Record, read_rgb
 from trainer.evaluation.stages.augment import Augment
 from trainer.evaluation.stages.crop import SIZE, Crop, Jitter, box_crop, template_crop, whole_crop
@@ -253,6 +253,6 @@ def _tossed(generator: torch.Generator | None) -> bool:
     return generator is not None and bool(torch.rand(1, generator=generator) < 0.5)
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Place) -> Tensor:
     """Upright RGB [3, H, W] in 0..1. Raises DataError."""
     return torch.from_numpy(read_rgb(path)).permute(2, 0, 1).float() / 255

@@ -1,20 +1,25 @@
 """What a spec may ask of its stages, and what is found of a benchmark before anything runs."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from tests.benchmarks import colour_a_mask, draw_lapa, upload
+from tests.integration.faults import Gateway
+from trainer import resolve
 from trainer.contract import Data, RunSpec, SpecError
 from trainer.contract.recipe import Recipe, Selection
 from trainer.contract.stage import Alignment
 from trainer.data.manifest import DataError, open_images, read_manifest
 from trainer.evaluation.readers.faces68 import read_faces68
-from trainer.evaluation.readers.source import digest_of_files, local_folder
+from trainer.evaluation.readers.source import Files, local_folder
 from trainer.evaluation.stages.faces68 import write_faces68
 from trainer.resolve import check_and_resolve
+from trainer.store import objects
 from trainer.store.objects import open_store
 
 BARE: dict[str, Any] = {"data": {"uri": "/data/faces"}, "teacher": "none"}
@@ -64,19 +69,56 @@ def asked_for(faces: Path, **stages: Any) -> dict[str, Any]:
     return {"name": "x", "base": base, "seeds": 1}
 
 
-def test_masks_are_looked_at_before_anything_runs(tiny_faces: Path, tmp_path: Path) -> None:
-    for split in "train", "val", "test":
-        for folder in "images", "labels", "landmarks":
-            (tmp_path / split / folder).mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / split / "images/a.jpg")
-        Image.new("L", (4, 4), 255).save(tmp_path / split / "labels/a.png")
-        points = "".join(f"{place} {place}\n" for place in range(106))
-        (tmp_path / split / "landmarks/a.txt").write_text(f"106\n{points}")
-    asked = asked_for(tiny_faces, parsing={"benchmark": "lapa", "uri": str(tmp_path)})
-    assert check_and_resolve(asked).arms[0].runs[0].evaluation.parsing
-    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "val/labels/a.png")
-    with pytest.raises(SpecError, match=r"evaluation.parsing.uri: .* mask .*val/labels/a.png is in colours"):
+@pytest.mark.parametrize("remote", [False, True])
+def test_contents_of_a_benchmark_are_looked_at_before_anything_runs_wherever_they_are(
+    tiny_faces: Path, tmp_path: Path, s3_server: str, remote: bool
+) -> None:
+    lapa = draw_lapa(tmp_path / "LaPa")
+    uri = s3_server if remote else str(lapa)
+    asked = asked_for(tiny_faces, parsing={"benchmark": "lapa", "uri": uri})
+    upload(lapa, s3_server)
+    found = check_and_resolve(asked)
+    assert found.arms[0].runs[0].evaluation.parsing
+    assert not found.warnings
+    colour_a_mask(lapa)
+    upload(lapa, s3_server)
+    with pytest.raises(SpecError, match=rf"evaluation.parsing.uri: .* mask {uri}/val/labels/a.png is in colours"):
         check_and_resolve(asked)
+    (lapa / "val/landmarks/a.txt").write_text("106\n" + "1 2\n" * 105 + "nan 1")
+    upload(lapa, s3_server)
+    with pytest.raises(SpecError, match=rf"the face of {uri}/val/images/a.jpg has a point that is no place"):
+        check_and_resolve(asked)
+    (lapa / "val/landmarks/a.txt").unlink()
+    open_store(s3_server).delete(["val/landmarks/a.txt"])
+    with pytest.raises(SpecError, match=rf"{uri}/val/landmarks/a.txt is missing"):
+        check_and_resolve(asked)
+
+
+def test_a_store_that_falls_silent_holds_a_submission_up_for_so_long_and_what_was_not_looked_at_is_said(
+    tiny_faces: Path, tmp_path: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(draw_lapa(tmp_path / "LaPa"), s3_server)
+    # The client goes through a gateway, which passes listings on and swallows what asks for a mask.
+    gateway = Gateway(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", gateway.url)
+    objects._s3.cache_clear()
+    asked = asked_for(tiny_faces, parsing={"benchmark": "lapa", "uri": s3_server})
+    try:
+        gateway.held = b"/labels/"
+        started = time.monotonic()
+        found = check_and_resolve(asked)
+        assert time.monotonic() - started < resolve.LOOK_SECONDS + 2
+        assert found.arms[0].runs[0].evaluation.parsing
+        [warning] = found.warnings
+        assert warning.startswith(f"{s3_server}: its store gave no answer within 1.5 s")
+        assert "before its first step" in warning
+        # Without a listing there is nothing that a run's digest could be of.
+        gateway.held = b"GET"
+        monkeypatch.setattr(resolve, "NAMING_SECONDS", 0.5)
+        with pytest.raises(SpecError, match=r"parsing.uri: .*listing .* took longer than 0.5 s"):
+            check_and_resolve(asked)
+    finally:
+        objects._s3.cache_clear()
 
 
 def test_faces68_needs_faces_on_both_sides_and_corners_of_eyes_apart(tiny_faces: Path, tmp_path: Path) -> None:
@@ -149,6 +191,6 @@ def test_a_benchmark_in_s3_is_fetched_whole_and_has_the_digest_it_has_in_a_folde
             open_store(uri).put(name, data)
     found = local_folder(s3_server, tmp_path / "scratch")
     assert {name: (found / name).read_bytes() for name in files} == files
-    assert digest_of_files(s3_server) == digest_of_files(str(tmp_path / "here"))
+    assert Files(s3_server).digest == Files(str(tmp_path / "here")).digest
     with pytest.raises(DataError, match="holds no files"):
-        digest_of_files(f"{s3_server}/nothing")
+        Files(f"{s3_server}/nothing")

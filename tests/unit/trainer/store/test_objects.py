@@ -35,6 +35,16 @@ def test_what_was_put_is_got_listed_and_deleted(store: Store, tmp_path: Path) ->
         store.get("runs/a/spec.json")
 
 
+def test_listing_folders_side_by_side_finds_what_listing_does(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["top", "a/1", "a/b/2", "a/b/c/3", "a/b/c/d/4", "e/f/5"]
+    for name in names:
+        store.put(name, name.encode())
+    assert store.list_wide() == store.list()
+    assert len(store.list_wide()) == len(names)
+    monkeypatch.setattr(objects, "MAX_FOLDERS", 1)
+    assert store.list_wide() == store.list()
+
+
 def test_leftovers_of_dead_puts_are_removed_and_none_is_no_error(store: Store) -> None:
     store.put("runs/a/spec.json", b"{}")
     store.discard_unfinished("runs/a/")

@@ -8,9 +8,11 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from tests.benchmarks import upload
 from trainer.data.manifest import DataError
-from trainer.evaluation.readers import aflw19, celebamask, hrnet_csv, lapa
+from trainer.evaluation.readers import READERS, aflw19, celebamask, hrnet_csv, lapa
 from trainer.evaluation.readers.record import IGNORED, LabelImage, Layers, Record, sample
+from trainer.evaluation.readers.source import Files
 
 
 def picture(path: Path, side: int = 4) -> None:
@@ -341,3 +343,28 @@ def test_what_celebamask_lacks_is_named(celeba: Path) -> None:
     mapping.unlink()
     with pytest.raises(DataError, match=r"mapping.txt is missing: the table idx orig_idx orig_file"):
         celebamask.read_celebamask(celeba)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "drawn"),
+    [
+        ("300w", "three_hundred_w"),
+        ("wflw", "wflw"),
+        ("aflw19", "aflw"),
+        ("lapa", "lapa_root"),
+        ("celebamask-hq", "celeba"),
+    ],
+)
+def test_a_benchmark_is_read_on_a_store_as_it_is_in_a_folder(
+    request: pytest.FixtureRequest, s3_server: str, benchmark: str, drawn: str
+) -> None:
+    root = request.getfixturevalue(drawn)
+    upload(root, s3_server)
+    here, there = READERS[benchmark](root), READERS[benchmark](Files(s3_server).root())
+    sample(there)
+    assert len(here) == len(there) >= 3
+    for one, other in zip(here, there, strict=True):
+        assert str(other.image) == str(one.image).replace(str(root), s3_server)
+        assert (one.split, one.subsets, one.box) == (other.split, other.subsets, other.box)
+        np.testing.assert_array_equal(one.points_P2, other.points_P2)
+        assert one.mask is None or (one.mask.read() == other.mask.read()).all()

@@ -52,7 +52,8 @@ class Gateway:
                 pass
 
     def _pass(self, client: socket.socket) -> None:
-        with client, socket.create_connection((self._host, self._port)) as server:
+        # Whoever asks when the server has gone is hung up on.
+        with client, contextlib.suppress(OSError), socket.create_connection((self._host, self._port)) as server:
             self._open |= {client, server}
             back = threading.Thread(target=_copy, args=[server, client], daemon=True)
             back.start()

@@ -6,10 +6,9 @@ worker computes. A run that loses a node takes the same steps, only slower.
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from trainer.data.decoded import too_many
 from trainer.elastic.distributed import World
 from trainer.elastic.stop import stop_requests
 from trainer.method.grid import GroupShare, StepPlan, first_position
-from trainer.method.mcf import Losses, Mcf, Target
+from trainer.method.mcf import Losses, Mcf, Pass, Target
 from trainer.method.optim import clip_gradient, ema_momentum, gradient_norm, learning_rate, set_learning_rate
 from trainer.state.keeper import Keeper
 from trainer.teachers import Teacher
@@ -50,16 +49,18 @@ class Parts:
     num_images: int
     taps: TapCache | None = None
     """None where the teacher looks at every image every time."""
+    cells_a_pass: int = 1
+    """Cells that go through the networks together: what the machine holds, and no matter to the result."""
     step: int = 0
     """Optimizer steps done."""
     undecodable: dict[int, str] = field(default_factory=dict)
     """Images of the subset met so far that others stand in for: index -> key and reason."""
 
     def compile(self) -> None:
-        """torch.compile the networks, in place."""
-        for part in self.model.encoder, self.model.decoder, self.target and self.target.encoder, self.teacher:
+        """torch.compile what a pass computes, in place."""
+        for part in self.model, self.target:
             if part:
-                part.compile()
+                part.of_slices = torch.compile(part.of_slices)  # type: ignore[assignment]
 
     def state_dict(self) -> dict[str, Any]:
         target = self.target.state_dict() if self.target else {}
@@ -82,7 +83,7 @@ def fit(
     Raises NonFiniteLoss, DataError when more images cannot be decoded than the spec allows, and StorageError when the
     last state cannot be saved.
     """
-    model = world.synchronised(parts.model)
+    model = world.synchronised(Pass(parts.model))
     total_steps = run.total_steps(parts.num_images)
     with stop_requests() as stop:
         while parts.step < total_steps:
@@ -92,11 +93,11 @@ def fit(
                 parts.target.momentum = ema_momentum(run, parts.step, parts.num_images)
             losses = LossSum(run, parts.step, plan)
             undecodable: dict[int, str] = {}
-            for group in plan.groups:
-                cells = list(islice(batches, len(group.slices)))
+            for groups in plan.in_passes(parts.cells_a_pass):
+                cells = [Cell(group.index, index, next(batches)) for group in groups for index in group.slices]
                 for cell in cells:
-                    undecodable.update(cell.undecodable.items() - parts.undecodable.items())
-                train_group(run, parts, model, plan, group, cells, world, losses)
+                    undecodable.update(cell.slice.undecodable.items() - parts.undecodable.items())
+                train_groups(run, parts, model, plan, groups, cells, world, losses)
 
             grad_norm = gradient_norm(parts.model)
             wishes = Wishes(stop.requested, keeper.due(parts.step + 1), bool(undecodable))
@@ -126,30 +127,65 @@ def fit(
     return parts.step == total_steps
 
 
-def train_group(
-    run: RunSpec, parts: Parts, model: DistributedDataParallel, plan: StepPlan, group: GroupShare, cells: list[Slice],
-    world: World, losses: "LossSum",
+@dataclass(frozen=True)
+class Cell:
+    """One slice of the step's grid."""
+
+    group: int
+    index: int
+    """In the group."""
+    slice: Slice
+
+
+def train_groups(
+    run: RunSpec, parts: Parts, model: DistributedDataParallel, plan: StepPlan, groups: Sequence[GroupShare],
+    cells: Sequence[Cell], world: World, losses: "LossSum",
 ) -> None:  # fmt: skip
-    """Add this rank's share of one contrastive group to the gradient."""
-    images = [normalise(cell.image_BCHW, weights_dtype(run)) for cell in cells]
-    keys_GE = None
+    """Add this rank's share of some contrastive groups, which follow each other, to the gradient."""
+    keys = {}
     if parts.target:
-        # The published recipe moves the target before every group, so how far it has moved is a function of the
-        # group's index and not of who computes it.
-        parts.target.advance_to_group(group.index, parts.model)
-        with autocast(run, world.device):
-            mine = [
-                parts.target.keys(image_BCHW, cell.target_BL) for cell, image_BCHW in zip(cells, images, strict=True)
-            ]
-        keys_GE = world.gather_keys(mine, group, plan.team)
-    for index, cell, image_BCHW in zip(group.slices, cells, images, strict=True):
-        with nullcontext() if plan.is_last(group, index) else model.no_sync():
+        for group in groups:
+            # The published recipe moves the target before every group, so how far it has moved is a function of the
+            # group's index and not of who computes it.
+            parts.target.advance_to_group(group.index, parts.model)
+            mine = [cell for cell in cells if cell.group == group.index]
             with autocast(run, world.device):
-                wanted = parts.taps.wanted(cell, image_BCHW) if parts.taps else None
-                cell_losses = model(image_BCHW, cell.online_BL, keys_GE, index * run.batch.slice, parts.teacher, wanted)
+                made = [keys_of(run, parts.target, some) for some in in_parts(mine, parts.cells_a_pass)]
+            keys[group.index] = world.gather_keys(torch.cat(made).unbind(), group, plan.team)
+    for some in in_parts(cells, parts.cells_a_pass):
+        with nullcontext() if plan.is_last(some[-1].group, some[-1].index) else model.no_sync():
+            with autocast(run, world.device):
+                found = losses_of(run, parts, model, some, keys)
             # A cell counts 1 / num_cells; DDP divides the sum over ranks by the world size.
-            (cell_losses.total * (world.size / plan.num_cells)).backward()
-        losses.add(group, index, cell_losses)
+            (found.total.sum() * (world.size / plan.num_cells)).backward()
+        losses.add(some, found)
+
+
+def keys_of(run: RunSpec, target: Target, cells: Sequence[Cell]) -> Tensor:
+    """Keys [S, B, E] of cells of one group."""
+    images = torch.cat([cell.slice.image_BCHW for cell in cells])
+    noise = torch.cat([cell.slice.target_BL for cell in cells])
+    return target.of_slices(normalise(images, weights_dtype(run)), noise, len(cells))
+
+
+def losses_of(
+    run: RunSpec, parts: Parts, model: DistributedDataParallel, cells: Sequence[Cell], keys: Mapping[int, Tensor]
+) -> Losses:
+    """Losses [S] of cells of any groups; `keys`: of each group."""
+    images = normalise(torch.cat([cell.slice.image_BCHW for cell in cells]), weights_dtype(run))
+    noise = torch.cat([cell.slice.online_BL for cell in cells])
+    first = torch.tensor([cell.index * run.batch.slice for cell in cells]).to(images.device, non_blocking=True)
+    wanted = None
+    if parts.taps:
+        known = [parts.taps.wanted(c.slice, image) for c, image in zip(cells, images.chunk(len(cells)), strict=True)]
+        wanted = [torch.cat(taps) for taps in zip(*known, strict=True)]
+    own_keys = torch.stack([keys[cell.group] for cell in cells]) if keys else None
+    found: Losses = model(images, noise, own_keys, first, parts.teacher, wanted)
+    return found
+
+
+def in_parts(cells: Sequence[Cell], size: int) -> Iterator[Sequence[Cell]]:
+    return (cells[start : start + size] for start in range(0, len(cells), size))
 
 
 def note_undecodable(run: RunSpec, parts: Parts, mine: dict[int, str], world: World) -> None:
@@ -189,15 +225,18 @@ class LossSum:
 
     def __init__(self, run: RunSpec, step: int, plan: StepPlan) -> None:
         self.run, self.step, self.plan = run, step, plan
-        self._cells: dict[tuple[int, int], Tensor] = {}
+        self._places: list[tuple[int, int]] = []
+        self._losses: list[Tensor] = []
+        """Of each pass [losses, S]."""
         self._means: list[float] = []
 
-    def add(self, group: GroupShare, index: int, losses: Losses) -> None:
-        self._cells[group.index, index] = torch.stack([loss.detach() for loss in losses]).double()
+    def add(self, cells: Sequence["Cell"], losses: Losses) -> None:
+        self._places += [(cell.group, cell.index) for cell in cells]
+        self._losses.append(torch.stack([loss_S.detach() for loss_S in losses]).double())
 
     def agree(self, world: World, grad_norm: Tensor, wishes: Wishes) -> Agreed:
         """What all ranks do after this step: the same answer everywhere, by one small all-reduce."""
-        mine = torch.stack(list(self._cells.values())).sum(dim=0) / self.plan.num_cells
+        mine = torch.cat(self._losses, dim=1).sum(dim=1) / self.plan.num_cells
         # The norm is equal on all ranks, and travels along so that one look at the device answers everything.
         everything = torch.cat([mine, grad_norm.double().view(1), mine.new_tensor(wishes)])
         *numbers, stop, keep, tell = world.sum(everything).tolist()
@@ -212,7 +251,8 @@ class LossSum:
     def what_is_wrong(self, world: World, grad_norm: Tensor) -> str:
         """Message for people, with the images that were in it."""
         batch = self.run.batch
-        mine = [cell for cell, losses in self._cells.items() if not losses.isfinite().all()]
+        finite = torch.cat(self._losses, dim=1).isfinite().all(dim=0).tolist()
+        mine = [place for place, is_finite in zip(self._places, finite, strict=True) if not is_finite]
         first = sorted(first_position(batch, self.step, *cell) for cells in world.collect(mine) for cell in cells)
         where = ", ".join(f"{position} to {position + batch.slice - 1}" for position in first)
         everything = f"{self.step * batch.global_batch} to {(self.step + 1) * batch.global_batch - 1}"

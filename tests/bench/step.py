@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.contract import RunSpec
 from trainer.data.batches import Slice
 from trainer.elastic.distributed import World, joined_world
-from trainer.loop import LossSum, Parts, state_of, train_group, weights_dtype
+from trainer.loop import Cell, LossSum, Parts, state_of, train_groups, weights_dtype
 from trainer.method.grid import StepPlan, step_plan, teams
-from trainer.method.mcf import Target, build
+from trainer.method.mcf import Pass, Target, build
 from trainer.method.optim import adamw, gradient_norm
 from trainer.state.checkpoint import CheckpointStore
 from trainer.state.hostcopy import HostCopy
@@ -47,13 +47,13 @@ class Bench:
     cell: Slice
 
     def __post_init__(self) -> None:
-        self.model = self.world.synchronised(self.parts.model)
+        self.model = self.world.synchronised(Pass(self.parts.model))
 
     def cell_once(self) -> None:
         """Keys, losses and gradient of one slice, by the code that trains."""
         losses = LossSum(self.run, 0, self.plan)
-        [group] = self.plan.groups
-        train_group(self.run, self.parts, self.model, self.plan, group, [self.cell], self.world, losses)
+        cells = [Cell(0, 0, self.cell)]
+        train_groups(self.run, self.parts, self.model, self.plan, self.plan.groups, cells, self.world, losses)
 
     def step_once(self) -> None:
         """What a step does once, whatever it adds up: norm of the gradient, target, optimizer."""

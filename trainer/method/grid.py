@@ -5,6 +5,7 @@ are more ranks than slices in a group, teams take different groups in parallel. 
 depend on the division, only the speed does.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,9 +39,19 @@ class StepPlan:
     num_cells: int
     """Cells of the whole step: each loss counts 1 / num_cells."""
 
-    def is_last(self, group: GroupShare, slice_index: int) -> bool:
-        """Whether this is the rank's last cell of the step, the one that synchronises gradients."""
-        return group is self.groups[-1] and slice_index == group.slices[-1]
+    def in_passes(self, size: int) -> Iterator[list[GroupShare]]:
+        """Groups whose slices go through the networks together: as many as have `size` slices, one at least."""
+        held: list[GroupShare] = []
+        for group in self.groups:
+            if held and sum(len(each.slices) for each in [*held, group]) > size:
+                yield held
+                held = []
+            held.append(group)
+        yield held
+
+    def is_last(self, group: int, slice_index: int) -> bool:
+        """Whether this is the rank's last cell of the step, with which gradients are synchronised."""
+        return (group, slice_index) == (self.groups[-1].index, self.groups[-1].slices[-1])
 
 
 def teams(batch: Batch, world_size: int) -> list[tuple[int, ...]]:

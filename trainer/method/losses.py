@@ -21,7 +21,7 @@ def feature_loss(predicted: list[Tensor], wanted: list[Tensor], along: Literal["
     return total
 
 
-def info_nce(query_BE: Tensor, key_GE: Tensor, first_label: int, temperature: float) -> Tensor:
+def info_nce(query_BE: Tensor, key_GE: Tensor, first_label: int | Tensor, temperature: float) -> Tensor:
     """C = 2 T * mean cross-entropy of (q . k / T); the key of row i is row first_label + i of the group's keys.
 
     Both are scaled to length 1 here. Keys carry no gradient.

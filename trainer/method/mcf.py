@@ -1,15 +1,17 @@
 """Mask Contrastive Face: online encoder, decoder and heads, and the target that follows the encoder.
 
 Letters: B batch, C channel, H W pixels, L patches, V visible patches, P tokens (1 + L), D width,
-K values of a patch (patch * patch * 3), G images of a contrastive group, E length of a key.
+K values of a patch (patch * patch * 3), G images of a contrastive group, E length of a key, S slices of a pass,
+N = S * B images of a pass.
 """
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import instance_norm
 
 from trainer.contract import Contrastive, RunSpec
 from trainer.method.draws import weights_generator
@@ -21,7 +23,7 @@ Features = Callable[[Tensor], list[Tensor]]
 
 
 class Losses(NamedTuple):
-    """Means over one slice, unweighted but for `total`; zero for what the run does not have."""
+    """Means over one slice, or over each of several [S]; unweighted but for `total`. Zero for what a run has not."""
 
     perceptual: Tensor
     pixel: Tensor
@@ -65,16 +67,34 @@ class Mcf(nn.Module):
         `first_label`: row of this slice's first image in it; `teacher`: None where the spec says `none`;
         `wanted`: teacher(image_BCHW) where it is known already.
         """
-        token_BND = self.encoder(image_BCHW, noise_BL, self.run.visible_patches())
-        patch_BLK = self.decoder(token_BND, noise_BL)
+        keys_SGE = None if keys_GE is None else keys_GE.unsqueeze(0)
+        label_S = torch.tensor([first_label], device=image_BCHW.device)
+        losses = self.of_slices(image_BCHW, noise_BL, keys_SGE, label_S, teacher, wanted)
+        return Losses(*(loss_S[0] for loss_S in losses))
+
+    def of_slices(
+        self, image_NCHW: Tensor, noise_NL: Tensor, keys_SGE: Tensor | None, label_S: Tensor, teacher: Features | None,
+        wanted: list[Tensor] | None = None,
+    ) -> Losses:  # fmt: skip
+        """Losses [S] of slices that follow each other in the batch, each as `forward` has them.
+
+        `keys_SGE`: of each slice the keys of its group; `label_S`: the row of its first image in them.
+        """
+        num_visible, count = self.run.visible_patches(), len(label_S)
+        # Sorted once: both halves and the losses ask where patches are in the order of their noise.
+        order_NL = visible_first(noise_NL)
+        place_NL = order_NL.argsort(dim=1)
+        token_NVD = self.encoder.visible(image_NCHW, order_NL[:, :num_visible])
+        patch_NLK = self.decoder.in_place(token_NVD, place_NL)
+        hidden_NL = place_NL >= num_visible
         losses: dict[str, Tensor] = {}
         if teacher is not None:
-            losses["perceptual"] = self._perceptual(patch_BLK, image_BCHW, noise_BL, teacher, wanted)
+            losses["perceptual"] = self._perceptual(patch_NLK, image_NCHW, hidden_NL, teacher, wanted, count)
         if "pixel" in self.run.loss_weights:
-            losses["pixel"] = self._pixel(patch_BLK, image_BCHW, noise_BL)
-        if keys_GE is not None:
-            losses["contrastive"] = self._contrastive(token_BND[:, 0], keys_GE, first_label)
-        total = torch.stack([self.run.loss_weights[name] * loss for name, loss in losses.items()]).sum()
+            losses["pixel"] = self._pixel(patch_NLK, image_NCHW, hidden_NL, count)
+        if keys_SGE is not None:
+            losses["contrastive"] = self._contrastive(token_NVD[:, 0], keys_SGE, label_S)
+        total = torch.stack([self.run.loss_weights[name] * loss for name, loss in losses.items()]).sum(dim=0)
         absent = torch.zeros_like(total)
         perceptual, pixel, contrastive = (losses.get(n, absent) for n in ("perceptual", "pixel", "contrastive"))
         return Losses(perceptual, pixel, contrastive, total)
@@ -88,33 +108,46 @@ class Mcf(nn.Module):
         return unpatchify(patch_BLK, self.run.encoder.patch)
 
     def _perceptual(
-        self, patch_BLK: Tensor, image_BCHW: Tensor, noise_BL: Tensor, teacher: Features, wanted: list[Tensor] | None
-    ) -> Tensor:
+        self, patch_NLK: Tensor, image_NCHW: Tensor, hidden_NL: Tensor, teacher: Features,
+        wanted: list[Tensor] | None, count: int,
+    ) -> Tensor:  # fmt: skip
         # Published: the teacher embeds the whole predicted image, visible patches included, none replaced.
         if self.run.teacher.visible == "image":
-            own_BLK = patchify(image_BCHW, self.run.encoder.patch).to(patch_BLK.dtype)
-            patch_BLK = torch.where(self._hidden(noise_BL).unsqueeze(-1), patch_BLK, own_BLK)
-        predicted = teacher(unpatchify(patch_BLK, self.run.encoder.patch))
+            own_NLK = patchify(image_NCHW, self.run.encoder.patch).to(patch_NLK.dtype)
+            patch_NLK = torch.where(hidden_NL.unsqueeze(-1), patch_NLK, own_NLK)
+        predicted = teacher(unpatchify(patch_NLK, self.run.encoder.patch))
         if wanted is None:
             with torch.no_grad():
-                wanted = teacher(image_BCHW)
-        return feature_loss(predicted, wanted, self.run.teacher.normalise)
+                wanted = teacher(image_NCHW)
+        found, known = ([_by_slice(tap, count) for tap in taps] for taps in (predicted, wanted))
+        return _of_each(lambda mine, theirs: feature_loss(mine, theirs, self.run.teacher.normalise), found, known)
 
-    def _pixel(self, patch_BLK: Tensor, image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
-        hidden_BL = self._hidden(noise_BL)
-        counted_BL = hidden_BL if self.run.pixels.patches == "hidden" else torch.ones_like(hidden_BL)
-        own_BLK = patchify(image_BCHW, self.run.encoder.patch)
-        return pixel_loss(patch_BLK, own_BLK, counted_BL, self.run.pixels.normalise)
+    def _pixel(self, patch_NLK: Tensor, image_NCHW: Tensor, hidden_NL: Tensor, count: int) -> Tensor:
+        counted_NL = hidden_NL if self.run.pixels.patches == "hidden" else torch.ones_like(hidden_NL)
+        own_NLK = patchify(image_NCHW, self.run.encoder.patch)
+        parts = (_by_slice(part, count) for part in (patch_NLK, own_NLK, counted_NL))
+        return _of_each(lambda guess, own, counted: pixel_loss(guess, own, counted, self.run.pixels.normalise), *parts)
 
-    def _contrastive(self, cls_BD: Tensor, keys_GE: Tensor, first_label: int) -> Tensor:
+    def _contrastive(self, cls_ND: Tensor, keys_SGE: Tensor, label_S: Tensor) -> Tensor:
         assert self.projector, "keys for a run without contrastive branch"
         assert self.predictor
-        query_BE = self.predictor(self.projector(cls_BD))
-        return info_nce(query_BE, keys_GE, first_label, self.run.contrastive.temperature)
+        query_SBE = _headed(nn.Sequential(self.projector, self.predictor), cls_ND, len(label_S))
+        temperature = self.run.contrastive.temperature
+        return _of_each(lambda q, k, first: info_nce(q, k, first, temperature), query_SBE, keys_SGE, label_S)
 
-    def _hidden(self, noise_BL: Tensor) -> Tensor:
-        """Which patches [B, L] the encoder does not see."""
-        return visible_first(noise_BL).argsort(dim=1) >= self.run.visible_patches()
+
+class Pass(nn.Module):
+    """The model called on several slices at once: what DDP wraps."""
+
+    def __init__(self, model: Mcf) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, image_NCHW: Tensor, noise_NL: Tensor, keys_SGE: Tensor | None, label_S: Tensor, teacher: Features | None,
+        wanted: list[Tensor] | None,
+    ) -> Losses:  # fmt: skip
+        return self.model.of_slices(image_NCHW, noise_NL, keys_SGE, label_S, teacher, wanted)
 
 
 class Decoder(nn.Module):
@@ -132,11 +165,14 @@ class Decoder(nn.Module):
 
     def forward(self, token_BND: Tensor, noise_BL: Tensor) -> Tensor:
         """Patches [B, L, K] from cls and visible tokens [B, 1 + V, D], which are in the noise's order."""
+        return self.in_place(token_BND, visible_first(noise_BL).argsort(dim=1))
+
+    def in_place(self, token_BND: Tensor, place_BL: Tensor) -> Tensor:
+        """The same, where `place_BL` says where each patch stands in the noise's order."""
         token_BND = self.embed(token_BND)
-        batch, count = noise_BL.shape
+        batch, count = place_BL.shape
         hidden = self.mask_token.expand(batch, count + 1 - token_BND.shape[1], -1).to(token_BND.dtype)
         shuffled_BLD = torch.cat([token_BND[:, 1:], hidden], dim=1)
-        place_BL = visible_first(noise_BL).argsort(dim=1)
         token_BLD = shuffled_BLD.gather(1, place_BL.unsqueeze(-1).expand(-1, -1, shuffled_BLD.shape[-1]))
         token_BPD = torch.cat([token_BND[:, :1], token_BLD], dim=1) + self.pos_embed
         for block in self.blocks:
@@ -158,6 +194,7 @@ class Target(nn.Module):
         self.encoder = copy.deepcopy(online.encoder).requires_grad_(False)
         self.projector = copy.deepcopy(online.projector).requires_grad_(False)
         self._moves = 0
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
         self.momentum = run.ema.momentum
         """Of one move; the loop sets it where the spec has it change with the step."""
 
@@ -170,18 +207,26 @@ class Target(nn.Module):
         self._move(self.run.batch.num_groups if self.run.ema.per == "group" else 1, online)
         self._moves = 0
 
-    @torch.no_grad()
     def keys(self, image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
         """Keys [B, E] of one slice of normalised images, not yet scaled to length 1."""
+        return self.of_slices(image_BCHW, noise_BL, 1)[0]
+
+    @torch.no_grad()
+    def of_slices(self, image_NCHW: Tensor, noise_NL: Tensor, count: int) -> Tensor:
+        """Keys [S, B, E] of `count` slices that follow each other in the batch, each as `keys` has them."""
         num_visible = self.run.visible_patches(self.run.contrastive.target_mask_ratio)
-        return self.projector(self.encoder(image_BCHW, noise_BL, num_visible)[:, 0])
+        token_NVD = self.encoder(image_NCHW, noise_NL, num_visible)
+        return _headed(self.projector, token_NVD[:, 0], count)
 
     @torch.no_grad()
     def _move(self, moves: int, online: Mcf) -> None:
         weight = 1 - self.momentum ** (moves - self._moves)
-        online_weights = dict(online.named_parameters())
-        mine = dict(self.named_parameters())
-        torch._foreach_lerp_(list(mine.values()), [online_weights[name] for name in mine], weight)
+        # Once a run: its networks stay the objects that they are.
+        if self._pairs is None or self._pairs[1][0] is not next(online.parameters()):
+            theirs = dict(online.named_parameters())
+            mine = dict(self.named_parameters())
+            self._pairs = list(mine.values()), [theirs[name] for name in mine]
+        torch._foreach_lerp_(*self._pairs, weight)
         self._moves = moves
 
 
@@ -206,9 +251,30 @@ def predictor(contrastive: Contrastive) -> nn.Sequential:
     )
 
 
-def batch_norm(width: int, affine: bool = True) -> nn.BatchNorm1d:
+def batch_norm(width: int, affine: bool = True) -> "SliceNorm":
     # Running statistics would be used by nothing, and differ between ranks.
-    return nn.BatchNorm1d(width, affine=affine, track_running_stats=False)
+    return SliceNorm(width, affine=affine, track_running_stats=False)
+
+
+class SliceNorm(nn.BatchNorm1d):
+    """BatchNorm of one slice [B, D], or of each of several by itself [S, B, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return super().forward(x)
+        # A slice's images are to it what an image's pixels are to InstanceNorm.
+        return instance_norm(x.mT, weight=self.weight, bias=self.bias, eps=self.eps).mT
+
+
+def _headed(heads: nn.Module, cls_ND: Tensor, count: int) -> Tensor:
+    """What heads make of the cls tokens of `count` slices: [S, B, E]."""
+    found: Tensor = heads(cls_ND if count == 1 else _by_slice(cls_ND, count))
+    return found.unsqueeze(0) if count == 1 else found
+
+
+def _by_slice(x: Tensor, count: int) -> Tensor:
+    """[S * B, ...] -> [S, B, ...]."""
+    return x.unflatten(0, (count, -1))
 
 
 def patchify(image_BCHW: Tensor, patch: int) -> Tensor:
@@ -224,3 +290,12 @@ def unpatchify(patch_BLK: Tensor, patch: int) -> Tensor:
     side = round(count**0.5)
     grid = patch_BLK.reshape(batch, side, side, patch, patch, 3)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, 3, side * patch, side * patch)
+
+
+def _of_each(loss: Callable[..., Tensor], *parts: Any) -> Tensor:
+    """The loss [S] of every slice; `parts`: tensors, or lists of tensors, [S, ...]."""
+    [count] = {len(part[0] if isinstance(part, list) else part) for part in parts}
+    if count == 1:
+        return loss(*([tap[0] for tap in part] if isinstance(part, list) else part[0] for part in parts)).unsqueeze(0)
+    found: Tensor = torch.vmap(loss)(*parts)
+    return found

@@ -31,7 +31,10 @@ class Encoder(nn.Module):
 
     def forward(self, image_BCHW: Tensor, noise_BL: Tensor, num_visible: int) -> Tensor:
         """Tokens [B, 1 + V, D] of the `num_visible` patches with the smallest noise, cls first."""
-        kept_BV = visible_first(noise_BL)[:, :num_visible]
+        return self.visible(image_BCHW, visible_first(noise_BL)[:, :num_visible])
+
+    def visible(self, image_BCHW: Tensor, kept_BV: Tensor) -> Tensor:
+        """Tokens [B, 1 + V, D] of the patches of these numbers, cls first."""
         patch_BLK = self.patch_embed.cut(image_BCHW)
         patch_BVK = patch_BLK.gather(1, kept_BV.unsqueeze(-1).expand(-1, -1, patch_BLK.shape[-1]))
         return self._encode(self.patch_embed(patch_BVK) + self.pos_embed[0, 1:][kept_BV])

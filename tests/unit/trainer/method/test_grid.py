@@ -27,7 +27,7 @@ def test_every_cell_is_computed_exactly_once_at_every_world_size(shape: tuple[in
         # DDP synchronises once a step on every rank, so nobody may be idle, in a group or in the step.
         assert all(group.slices for group in plan.groups)
         assert [group.index for group in plan.groups] == sorted(group.index for group in plan.groups)
-        lasts = [plan.is_last(group, index) for group in plan.groups for index in group.slices]
+        lasts = [plan.is_last(group.index, index) for group in plan.groups for index in group.slices]
         assert lasts == [False] * (len(lasts) - 1) + [True]
 
 

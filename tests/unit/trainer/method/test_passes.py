@@ -1,0 +1,1 @@
+"""However many cells go through the networks together, the step is the same."""

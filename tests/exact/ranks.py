@@ -1,7 +1,7 @@
 """Train on images and masks that are given, with real gloo processes: python -m tests.exact.ranks JOB.pt
 
 The loop is the trainer's own; only where its slices come from is replaced. A job is a list of runs, each with its
-world size, the folder it leaves its checkpoint and losses in, and the images and mask noise of every step.
+world size and cells a pass, the folder it leaves its checkpoint and losses in, and the images and mask noise of every step.
 """
 
 import json
@@ -57,6 +57,7 @@ def train(job: dict[str, Any]) -> None:
         plan = step_plan(run.batch, world.rank, world.size)
         model, target = start(run)
         parts = Parts(model, target, teachers.build(run, world.device), adamw(model, run), job["num_images"])
+        parts.cells_a_pass = job["cells_a_pass"]
         checkpoints = CheckpointStore(DirectoryStore(folder), spec_digest=run.pretraining, keep=1)
         keeper = Keeper(world, HostCopy(folder, run.pretraining), checkpoints, every_steps=1000, step=0)
         report = Losses(Path(folder, "losses")) if world.is_first else Silent()

@@ -21,8 +21,10 @@ ROOT = Path(__file__).parents[2]
 SIZES = {"slice": 3, "ranks": 2, "micro_steps": 2}
 CHANGED = replace(TINY, clip=0.05, ramp=True, once_a_step=True, momentum=0.8, mask_ratio=0.5, pixels=0.5)
 KINDS = {"published": TINY, "clipped, ramp, pixels, mask ratio 0.5": CHANGED}
-# Two processes are the released code's two GPUs. Three share unequally, four are two teams.
-WORLDS = [("published", 1), ("published", 2), ("published", 3), ("published", 4), (list(KINDS)[1], 2)]
+# Kind, processes, cells a pass. Two processes are the released code's two GPUs; three share unequally, four are two
+# teams.
+WORLDS = [("published", 1, 1), ("published", 1, 4), ("published", 2, 2), ("published", 3, 4), ("published", 4, 1)]
+WORLDS += [(list(KINDS)[1], 1, 3), (list(KINDS)[1], 2, 4)]
 
 
 class Given(NamedTuple):
@@ -57,13 +59,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, G
     folder = tmp_path_factory.mktemp("ranks")
     kinds = {kind: given(kind, folder) for kind in KINDS}
     jobs: list[dict[str, Any]] = []
-    for kind, world in WORLDS:
+    for kind, world, cells in WORLDS:
         grids = [
             [[(m.image, m.online_noise, m.target_noise) for m in ranks] for ranks in grid] for grid in kinds[kind].grids
         ]
         jobs.append({
-            "run": kinds[kind].run.model_dump(), "world": world, "folder": str(folder / f"{kind} {world}"),
-            "grids": grids, "num_images": STEPS * kinds[kind].run.batch.global_batch,
+            "run": kinds[kind].run.model_dump(), "world": world, "folder": str(folder / f"{kind} {world} {cells}"),
+            "cells_a_pass": cells, "grids": grids, "num_images": STEPS * kinds[kind].run.batch.global_batch,
         })  # fmt: skip
     torch.save(jobs, folder / "jobs.pt")
     done = forks.run("tests.exact.ranks", str(folder / "jobs.pt"), env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -71,9 +73,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, G
     return folder, kinds
 
 
-@pytest.mark.parametrize(("kind", "world"), WORLDS)
+@pytest.mark.parametrize(("kind", "world", "cells"), WORLDS)
 def test_a_run_in_processes_has_the_reference_s_losses_weights_and_target(
-    trained: tuple[Path, dict[str, Given]], kind: str, world: int
+    trained: tuple[Path, dict[str, Given]], kind: str, world: int, cells: int
 ) -> None:
     folder, kinds = trained
     shape, state, file, run, grids = kinds[kind]
@@ -82,17 +84,17 @@ def test_a_run_in_processes_has_the_reference_s_losses_weights_and_target(
         means, gradients = theirs.backward(normalised(grid), number)
         losses.append({name: means[name] for name in ("total", *run.loss_weights)})
         theirs.step(gradients, number, run.batch.global_batch)
-    lines = (folder / f"{kind} {world}/losses").read_text().splitlines()
+    lines = (folder / f"{kind} {world} {cells}/losses").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [pytest.approx(each, rel=1e-9) for each in losses]
 
-    found = newest_state(str(folder / f"{kind} {world}"))
+    found = newest_state(str(folder / f"{kind} {world} {cells}"))
     assert found["step"] == STEPS * EPOCHS
     ours = {published_name(name): value for name, value in found["model"].items()}
     ours |= {published_name(name, target=True): value for name, value in found["target"].items()}
     assert_same(ours, {name: theirs.state[name].detach() for name in ours}, 1e-7)
 
     # Out again: float32 as the file it started from, whose teacher and statistics it keeps.
-    arguments = [str(folder / f"{kind} {world}"), str(folder / "out.pth"), "--like", str(file)]
+    arguments = [str(folder / f"{kind} {world} {cells}"), str(folder / "out.pth"), "--like", str(file)]
     if world == 2:
         assert forks.run("trainer.weights.published", *arguments).returncode == 0
     else:

@@ -129,11 +129,11 @@ class Mcf(nn.Module):
         return _of_each(lambda guess, own, counted: pixel_loss(guess, own, counted, self.run.pixels.normalise), *parts)
 
     def _contrastive(self, cls_ND: Tensor, keys_SGE: Tensor, label_S: Tensor) -> Tensor:
-        assert self.projector, "keys for a run without contrastive branch"
-        assert self.predictor
-        query_SBE = _headed(nn.Sequential(self.projector, self.predictor), cls_ND, len(label_S))
-        temperature = self.run.contrastive.temperature
-        return _of_each(lambda q, k, first: info_nce(q, k, first, temperature), query_SBE, keys_SGE, label_S)
+        first, second, temperature = self.projector, self.predictor, self.run.contrastive.temperature
+        assert first, "keys for a run without contrastive branch"
+        assert second
+        query_SBE = _headed(lambda cls: second(first(cls)), cls_ND, len(label_S))
+        return _of_each(lambda q, k, label: info_nce(q, k, label, temperature), query_SBE, keys_SGE, label_S)
 
 
 class Pass(nn.Module):
@@ -266,10 +266,11 @@ class SliceNorm(nn.BatchNorm1d):
         return instance_norm(x.mT, weight=self.weight, bias=self.bias, eps=self.eps).mT
 
 
-def _headed(heads: nn.Module, cls_ND: Tensor, count: int) -> Tensor:
+def _headed(heads: Callable[[Tensor], Tensor], cls_ND: Tensor, count: int) -> Tensor:
     """What heads make of the cls tokens of `count` slices: [S, B, E]."""
-    found: Tensor = heads(cls_ND if count == 1 else _by_slice(cls_ND, count))
-    return found.unsqueeze(0) if count == 1 else found
+    if count == 1:
+        return heads(cls_ND).unsqueeze(0)
+    return heads(_by_slice(cls_ND, count))
 
 
 def _by_slice(x: Tensor, count: int) -> Tensor:

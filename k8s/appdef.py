@@ -100,6 +100,8 @@ def _environment(request: LaunchRequest) -> dict[str, str]:
     }
     if request.placement.teacher_cache_gib:
         environment["MCF_TEACHER_CACHE_GIB"] = f"{request.placement.teacher_cache_gib:g}"
+    if request.placement.cells_a_pass:
+        environment["MCF_CELLS_A_PASS"] = str(request.placement.cells_a_pass)
     if request.placement.compile:
         environment["MCF_COMPILE"] = "1"
     if request.weights_uri:

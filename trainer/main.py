@@ -5,6 +5,7 @@
     MLFLOW_RUN_ID   log there (MLFLOW_TRACKING_URI says where that is); without it nothing is logged to MLflow
     MCF_WEIGHTS_URI another run's directory, of the same pretraining: what it has trained and measured is not done again
     MCF_COMPILE     1 = torch.compile the networks
+    MCF_CELLS_A_PASS  cells that go through the networks together; default: what the machine holds (trainer/passes.py)
     MCF_TEACHER_CACHE_GIB   keep the teacher's features of the training images (trainer/teachers/tapcache.py)
 
 Exit code: 0 succeeded, 1 failed (outcome.json says so when trying again is no use), 143 interrupted.
@@ -37,6 +38,7 @@ from trainer.evaluation.stages.runner import Faces, check_stage, run_stages
 from trainer.loop import NonFiniteLoss, Parts, fit
 from trainer.method.grid import TooManyWorkers, step_plan, teams
 from trainer.method.optim import adamw
+from trainer.passes import OutOfMemory, cells_a_pass
 from trainer.state.checkpoint import CheckpointStore, OtherRun
 from trainer.state.hostcopy import HostCopy
 from trainer.state.keeper import Keeper
@@ -120,7 +122,7 @@ def own_end(store: Store, before: FaultNote | None, error: Exception) -> Fault |
     if isinstance(error, OWN_ERRORS):
         return Fault(type(error).__name__, "", str(error))
     if ran_out_of_memory(error):
-        if not (first := noted_before(store, str(error))):
+        if not (first := noted_before(store, str(error), error.cells if isinstance(error, OutOfMemory) else 1)):
             return None
         when = f"at {first.at:%Y-%m-%d %H:%M} UTC and now"
         reason = f"out of memory twice, {when} ({error}); lower batch.slice, or slice of a stage"
@@ -137,16 +139,24 @@ def own_end(store: Store, before: FaultNote | None, error: Exception) -> Fault |
 
 def ran_out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of the machine, for which torch has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory)
+    return known or "can't allocate memory" in str(error)
 
 
-def noted_before(store: Store, reason: str) -> MemoryNote | None:
-    """The note of an earlier time that memory ran out; None, and a note is made, when this is the first."""
+def noted_before(store: Store, reason: str, cells: int) -> MemoryNote | None:
+    """The note of an earlier time that memory ran out; None, and a note is made, when this is the first.
+
+    A pass of several cells that is too large is no end: it is noted, and the next one is smaller.
+    """
     now = datetime.now(UTC)
     note = read_memory_note(store)
-    if note is None:
-        store.put(records.OUT_OF_MEMORY, MemoryNote(at=now, reason=reason).model_dump_json(indent=1).encode())
-    return note if note and now - note.at > SAME_STEP else None
+    if note and now - note.at <= SAME_STEP:  # another worker's of the same step
+        return None
+    if note is None or cells > 1:
+        made = MemoryNote(at=now, reason=reason, cells_a_pass=cells)
+        store.put(records.OUT_OF_MEMORY, made.model_dump_json(indent=1).encode())
+        return None
+    return note
 
 
 def over_already(store: Store, outcome: Outcome) -> int:
@@ -169,6 +179,10 @@ def train(run: RunSpec, store: Store) -> int:
         checkpoints, host = checkpoints_in(store, run), HostCopy(store.uri, run.pretraining)
         earlier = open_store(address) if (address := os.environ.get("MCF_WEIGHTS_URI")) else None
         parts = build_parts(run, world, split.train)
+        memory = read_memory_note(store)
+        parts.cells_a_pass = cells_a_pass(run, parts, plan, world, memory.cells_a_pass if memory else None)
+        if os.environ.get("MCF_COMPILE") == "1":
+            parts.compile()
         reported = restore(parts, host, checkpoints, checkpoints_in(earlier, run) if earlier else None, world)
         steps = range(parts.step, run.total_steps(parts.num_images))
         batches = slices(run, images, split.train, plan, steps, world.device)
@@ -185,7 +199,8 @@ def train(run: RunSpec, store: Store) -> int:
         world.collect(None)
         with told_to_the_end(first):
             keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
-            completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
+            with told_with_its_pass(parts):
+                completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
             keeper.close(completed=completed)
             if completed:
                 known = taken_over(run, store, earlier) if earlier and world.is_first else None
@@ -200,6 +215,17 @@ def train(run: RunSpec, store: Store) -> int:
         if first:
             first.close(DONE if completed else "training")
     return 0 if completed else INTERRUPTED
+
+
+@contextmanager
+def told_with_its_pass(parts: Parts) -> Iterator[None]:
+    """Memory that has run out is told with the size of the pass: the next start takes a smaller one."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise OutOfMemory(str(error), parts.cells_a_pass) from error
 
 
 @contextmanager
@@ -223,12 +249,9 @@ def build_parts(run: RunSpec, world: World, train: Rows) -> Parts:
     taps = None
     if teacher and (limit := cache_bytes()):
         taps = TapCache(run, teacher, train.digest, len(train), limit)
-    parts = Parts(
+    return Parts(
         model=model, target=target, teacher=teacher, optimizer=adamw(model, run), num_images=len(train), taps=taps
     )
-    if os.environ.get("MCF_COMPILE") == "1":
-        parts.compile()
-    return parts
 
 
 def checkpoints_in(store: Store, run: RunSpec) -> CheckpointStore:

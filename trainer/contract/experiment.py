@@ -26,6 +26,10 @@ class Placement(Asked):
     compile: bool = False
     """torch.compile the networks: minutes more before the first step, then faster. Results are equal up to rounding."""
 
+    cells_a_pass: int | None = Field(None, ge=1)
+    """Cells of the step that go through the networks together. null = as many as a GPU holds, found at the start, and
+    up to 64 images on a CPU. Results are equal up to rounding."""
+
     @property
     def pools(self) -> tuple[str, ...]:
         return (self.pool,) if isinstance(self.pool, str) else self.pool

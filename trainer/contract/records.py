@@ -132,10 +132,12 @@ class Unsent(Frozen):
 
 
 class MemoryNote(Frozen):
-    """Another process may have taken the memory the first time; the second time it was the spec."""
+    """Another process may have taken the memory the first time; the second time in passes of one cell it was the spec."""
 
     at: datetime
     reason: str
+    cells_a_pass: int = 1
+    """That did not fit."""
 
 
 class FaultNote(Frozen):

@@ -152,7 +152,7 @@ def noted_before(store: Store, reason: str, cells: int) -> MemoryNote | None:
     note = read_memory_note(store)
     if note and now - note.at <= SAME_STEP:  # another worker's of the same step
         return None
-    if note is None or cells > 1:
+    if note is None or cells > 1 or note.cells_a_pass > 1:
         made = MemoryNote(at=now, reason=reason, cells_a_pass=cells)
         store.put(records.OUT_OF_MEMORY, made.model_dump_json(indent=1).encode())
         return None

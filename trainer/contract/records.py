@@ -132,7 +132,7 @@ class Unsent(Frozen):
 
 
 class MemoryNote(Frozen):
-    """Another process may have taken the memory the first time; the second time in passes of one cell it was the spec."""
+    """Another process may have taken the memory the first time; the second time, at one cell a pass, it was the spec."""
 
     at: datetime
     reason: str

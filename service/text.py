@@ -49,6 +49,6 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def first_line(text: str, length: int = 100) -> str:
+def first_line(text: str, length: int = 240) -> str:
     line = text.strip().partition("\n")[0]
     return line if len(line) <= length else f"{line[: length - 3]}..."

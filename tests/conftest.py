@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import hypothesis
 import pytest
 from PIL import Image, ImageDraw
 
@@ -34,6 +35,12 @@ LEFT = pytest.StashKey[list[str]]()
 TEMPORARY = pytest.StashKey[str]()
 SHARED = Path(os.environ.get("MCF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 BIN = Path(sys.executable).parent
+
+
+# A loaded machine is no fault of a property. CI has a profile of its own, with the same cases each time.
+if "CI" not in os.environ:
+    hypothesis.settings.register_profile("desk", deadline=None)
+    hypothesis.settings.load_profile("desk")
 
 
 def pytest_configure(config: pytest.Config) -> None:

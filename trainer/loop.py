@@ -19,6 +19,7 @@ from torch.optim import AdamW
 from trainer.contract import RunSpec
 from trainer.data.batches import Slice, max_undecodable, normalise
 from trainer.data.decoded import too_many
+from trainer.elastic import kills
 from trainer.elastic.distributed import World
 from trainer.elastic.stop import stop_requests
 from trainer.method.grid import GroupShare, StepPlan, first_position
@@ -85,6 +86,7 @@ def fit(
     """
     model = world.synchronised(Pass(parts.model))
     total_steps = run.total_steps(parts.num_images)
+    began = parts.step
     with stop_requests() as stop:
         while parts.step < total_steps:
             rate = learning_rate(run, parts.step, parts.num_images)
@@ -114,6 +116,8 @@ def fit(
             parts.optimizer.step()
             parts.optimizer.zero_grad(set_to_none=True)
             parts.step += 1
+            if parts.step == began + 1:
+                kills.forget()
 
             report.step(parts.step, losses.means(), lr=rate, grad_norm=grad_norm.item())
             if parts.step == total_steps or agreed.stop:

@@ -30,6 +30,8 @@ from trainer.data.batches import slices, split_of
 from trainer.data.manifest import DataError, Rows, open_images
 from trainer.elastic.blame import Fault, fault_of, is_clusters
 from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
+from trainer.elastic.kills import MOST as MOST_KILLS
+from trainer.elastic.kills import kills
 from trainer.elastic.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.elastic.waiting import on_first
 from trainer.evaluation.probe import probe_task
@@ -87,6 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = open_store(os.environ.get("MCF_RUN_URI", f"runs/{run.digest[:12]}"))
     if outcome := read_outcome(store):
         return over_already(store, outcome)
+    if (count := kills()) >= MOST_KILLS:
+        reason = (
+            f"its workers were killed {count} times before they took a step (SIGKILL), as the kernel does where memory "
+            "runs out: give it more memory, or lower batch.slice or the sizes of the networks"
+        )
+        logger.error("%s", reason)
+        fail(store, reason, "OutOfMemory")
+        stop_agent()
+        return 1
     # Before anything is done: what is noted now, another start has met.
     before = read_fault(store)
     try:

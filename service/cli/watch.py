@@ -2,6 +2,7 @@
 
 import time
 
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -54,7 +55,8 @@ def _bars(detail: ExperimentDetail) -> Table:
     table.add_column(no_wrap=True, ratio=1)
     for arm in detail.arms:
         done = sum(1.0 if trial.state.is_final else trial.progress for trial in arm.trials) / len(arm.trials)
-        table.add_row(arm.name, _bar(done), f"{done:4.0%}", _doing(arm))
+        # A level may be a path, and a reason may quote an error: brackets in them are no colours.
+        table.add_row(escape(arm.name), _bar(done), f"{done:4.0%}", _doing(arm))
     left = f"about {duration(detail.eta_seconds)} left" if detail.eta_seconds else ""
     table.add_row(f"[bold]{detail.name}[/]", _bar(detail.progress), f"{detail.progress:4.0%}", left)
     return table
@@ -70,7 +72,7 @@ def _doing(arm: ArmView) -> str:
         elif trial.state == "running":
             parts.append(f"seed {trial.seed} at step {trial.step} of {trial.total_steps}")
         elif trial.waiting_reason:
-            parts.append(f"seed {trial.seed} waits: {trial.waiting_reason[:60]}")
+            parts.append(f"seed {trial.seed} waits: {escape(trial.waiting_reason[:60])}")
     return "; ".join(parts[:3])
 
 

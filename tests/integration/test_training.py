@@ -66,6 +66,25 @@ def test_a_run_leaves_checkpoints_a_session_a_result_an_export_and_an_outcome(un
     assert RunSpec.model_validate_json((undisturbed / "spec.json").read_text()).digest
 
 
+@pytest.mark.parametrize("module", [AGENT, TORCHRUN])
+def test_a_run_whose_workers_are_killed_before_any_step_ends_and_says_so(
+    tiny_faces: Path, tmp_path: Path, module: str
+) -> None:
+    # As the kernel does where memory runs out: the agent lives on, and would start them again twenty times.
+    store, killed = DirectoryStore(str(tmp_path / "run")), set[int]()
+    with torchrun(small(tiny_faces), tmp_path / "run", workers=1, module=module, hosts=module == TORCHRUN) as agent:
+        while len(killed) < 4:
+            wait_until(lambda: bool({e.pid for e in workers_of(agent)} - killed), agent, tmp_path / "run/log")
+            for worker in workers_of(agent):
+                worker.kill()
+                killed.add(worker.pid)
+        agent.wait(60)
+    outcome = read_outcome(store)
+    assert outcome
+    assert (outcome.verdict, outcome.kind, outcome.step) == (Verdict.FAILED, "OutOfMemory", 0)
+    assert "killed 4 times before they took a step" in outcome.reason
+
+
 def test_a_finished_run_is_not_trained_again(tiny_faces: Path, undisturbed: Path) -> None:
     assert train_alone(small(tiny_faces), undisturbed).returncode == 0
     assert len(read_sessions(DirectoryStore(str(undisturbed)))) == 1

@@ -44,10 +44,19 @@ def from_json(text: str | bytes) -> Any:
 def as_json(found: Any) -> Any:
     """The same after a journey through JSON: keys are text, tuples are lists. Raises NotPlain."""
     try:
-        return json.loads(json.dumps(found, allow_nan=False))
+        text = json.dumps(found, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        return json.loads(text)
+    except UnicodeEncodeError as error:
+        raise NotPlain(f"{_half(error)} is half a character, which cannot be sent") from error
     except (TypeError, ValueError, RecursionError) as error:
         possible = "only text, finite numbers, true, false, null, lists and mappings can be sent"
         raise NotPlain(f"{error}: {possible}") from error
+
+
+def _half(error: UnicodeEncodeError) -> str:
+    """What could not be encoded, as it is written in JSON and YAML."""
+    return repr(error.object[error.start])
 
 
 class _Loader(yaml.SafeLoader):

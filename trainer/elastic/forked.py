@@ -19,6 +19,8 @@ from typing import Any
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
+from trainer.elastic.kills import count_kills
+
 
 def load(module: str) -> None:
     """Start the process that workers are forked from; it loads what they need while the nodes meet.
@@ -26,6 +28,7 @@ def load(module: str) -> None:
     It is a fork of this one, which has torch, and would be a new interpreter otherwise. So this one must not have
     threads yet: what they hold would be held in the fork for ever.
     """
+    count_kills()
     forkserver.set_forkserver_preload(["trainer.elastic.tied", __name__, module])
     resource_tracker.ensure_running()
     spawn = util.spawnv_passfds

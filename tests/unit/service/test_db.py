@@ -138,8 +138,7 @@ def test_writers_wait_for_each_other_and_lose_nothing(database: Database) -> Non
 
     def count() -> None:
         for _ in range(25):
-            with database.write() as session:
-                database.exclusively(session)
+            with database.deciding() as session:
                 value = session.execute(text("SELECT value FROM counters")).scalar_one()
                 session.execute(text("UPDATE counters SET value = :value"), {"value": value + 1})
 
@@ -157,8 +156,7 @@ import sys, time
 from service import db
 db.FROZEN_SECONDS = 2
 held = db.Database(sys.argv[1])
-with held.write() as session:
-    held.exclusively(session)
+with held.deciding():
     print("held", flush=True)
     time.sleep(600)
 """
@@ -171,10 +169,8 @@ def test_a_service_that_freezes_in_a_transaction_does_not_hold_up_the_others(pos
             assert frozen.stdout
             assert frozen.stdout.readline() == b"held\n"
             frozen.send_signal(signal.SIGSTOP)
-            database = Database(postgres)
-            with database.write() as session:
-                session.execute(text("SET lock_timeout = '30s'"))
-                database.exclusively(session)
+            with Database(f"{postgres}&options=-c%20lock_timeout%3D30s").deciding():
+                pass
         finally:
             frozen.kill()
 

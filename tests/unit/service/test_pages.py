@@ -126,6 +126,14 @@ def test_500_runs_cost_no_more_statements_than_two(scene: Scene, spec: dict[str,
         assert len(statements) <= 6, path
 
 
+def test_the_list_counts_runs_and_arms(scene: Scene, spec: dict[str, Any]) -> None:
+    scene.http.post("/v1/experiments", json=spec | {"factors": {"mask_ratio": [0.5, 0.75]}, "seeds": 3})
+    scene.http.post("/v1/experiments", json=spec | {"name": "one", "factors": {}, "seeds": 1})
+    page = scene.http.get("/").text
+    assert "<td>6 runs of 2 arms<" in page
+    assert "<td>1 run of 1 arm<" in page
+
+
 def test_the_cost_to_the_end_is_at_the_speed_so_far(scene: Scene, spec: dict[str, Any]) -> None:
     body = scene.http.post("/v1/experiments", json=spec).json()
     assert body["gpu_hours_left"] is None

@@ -89,7 +89,9 @@ def read_lines(path: Place, *, num_points: int) -> Iterator[Line]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in UTF-8: {error}") from error
     try:
-        next(rows, None)
+        # A list without its line of names would lose its first face, and nobody would be told.
+        if len(header := next(rows, [])) > 1 and _is_number(header[1]):
+            raise ValueError("it is a face; the names of the columns were expected: image_name, scale, center_w, ...")
         for row in rows:
             yield _line(row, num_points)
     except (ValueError, csv.Error) as error:
@@ -110,6 +112,14 @@ def _line(row: list[str], num_points: int) -> Line:
     if not values[0] > 0:
         raise ValueError(f"the scale is {values[0]}; possible: more than 0, as it gives the face's box")
     return Line(row[0], float(values[0]), values[1:3], values[3:].reshape(num_points, 2))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _identity(line: Line) -> tuple[str, bytes]:

@@ -160,9 +160,15 @@ def sample(records: Sequence[Record], most: int = SAMPLED) -> None:
     """Read images and masks of a few records, from all over the benchmark. Raises DataError that names the file."""
 
     def look(record: Record) -> None:
-        read_rgb(record.image)
+        height, width, _ = read_rgb(record.image).shape
         if record.mask:
-            record.mask.read()
+            mask_height, mask_width = record.mask.read().shape
+            # A mask may be a smaller copy. Of another shape it is that of another image, or lies on its side.
+            if abs(mask_width * height - width * mask_height) > max(width, height, mask_width, mask_height):
+                raise DataError(
+                    f"the mask of {record.image} has {mask_width} x {mask_height} pixels, the image {width} x "
+                    f"{height}; possible: a mask of the same shape"
+                )
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(look, spread(records, most)):

@@ -24,6 +24,7 @@ from trainer.contract.recipe import Recipe, Selection
 from trainer.contract.records import Metric, StageResult
 from trainer.contract.stage import FACES68, Stage
 from trainer.data.manifest import DataError, Images, Split
+from trainer.elastic import kills
 from trainer.elastic.distributed import World
 from trainer.elastic.stop import INTERRUPTED, StopRequest, stop_requests
 from trainer.elastic.waiting import on_first
@@ -84,6 +85,8 @@ def run_stages(
     """
 
     def tell(name: str, fit: Fit, epoch: Epoch | None) -> None:
+        if epoch:
+            kills.forget()
         if report is None:
             return
         done = 0 if epoch is None else epoch.epoch + 1

@@ -22,6 +22,8 @@ def test_dates_stay_the_text_they_were_and_keys_become_text() -> None:
         ("a: -.INF", "-.INF in line 1"),
         ("a: [.nan]", ".nan in line 1"),
         ("a: 1.0e+999", "1.0e+999 in line 1"),
+        ('a: "\\ud800"', r"'\ud800' is half a character"),
+        ('"\\udfff": a', r"'\udfff' is half a character"),
         ("a: &a [*a]", "Circular reference"),
         ("a: &a {b: *a}", "Circular reference"),
         ("a: !!set {b}", "set is not JSON serializable"),
@@ -63,3 +65,5 @@ def test_what_a_program_hands_over_is_looked_at_too() -> None:
     assert as_json({"a": (1, 2)}) == {"a": [1, 2]}
     with pytest.raises(NotPlain, match="only text, finite numbers"):
         as_json({"a": float("inf")})
+    with pytest.raises(NotPlain, match="half a character"):
+        as_json({"a": ["\ud800"]})

@@ -261,7 +261,8 @@ def test_a_checkpoint_that_came_to_nothing_is_made_up_for_with_the_next_copy(
     mine, weights = keeper_of(store, every_steps=1000), torch.zeros(1000)
     store.failures = 1
     run_steps(mine, weights, range(1000, 1001))
-    wait_for(lambda: "no checkpoint at step 1000" in caplog.text and not keeper._busy(mine._uploading))
+    wait_for(lambda: "no checkpoint at step 1000" in caplog.text)
+    wait_for(lambda: not keeper._busy(mine._uploading) and not keeper._busy(mine._writing))
     mine._next_copy = time.monotonic() + 1000
     assert not mine.due(1001), "not a copy every step"
     mine._next_copy = 0

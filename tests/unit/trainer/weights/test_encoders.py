@@ -49,8 +49,11 @@ def test_an_encoder_is_found_in_every_kind_of_file(
     torch.save({"bias": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(WeightsError, match="no cls_token, but bias"):
         find_encoder(str(tmp_path / "other.pt"), FILES_ONLY)
-    with pytest.raises(WeightsError, match=r"is no run's directory"):
+    with pytest.raises(WeightsError, match=r"there is no .*nothing"):
         find_encoder(str(tmp_path / "nothing"), FILES_ONLY)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match=r"is no run's directory"):
+        find_encoder(str(tmp_path / "empty"), FILES_ONLY)
 
 
 class ClipBlock(nn.Module):

@@ -53,6 +53,8 @@ def test_a_face_that_cannot_be_measured_is_refused_by_name(face: Any, told: str)
         (b"{", "is no JSON"),
         (b"{}", "none of its 0 images"),
         (b'{"a.png": {"landmarks_ok": false}}', "none of its 1 images"),
+        (b'{"a.png": {"landmarks_ok": false}, "a.png": {}}', "the key 'a.png' comes twice"),
+        (b'{"a.png": {"points68": [], "points68": []}}', "the key 'points68' comes twice"),
     ],
 )
 def test_what_is_no_landmark_file_is_refused(text: bytes, told: str) -> None:

@@ -82,6 +82,9 @@ def test_a_missing_list_and_a_short_line_and_a_missing_image_are_named(three_hun
     broken.write_text(broken.read_text().replace("60.0", "sixty"))
     with pytest.raises(DataError, match=r"line 2: it has something else than numbers"):
         hrnet_csv.read_300w(three_hundred_w)
+    broken.write_text(hrnet_line("helen/2.jpg", 10, 68) + "\n")
+    with pytest.raises(DataError, match=r"valid_common.csv line 1: it is a face; the names of the columns"):
+        hrnet_csv.read_300w(three_hundred_w)
     broken.unlink()
     with pytest.raises(DataError, match=r"valid_common.csv is missing: the HRNet list with .* 68 points"):
         hrnet_csv.read_300w(three_hundred_w)
@@ -273,8 +276,16 @@ def test_a_mask_without_classes_is_refused_by_name(lapa_root: Path, pixels: np.n
 
 
 def test_a_mask_may_say_where_nobody_knows_the_class(lapa_root: Path) -> None:
-    grey(lapa_root / "val/labels/val_1.png", [[IGNORED, 10]])
+    grey(lapa_root / "val/labels/val_1.png", [[IGNORED, 10], [0, 1]])
     sample(lapa.read_lapa(lapa_root))
+
+
+def test_a_mask_has_the_shape_of_its_image_but_may_be_smaller(lapa_root: Path) -> None:
+    grey(lapa_root / "val/labels/val_1.png", [[0]])
+    sample(lapa.read_lapa(lapa_root))
+    grey(lapa_root / "val/labels/val_1.png", [[0, 1]] * 4)
+    with pytest.raises(DataError, match=r"mask of .*val_1.jpg has 2 x 4 pixels, the image 4 x 4; possible: a mask of"):
+        sample(lapa.read_lapa(lapa_root))
 
 
 @pytest.mark.parametrize("point", ["nan 1", "1e9 1"])

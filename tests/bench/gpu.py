@@ -9,7 +9,7 @@ import sys
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tests.bench.step import Bench, flop_of_cell, in_turns, peak_of, prepared
+from tests.bench.step import Bench, flop_of_pass, in_turns, peak_of, prepared
 from trainer.elastic.distributed import World, joined_world
 
 SLICES = (64, 128, 256, 512)
@@ -30,10 +30,10 @@ def measure(world: World, images: int, compiled: bool) -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     bench = prepared(world, images)
-    flop = flop_of_cell(bench)
+    flop = flop_of_pass(bench)
     if compiled:
         bench.parts.compile()
-    seconds = statistics.median(taken for (taken,) in in_turns(world, bench.cell_once))
+    seconds = statistics.median(taken for (taken,) in in_turns(world, bench.pass_once))
     kernels, busy = _profiled(bench, seconds)
     share = flop / seconds / (peak_of(world.device) or float("nan"))
     memory = torch.cuda.max_memory_allocated() / 2**30
@@ -47,7 +47,7 @@ def measure(world: World, images: int, compiled: bool) -> None:
 def _profiled(bench: Bench, seconds: float) -> tuple[int, float]:
     """Kernels of one cell, and the share of so many seconds that they take."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        bench.cell_once()
+        bench.pass_once()
         torch.cuda.synchronize()
     kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     return len(kernels), sum(kernel.device_time for kernel in kernels) / 1e6 / seconds

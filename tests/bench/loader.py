@@ -19,6 +19,7 @@ from trainer.data.batches import Slice, slices, split_of
 from trainer.data.decoded import OnDemand
 from trainer.data.manifest import open_images, read_manifest
 from trainer.elastic.distributed import joined_world
+from trainer.loop import Cell
 from trainer.method.grid import step_plan
 
 IMAGES, SIZE, SLICE = 512, 224, 64
@@ -95,8 +96,8 @@ def _in_training(folder: Path) -> dict[str, float]:
 
         def train(cells: "repeat[Slice] | object") -> Callable[[], None]:
             def once() -> None:
-                bench.cell = next(cells)  # type: ignore[call-overload]
-                bench.cell_once()
+                bench.cells = [Cell(0, 0, next(cells))]  # type: ignore[call-overload]
+                bench.pass_once()
                 if world.device.type == "cuda":
                     torch.cuda.synchronize()
 

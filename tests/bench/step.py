@@ -38,22 +38,22 @@ PUBLISHED_STEP = 4096
 
 @dataclass
 class Bench:
-    """A run of one cell a step, ready to be taken apart."""
+    """A run whose step is one pass, ready to be taken apart."""
 
     run: RunSpec
     parts: Parts
     world: World
     plan: StepPlan
-    cell: Slice
+    cells: list[Cell]
+    """Of the step, which has one group."""
 
     def __post_init__(self) -> None:
         self.model = self.world.synchronised(Pass(self.parts.model))
 
-    def cell_once(self) -> None:
-        """Keys, losses and gradient of one slice, by the code that trains."""
+    def pass_once(self) -> None:
+        """Keys, losses and gradient of the step's cells, by the code that trains."""
         losses = LossSum(self.run, 0, self.plan)
-        cells = [Cell(0, 0, self.cell)]
-        train_groups(self.run, self.parts, self.model, self.plan, self.plan.groups, cells, self.world, losses)
+        train_groups(self.run, self.parts, self.model, self.plan, self.plan.groups, self.cells, self.world, losses)
 
     def step_once(self) -> None:
         """What a step does once, whatever it adds up: norm of the gradient, target, optimizer."""
@@ -63,21 +63,29 @@ class Bench:
         self.parts.optimizer.step()
 
 
-def prepared(world: World, images: int, **fields: object) -> Bench:
-    """The published recipe on random images, with a step of one slice."""
-    batch = {"slice": images, "contrastive_group": images, "global_batch": images}
+def prepared(world: World, images: int, cells: int = 1, **fields: object) -> Bench:
+    """The published recipe on random images, with a step of one pass: `cells` slices of so many images."""
+    batch = {"slice": images, "contrastive_group": images * cells, "global_batch": images * cells}
     run = RunSpec.model_validate({"data": {"uri": "/none"}, "teacher": "random", "batch": batch, **fields})
     model = build(run).to(world.device)
     target = Target(run, model)
-    parts = Parts(model, target, build_teacher(run, world.device), adamw(model, run), num_images=images)
+    parts = Parts(
+        model,
+        target,
+        build_teacher(run, world.device),
+        adamw(model, run),
+        num_images=images * cells,
+        cells_a_pass=cells,
+    )
     world.form_teams(teams(run.batch, 1))
     generator = torch.Generator().manual_seed(0)
     image_BCHW = torch.randint(
         0, 256, (images, 3, run.input_size, run.input_size), dtype=torch.uint8, generator=generator
     )
     noise = [torch.rand(images, run.num_patches, generator=generator).to(world.device) for _ in range(2)]
-    cell = Slice(image_BCHW.to(world.device), *noise, torch.arange(images), torch.zeros(images, dtype=torch.bool), {})
-    return Bench(run, parts, world, step_plan(run.batch, 0, 1), cell)
+    numbers = torch.arange(images)
+    drawn = Slice(image_BCHW.to(world.device), noise[0], noise[1], numbers, numbers < 0, {})
+    return Bench(run, parts, world, step_plan(run.batch, 0, 1), [Cell(0, index, drawn) for index in range(cells)])
 
 
 def measure() -> dict[str, float]:
@@ -94,7 +102,7 @@ def measure() -> dict[str, float]:
 
 def _against_matrix_product(bench: Bench) -> dict[str, float]:
     images, device = bench.run.batch.slice, bench.world.device
-    flop = flop_of_cell(bench)
+    flop = flop_of_pass(bench)
     cuda = device.type == "cuda"
     side = 8192 if cuda else 2048
     factor = torch.randn(side, side, device=device, dtype=torch.bfloat16 if cuda else weights_dtype(bench.run))
@@ -104,7 +112,7 @@ def _against_matrix_product(bench: Bench) -> dict[str, float]:
         for _ in range(20):
             torch.mm(factor, factor)
 
-    times = in_turns(bench.world, bench.cell_once, product)
+    times = in_turns(bench.world, bench.pass_once, product)
     rates = [(flop / cell, 20 * product_flop / matrix) for cell, matrix in times]
     seconds = statistics.median(cell for cell, _ in times)
     found = {
@@ -122,9 +130,9 @@ def _against_matrix_product(bench: Bench) -> dict[str, float]:
     return found
 
 
-def flop_of_cell(bench: Bench) -> int:
+def flop_of_pass(bench: Bench) -> int:
     with FlopCounterMode(display=False) as counter:
-        bench.cell_once()
+        bench.pass_once()
     return counter.get_total_flops()
 
 
@@ -148,11 +156,11 @@ def _kept(bench: Bench, folder: Path) -> dict[str, float]:
     keeper = Keeper(bench.world, HostCopy(str(folder), bench.run.digest), checkpoints, 1, 0)
     stalls, slowdowns = [], []
     for step in range(1, TURNS + 2):
-        alone = _seconds(bench.world, bench.cell_once)
+        alone = _seconds(bench.world, bench.pass_once)
         stalls.append(_seconds(bench.world, partial(keeper.keep, step, state_of(bench.parts, Silent()))))
         beside = []
         while not beside or not keeper.due(step + 1):
-            beside.append(_seconds(bench.world, bench.cell_once))
+            beside.append(_seconds(bench.world, bench.pass_once))
         slowdowns.append(statistics.mean(beside) / alone - 1)
     keeper.close(completed=False)
     state = sum(p.numel() * p.element_size() for p in bench.parts.model.parameters()) * 4
@@ -167,9 +175,9 @@ def _with_kept_taps(bench: Bench, folder: Path) -> dict[str, float]:
     os.environ["MCF_CACHE_DIR"] = str(folder)
     assert bench.parts.teacher
     taps = TapCache(bench.run, bench.parts.teacher, "bench", bench.run.batch.slice, 8 << 30)
-    cached = Bench(bench.run, replace(bench.parts, taps=taps), bench.world, bench.plan, bench.cell)
-    cached.cell_once()
-    times = in_turns(bench.world, bench.cell_once, cached.cell_once)
+    cached = Bench(bench.run, replace(bench.parts, taps=taps), bench.world, bench.plan, bench.cells)
+    cached.pass_once()
+    times = in_turns(bench.world, bench.pass_once, cached.pass_once)
     return {"kept_taps_speedup": statistics.median(plain / quick for plain, quick in times)}
 
 

@@ -63,7 +63,13 @@ def test_passes_of_any_size_take_the_same_steps(variant: str) -> None:
     for cells in PASSES:
         together = trained(run, cells)
         for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{cells} cells: {name}: {text}")
+            torch.testing.assert_close(
+                together[name],
+                value,
+                rtol=1e-9,
+                atol=1e-9,
+                msg=lambda text, name=name, cells=cells: f"{cells} cells: {name}: {text}",
+            )
 
 
 def test_ranks_with_unequal_shares_and_passes_take_the_same_steps(tmp_path: Path) -> None:
@@ -88,4 +94,10 @@ def test_ranks_with_unequal_shares_and_passes_take_the_same_steps(tmp_path: Path
     for other, world in zip(others, worlds[1:], strict=True):
         for part in "model", "target":
             for name, value in first[part].items():
-                torch.testing.assert_close(other[part][name], value, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{world}: {name}: {text}")
+                torch.testing.assert_close(
+                    other[part][name],
+                    value,
+                    rtol=1e-9,
+                    atol=1e-9,
+                    msg=lambda text, name=name, world=world: f"{world}: {name}: {text}",
+                )

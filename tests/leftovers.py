@@ -53,7 +53,8 @@ class Leftovers:
 
 def outlives() -> dict[str, str]:
     """The environment for what is meant to be there after this session, as a node that is started again."""
-    return {name: value for name, value in os.environ.items() if name != MARK}
+    # Nor does it keep its temporary files where this session's are removed.
+    return {name: value for name, value in os.environ.items() if name not in (MARK, "TMPDIR")}
 
 
 def _mounts() -> set[str]:

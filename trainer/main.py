@@ -28,10 +28,9 @@ from trainer.contract import RunSpec, records
 from trainer.contract.records import DONE, Checkpoint, FaultNote, MemoryNote, Outcome, Verdict
 from trainer.data.batches import slices, split_of
 from trainer.data.manifest import DataError, Rows, open_images
+from trainer.elastic import kills
 from trainer.elastic.blame import Fault, fault_of, is_clusters
 from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
-from trainer.elastic.kills import MOST as MOST_KILLS
-from trainer.elastic.kills import kills
 from trainer.elastic.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.elastic.waiting import on_first
 from trainer.evaluation.probe import probe_task
@@ -59,6 +58,7 @@ logger = logging.getLogger("trainer")
 
 # The run's own errors: every other attempt would meet them again.
 OWN_ERRORS = (NonFiniteLoss, Diverged, DataError, TeacherError, WeightsError)
+OUT_OF_MEMORY = "OutOfMemory"
 # Ranks that run out of memory in the same step do so at about the same time, and that is once.
 SAME_STEP = timedelta(seconds=15)
 # Wrong about where or how it was started; the run itself is none the worse.
@@ -89,13 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = open_store(os.environ.get("MCF_RUN_URI", f"runs/{run.digest[:12]}"))
     if outcome := read_outcome(store):
         return over_already(store, outcome)
-    if (count := kills()) >= MOST_KILLS:
+    if (count := kills.since_a_step()) >= kills.MOST:
         reason = (
             f"its workers were killed {count} times before they took a step (SIGKILL), as the kernel does where memory "
             "runs out: give it more memory, or lower batch.slice or the sizes of the networks"
         )
-        logger.error("%s", reason)
-        fail(store, reason, "OutOfMemory")
+        end(run, store, Fault(OUT_OF_MEMORY, "", reason))
         stop_agent()
         return 1
     # Before anything is done: what is noted now, another start has met.
@@ -105,13 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except START_ERRORS as error:
         logger.error("%s: %s", type(error).__name__, error)
     except Exception as error:
-        if not (end := own_end(store, before, error)):
+        if not (fault := own_end(store, before, error)):
             raise  # the agent starts the workers once more
-        logger.error("%s: %s", end.kind, end.reason)
-        fail(store, end.reason, end.kind)
-        HostCopy(store.uri, run.pretraining).remove()
+        end(run, store, fault)
     stop_agent()
     return 1
+
+
+def end(run: RunSpec, store: Store, fault: Fault) -> None:
+    """The run has ended for good, and nobody needs its copies in memory."""
+    logger.error("%s: %s", fault.kind, fault.reason)
+    fail(store, fault.reason, fault.kind)
+    HostCopy(store.uri, run.pretraining).remove()
 
 
 def fail(store: Store, reason: str, kind: str) -> None:
@@ -137,7 +141,7 @@ def own_end(store: Store, before: FaultNote | None, error: Exception) -> Fault |
             return None
         when = f"at {first.at:%Y-%m-%d %H:%M} UTC and now"
         reason = f"out of memory twice, {when} ({error}); lower batch.slice, or slice of a stage"
-        return Fault("OutOfMemory", "", reason)
+        return Fault(OUT_OF_MEMORY, "", reason)
     if is_clusters(error):
         return None
     fault, step = fault_of(error), newest_step(store)

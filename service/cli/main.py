@@ -12,13 +12,12 @@ from service.cli import data, flags, home, papers, show, tokens
 from service.cli.evaluate import evaluate
 from service.cli.export import export
 from service.cli.extend import extend
-from service.cli.progress import progress
+from service.cli.progress import READS, progress
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
 from service.specfile import UnreadableSpec
 
 NOT_DONE, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
-READS = "the service reads the data and the teacher"
 
 
 class Commands(TyperGroup):

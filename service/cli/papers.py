@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli import show
-from service.cli.progress import progress
+from service.cli.progress import READS, progress
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError
 from service.compare.columns import mean, signed, signed_interval
@@ -119,8 +119,7 @@ def _submit(client: Client, was: "Report", project: str | None) -> Experiment:
     from service.compare.reproduce import other_runs
 
     console = show.terminal()
-    reads = "the service reads the data and the teacher"
-    with progress(reads):
+    with progress(READS):
         plan = client.plan(was.spec, project=project)
     if others := other_runs(was, plan):
         console.print(
@@ -128,7 +127,7 @@ def _submit(client: Client, was: "Report", project: str | None) -> Experiment:
             f"have changed since: {'; '.join(others[:4])}{' ...' if len(others) > 4 else ''}.",
             soft_wrap=True,
         )
-    with progress(reads):
+    with progress(READS):
         experiment = client.submit({**was.spec, "share": False}, project=project)
     console.print(
         f"{was.comparison.experiment_id} is trained again as {experiment.id}: {show.counts(experiment.detail)}",

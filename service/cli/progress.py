@@ -20,6 +20,9 @@ from rich.text import Text
 
 from service.text import duration
 
+# While a submission is looked at.
+READS = "the service reads the data and the teacher"
+
 MOMENT_SECONDS = 1.0
 EVERY_SECONDS = 15.0
 UPDATE_SECONDS = 0.25

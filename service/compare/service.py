@@ -35,13 +35,13 @@ class Comparisons:
         """As `comparison_of`; not to be changed. Raises NotFound."""
         key, found = (experiment_id, metric), repository.fingerprint(session, experiment_id)
         with self._lock:
-            known = self._kept.get(key)
+            if known := self._kept.get(key):
+                self._kept.move_to_end(key)
         if known and known[0] == found:
             return known[1].model_copy(update={"made_at": datetime.now(UTC)})
         made = comparison_of(session, experiment_id, self._tracking_uri, metric)
         with self._lock:
             self._kept[key] = found, made
-            self._kept.move_to_end(key)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         return made

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, case, func, select, tuple_, update
 from sqlalchemy.orm import Session, defer
 
 from service.states import FINAL, RunState
@@ -70,9 +70,7 @@ def page(
     if beginning is not None:
         query = query.where(Experiment.id.startswith(beginning.replace("\0", ""), autoescape=True))
     if before:
-        at, last = before
-        older = or_(Experiment.created_at < at, and_(Experiment.created_at == at, Experiment.id < last))
-        query = query.where(older)
+        query = query.where(tuple_(Experiment.created_at, Experiment.id) < before)
     return session.scalars(query).all()
 
 

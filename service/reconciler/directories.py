@@ -36,11 +36,8 @@ class _Seen:
     @property
     def trains(self) -> bool:
         """Whether the newest session is the attempt's own and has not come to its end."""
-        return bool(self.files) and self.files[-1].session.attempt == self.attempt and self._stage != DONE
-
-    @property
-    def _stage(self) -> str:
-        return self.files[-1].session.stage
+        newest = self.files[-1].session if self.files else None
+        return newest is not None and newest.attempt == self.attempt and newest.stage != DONE
 
 
 class Directories:

@@ -36,7 +36,7 @@ def from_yaml(text: str | bytes, *, aliases: bool = True) -> Any:
 def from_json(text: str | bytes) -> Any:
     """Raises NotPlain."""
     try:
-        return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_without_repeats)
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise NotPlain(str(error)) from error
 
@@ -121,7 +121,8 @@ def _finite(text: str) -> float:
     return found
 
 
-def _without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads, which by itself keeps the last of two equal keys. Raises ValueError."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

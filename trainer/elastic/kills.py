@@ -36,7 +36,7 @@ def count_kills() -> None:
     LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
 
 
-def kills() -> int:
+def since_a_step() -> int:
     """In a worker: how often workers of this node have been killed since one has taken a step."""
     agent = agent_pid()
     return _read(_file(agent)) if agent else 0

@@ -197,6 +197,23 @@ def test_the_list_pages_through_everything_newest_first(scene: Scene, spec: dict
     assert scene.http.get("/v1/experiments?cursor=2026_e1").status_code == 422
 
 
+def test_the_list_of_runs_pages_through_all_newest_first(scene: Scene, spec: dict[str, Any]) -> None:
+    one = spec | {"factors": {}}
+    made = [
+        scene.http.get("/v1/runs", params={"experiment": scene.http.post("/v1/experiments", json=asked).json()["id"]})
+        for asked in (one | {"seeds": [seed, seed + 1]} for seed in (0, 10, 20))
+    ]
+    seen: list[str] = []
+    page: dict[str, Any] = {"next_cursor": None}
+    while not seen or page["next_cursor"]:
+        page = scene.http.get(
+            "/v1/runs", params={"limit": 1} | ({"cursor": page["next_cursor"]} if seen else {})
+        ).json()
+        seen += [run["id"] for run in page["runs"]]
+    assert seen == [run["id"] for answer in reversed(made) for run in answer.json()["runs"]]
+    assert scene.http.get("/v1/runs?cursor=r0123456789ab").status_code == 422
+
+
 def test_runs_are_listed_by_experiment_and_state(scene: Scene, spec: dict[str, Any]) -> None:
     first = scene.http.post("/v1/experiments", json=spec).json()["id"]
     scene.http.post("/v1/experiments", json=spec | {"factors": {}, "seeds": [7]})

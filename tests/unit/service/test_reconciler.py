@@ -209,6 +209,26 @@ def test_the_concurrency_of_an_experiment_holds_and_is_said(bench: Bench, spec: 
     assert waiting == {"1 of at most 1 runs of bench are in flight (its concurrency)"}
 
 
+def test_the_queue_is_looked_through_when_it_has_changed_and_now_and_then(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"concurrency": 1})
+    bench.go(2)
+
+    def looked(ticks: int, seconds: float) -> int:
+        with counting_statements(bench.db.engine) as statements:
+            bench.go(ticks, seconds)
+        return sum("ORDER BY experiments.priority" in text for text in statements)
+
+    bench.go(1, seconds=6)
+    assert looked(4, seconds=0.5) == 0
+    # Another replica knew of a place and died.
+    assert looked(1, seconds=6) == 1
+    # A place becomes free.
+    [name] = bench.cluster.live()
+    bench.cluster.succeed(name)
+    assert looked(3, seconds=1) >= 1
+    assert len(bench.cluster.live()) == 1
+
+
 def test_an_attempt_that_dies_is_followed_by_the_next_after_a_pause(bench: Bench, spec: dict[str, Any]) -> None:
     bench.submit(spec | {"factors": {}, "seeds": 1})
     bench.go(2)

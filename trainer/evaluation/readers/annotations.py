@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainer.contract.plain import without_repeats
 from trainer.data.manifest import DataError
 
 NUM_POINTS = 68
@@ -67,12 +68,11 @@ def read_labels(text: bytes) -> dict[str, str]:
 
 def _compact(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """With its points as an array, while the file is parsed: as Python's numbers they take ten times the memory."""
-    face: dict[str, Any] = {}
-    for key, value in pairs:
-        # JSON by itself keeps the last, so who has merged two files would be measured by one of them.
-        if key in face:
-            raise DataError(f"the key {key!r} comes twice; expected is one each: {LANDMARKS}")
-        face[key] = value
+    try:
+        # Who has merged two files would be measured by one of them.
+        face = without_repeats(pairs)
+    except ValueError as error:
+        raise DataError(f"{error}; expected is one each: {LANDMARKS}") from error
     if isinstance(points := face.get("points68"), list):
         with suppress(ValueError):  # of differing lengths; who knows the image's name says so
             face["points68"] = np.array(points)

@@ -28,11 +28,10 @@ from trainer.state.keeper import Keeper
 from trainer.store.objects import DirectoryStore
 from trainer.teachers import build as build_teacher
 from trainer.teachers.tapcache import TapCache
+from trainer.tracking.cards import card
 from trainer.tracking.report import Silent
 
 TURNS = 5
-# Dense bf16 FLOP/s of one GPU, from its data sheet.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 PUBLISHED_STEP = 4096
 
 
@@ -137,9 +136,9 @@ def flop_of_pass(bench: Bench) -> int:
 
 
 def peak_of(device: torch.device) -> float | None:
-    """bf16 FLOP/s; None for a device that PEAKS does not know."""
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    """bf16 FLOP/s; None for a device that the table of cards does not have."""
+    found = card(torch.cuda.get_device_name(device))
+    return found and found.bf16
 
 
 def _once_a_step(bench: Bench, seconds_an_image: float) -> dict[str, float]:

@@ -9,28 +9,32 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from trainer.contract import RunSpec
 from trainer.data.batches import Slice, max_undecodable, normalise
 from trainer.data.decoded import too_many
 from trainer.elastic import kills
-from trainer.elastic.distributed import World
+from trainer.elastic.distributed import Synchronised, World
 from trainer.elastic.stop import stop_requests
 from trainer.method.grid import GroupShare, StepPlan, first_position
 from trainer.method.mcf import Losses, Mcf, Pass, Target
 from trainer.method.optim import clip_gradient, ema_momentum, gradient_norm, learning_rate, set_learning_rate
 from trainer.state.keeper import Keeper
 from trainer.teachers import Teacher
-from trainer.teachers.tapcache import TapCache
 from trainer.tracking.report import Report
 
 logger = logging.getLogger(__name__)
+
+
+class KnownTaps(Protocol):
+    """Where a slice's features come from when the teacher has looked at its images before (TapCache)."""
+
+    def wanted(self, cell: Slice, image_BCHW: Tensor) -> list[Tensor]: ...
 
 
 class NonFiniteLoss(Exception):
@@ -48,20 +52,31 @@ class Parts:
     """None where the run trains on masked pixels."""
     optimizer: AdamW
     num_images: int
-    taps: TapCache | None = None
+    taps: KnownTaps | None = None
     """None where the teacher looks at every image every time."""
     cells_a_pass: int = 1
     """Cells that go through the networks together: what the machine holds, and no matter to the result."""
+    compiled: bool = False
+    compile_seconds: float = 0.0
+    """What this process spent on it."""
     step: int = 0
     """Optimizer steps done."""
     undecodable: dict[int, str] = field(default_factory=dict)
     """Images of the subset met so far that others stand in for: index -> key and reason."""
 
     def compile(self) -> None:
-        """torch.compile what a pass computes, in place."""
+        """torch.compile what a pass computes, in place: once, as every pass then has `cells_a_pass` cells."""
+        self.model.of_slices = torch.compile(self.model.of_slices, dynamic=False)  # type: ignore[method-assign]
+        if self.target:
+            # A few small kernels for each group: on a GPU one launch instead of a hundred.
+            mode = "reduce-overhead" if next(self.target.parameters()).is_cuda else None
+            self.target.of_slices = torch.compile(self.target.of_slices, dynamic=False, mode=mode)  # type: ignore[method-assign]
+        self.compiled = True
+
+    def uncompile(self) -> None:
         for part in self.model, self.target:
-            if part:
-                part.of_slices = torch.compile(part.of_slices)  # type: ignore[assignment]
+            vars(part).pop("of_slices", None)
+        self.compiled = False
 
     def state_dict(self) -> dict[str, Any]:
         target = self.target.state_dict() if self.target else {}
@@ -77,14 +92,15 @@ class Parts:
 
 
 def fit(
-    run: RunSpec, parts: Parts, plan: StepPlan, batches: Iterator[Slice], world: World, keeper: Keeper, report: Report
+    run: RunSpec, parts: Parts, plan: StepPlan, batches: Iterator[Slice], world: World, keeper: Keeper, report: Report,
+    model: Synchronised | None = None,
 ) -> bool:  # fmt: skip
     """Train from parts.step to the run's last step. False when stopped on request before that; both are saved.
 
-    Raises NonFiniteLoss, DataError when more images cannot be decoded than the spec allows, and StorageError when the
-    last state cannot be saved.
+    `model`: `synchronised(world, parts)`, where there is one already. Raises NonFiniteLoss, DataError when more images
+    cannot be decoded than the spec allows, and StorageError when the last state cannot be saved.
     """
-    model = world.synchronised(Pass(parts.model))
+    model = model or synchronised(world, parts)
     total_steps = run.total_steps(parts.num_images)
     began = parts.step
     with stop_requests() as stop:
@@ -95,11 +111,12 @@ def fit(
                 parts.target.momentum = ema_momentum(run, parts.step, parts.num_images)
             losses = LossSum(run, parts.step, plan)
             undecodable: dict[int, str] = {}
-            for groups in plan.in_passes(parts.cells_a_pass):
-                cells = [Cell(group.index, index, next(batches)) for group in groups for index in group.slices]
-                for cell in cells:
-                    undecodable.update(cell.slice.undecodable.items() - parts.undecodable.items())
-                train_groups(run, parts, model, plan, groups, cells, world, losses)
+            with autocast(run, world.device):  # one block: what it has cast, it casts no second time
+                for groups in plan.in_passes(parts.cells_a_pass):
+                    cells = [Cell(group.index, index, next(batches)) for group in groups for index in group.slices]
+                    for cell in cells:
+                        undecodable.update(cell.slice.undecodable.items() - parts.undecodable.items())
+                    train_groups(run, parts, model, plan, groups, cells, world, losses)
 
             grad_norm = gradient_norm(parts.model)
             wishes = Wishes(stop.requested, keeper.due(parts.step + 1), bool(undecodable))
@@ -131,6 +148,11 @@ def fit(
     return parts.step == total_steps
 
 
+def synchronised(world: World, parts: Parts) -> Synchronised:
+    """The model as all ranks share it, called with what a pass takes."""
+    return world.synchronised(Pass(parts.model))
+
+
 @dataclass(frozen=True)
 class Cell:
     """One slice of the step's grid."""
@@ -142,7 +164,7 @@ class Cell:
 
 
 def train_groups(
-    run: RunSpec, parts: Parts, model: DistributedDataParallel, plan: StepPlan, groups: Sequence[GroupShare],
+    run: RunSpec, parts: Parts, model: Synchronised, plan: StepPlan, groups: Sequence[GroupShare],
     cells: Sequence[Cell], world: World, losses: "LossSum",
 ) -> None:  # fmt: skip
     """Add this rank's share of some contrastive groups, which follow each other, to the gradient."""
@@ -153,29 +175,34 @@ def train_groups(
             # group's index and not of who computes it.
             parts.target.advance_to_group(group.index, parts.model)
             mine = [cell for cell in cells if cell.group == group.index]
-            with autocast(run, world.device):
-                made = [keys_of(run, parts.target, some) for some in in_parts(mine, parts.cells_a_pass)]
+            size = min(parts.cells_a_pass, plan.most_of_a_group)
+            made = [keys_of(run, parts, some, size) for some in in_parts(mine, size)]
             keys[group.index] = world.gather_keys(torch.cat(made).unbind(), group, plan.team)
     for some in in_parts(cells, parts.cells_a_pass):
         with nullcontext() if plan.is_last(some[-1].group, some[-1].index) else model.no_sync():
-            with autocast(run, world.device):
-                found = losses_of(run, parts, model, some, keys)
+            found = losses_of(run, parts, model, some, keys)
             # A cell counts 1 / num_cells; DDP divides the sum over ranks by the world size.
-            (found.total.sum() * (world.size / plan.num_cells)).backward()
+            share = found.total.sum() * (world.size / plan.num_cells)
+            with torch.autocast(world.device.type, enabled=False):
+                share.backward()
         losses.add(some, found)
 
 
-def keys_of(run: RunSpec, target: Target, cells: Sequence[Cell]) -> Tensor:
-    """Keys [S, B, E] of cells of one group."""
+def keys_of(run: RunSpec, parts: Parts, some: Sequence[Cell], size: int) -> Tensor:
+    """Keys [S, B, E] of cells of one group, up to `size`."""
+    assert parts.target
+    cells = filled(some, size) if parts.compiled else some
     images = torch.cat([cell.slice.image_BCHW for cell in cells])
     noise = torch.cat([cell.slice.target_BL for cell in cells])
-    return target.of_slices(normalise(images, weights_dtype(run)), noise, len(cells))
+    keys = parts.target.of_slices(normalise(images, weights_dtype(run)), noise, len(cells))
+    return keys[: len(some)].clone()  # a CUDA graph writes its next ones to the same place
 
 
 def losses_of(
-    run: RunSpec, parts: Parts, model: DistributedDataParallel, cells: Sequence[Cell], keys: Mapping[int, Tensor]
+    run: RunSpec, parts: Parts, model: Synchronised, some: Sequence[Cell], keys: Mapping[int, Tensor]
 ) -> Losses:
     """Losses [S] of cells of any groups; `keys`: of each group."""
+    cells = filled(some, parts.cells_a_pass) if parts.compiled else some
     images = normalise(torch.cat([cell.slice.image_BCHW for cell in cells]), weights_dtype(run))
     noise = torch.cat([cell.slice.online_BL for cell in cells])
     first = torch.tensor([cell.index * run.batch.slice for cell in cells]).to(images.device, non_blocking=True)
@@ -185,11 +212,16 @@ def losses_of(
         wanted = [torch.cat(taps) for taps in zip(*known, strict=True)]
     own_keys = torch.stack([keys[cell.group] for cell in cells]) if keys else None
     found: Losses = model(images, noise, own_keys, first, parts.teacher, wanted)
-    return found
+    return Losses(*(loss_S[: len(some)] for loss_S in found))
 
 
 def in_parts(cells: Sequence[Cell], size: int) -> Iterator[Sequence[Cell]]:
     return (cells[start : start + size] for start in range(0, len(cells), size))
+
+
+def filled(cells: Sequence[Cell], size: int) -> list[Cell]:
+    """So many cells: compiled networks take no other number. The last stands in for what is missing, and is dropped."""
+    return [*cells, *[cells[-1]] * (size - len(cells))]
 
 
 def note_undecodable(run: RunSpec, parts: Parts, mine: dict[int, str], world: World) -> None:

@@ -4,7 +4,7 @@
     MCF_ATTEMPT     number of this attempt, 1 by default
     MLFLOW_RUN_ID   log there (MLFLOW_TRACKING_URI says where that is); without it nothing is logged to MLflow
     MCF_WEIGHTS_URI another run's directory, of the same pretraining: what it has trained and measured is not done again
-    MCF_COMPILE     1 = torch.compile the networks
+    MCF_COMPILE     1 = torch.compile the networks, 0 = do not; default: on a GPU
     MCF_CELLS_A_PASS  cells that go through the networks together; default: what the machine holds (trainer/passes.py)
     MCF_TEACHER_CACHE_GIB   keep the teacher's features of the training images (trainer/teachers/tapcache.py)
 
@@ -36,10 +36,10 @@ from trainer.elastic.waiting import on_first
 from trainer.evaluation.probe import probe_task
 from trainer.evaluation.stages.fitting import Diverged
 from trainer.evaluation.stages.runner import Faces, check_stage, run_stages
-from trainer.loop import NonFiniteLoss, Parts, fit
+from trainer.loop import NonFiniteLoss, Parts, fit, synchronised
 from trainer.method.grid import TooManyWorkers, step_plan, teams
 from trainer.method.optim import adamw
-from trainer.passes import OutOfMemory, cells_a_pass
+from trainer.passes import OutOfMemory, prepare
 from trainer.state.checkpoint import CheckpointStore, OtherRun
 from trainer.state.hostcopy import HostCopy
 from trainer.state.keeper import Keeper
@@ -194,10 +194,9 @@ def train(run: RunSpec, store: Store) -> int:
         checkpoints, host = checkpoints_in(store, run), HostCopy(store.uri, run.pretraining)
         earlier = open_store(address) if (address := os.environ.get("MCF_WEIGHTS_URI")) else None
         parts = build_parts(run, world, split.train)
+        model = synchronised(world, parts)
         memory = read_memory_note(store)
-        parts.cells_a_pass = cells_a_pass(run, parts, plan, world, memory.cells_a_pass if memory else None)
-        if os.environ.get("MCF_COMPILE") == "1":
-            parts.compile()
+        prepare(run, parts, model, plan, world, memory.cells_a_pass if memory else None)
         reported = restore(parts, host, checkpoints, checkpoints_in(earlier, run) if earlier else None, world)
         steps = range(parts.step, run.total_steps(parts.num_images))
         batches = slices(run, images, split.train, plan, steps, world.device)
@@ -215,7 +214,7 @@ def train(run: RunSpec, store: Store) -> int:
         with told_to_the_end(first):
             keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
             with told_with_its_pass(parts):
-                completed = fit(run, parts, plan, batches, world, keeper, first or Silent())
+                completed = fit(run, parts, plan, batches, world, keeper, first or Silent(), model)
             keeper.close(completed=completed)
             if completed:
                 known = taken_over(run, store, earlier) if earlier and world.is_first else None

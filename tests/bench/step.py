@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainer import loop
 from trainer.contract import RunSpec
 from trainer.data.batches import Slice
 from trainer.elastic.distributed import World, joined_world
-from trainer.loop import Cell, LossSum, Parts, state_of, train_groups, weights_dtype
+from trainer.loop import Cell, LossSum, Parts, state_of, synchronised, train_groups, weights_dtype
 from trainer.method.grid import StepPlan, step_plan, teams
-from trainer.method.mcf import Pass, Target, build
+from trainer.method.mcf import Target, build
 from trainer.method.optim import adamw, gradient_norm
 from trainer.state.checkpoint import CheckpointStore
 from trainer.state.hostcopy import HostCopy
@@ -47,12 +48,13 @@ class Bench:
     """Of the step, which has one group."""
 
     def __post_init__(self) -> None:
-        self.model = self.world.synchronised(Pass(self.parts.model))
+        self.model = synchronised(self.world, self.parts)
 
     def pass_once(self) -> None:
         """Keys, losses and gradient of the step's cells, by the code that trains."""
         losses = LossSum(self.run, 0, self.plan)
-        train_groups(self.run, self.parts, self.model, self.plan, self.plan.groups, self.cells, self.world, losses)
+        with loop.autocast(self.run, self.world.device):
+            train_groups(self.run, self.parts, self.model, self.plan, self.plan.groups, self.cells, self.world, losses)
 
     def step_once(self) -> None:
         """What a step does once, whatever it adds up: norm of the gradient, target, optimizer."""

@@ -132,7 +132,7 @@ class Unsent(Frozen):
 
 
 class MemoryNote(Frozen):
-    """Another process may have taken the memory the first time; the second time, at one cell a pass, it was the spec."""
+    """Another process may have taken the memory the first time. The second time it was the spec, where a pass is a cell."""
 
     at: datetime
     reason: str

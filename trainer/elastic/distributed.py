@@ -6,10 +6,10 @@ Works under torchrun and, as a world of one, without it.
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,27 @@ from trainer.method.grid import GroupShare
 
 class NotEnoughGpus(Exception):
     """More processes were started on this node than it has GPUs."""
+
+
+class Synchronised(Protocol):
+    """A model whose gradients are summed over all ranks, but for what is computed within `no_sync`."""
+
+    def __call__(self, *inputs: Any) -> Any: ...
+
+    def no_sync(self) -> AbstractContextManager[None]: ...
+
+
+class Alone:
+    """Of a world of one, where DDP would copy every gradient and have nobody to send it to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -76,11 +97,13 @@ class World:
             alone = len(teams) > 1
             self._teams[team] = dist.new_group(list(team), timeout=_timeout()) if alone else dist.group.WORLD
 
-    def synchronised(self, model: nn.Module) -> DistributedDataParallel:
-        """The model under DDP, for use with `no_sync` on all but a rank's last cell of a step.
+    def synchronised(self, model: nn.Module) -> "Synchronised":
+        """The model under DDP, for use with `no_sync` on all but a rank's last pass of a step.
 
         The weights are equal already: they are drawn from the seed, or have been broadcast.
         """
+        if self.size == 1:
+            return Alone(model)
         return DistributedDataParallel(model, gradient_as_bucket_view=True, init_sync=False)
 
     def gather_keys(self, mine: Sequence[Tensor], group: GroupShare, team: tuple[int, ...]) -> Tensor:

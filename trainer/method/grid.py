@@ -39,6 +39,25 @@ class StepPlan:
     num_cells: int
     """Cells of the whole step: each loss counts 1 / num_cells."""
 
+    @property
+    def num_mine(self) -> int:
+        """Cells of this rank."""
+        return sum(len(group.slices) for group in self.groups)
+
+    @property
+    def most_of_a_group(self) -> int:
+        """Cells of the group that this rank has most of."""
+        return max(len(group.slices) for group in self.groups)
+
+    def evened(self, limit: int) -> int:
+        """Cells of a pass when passes are as few as `limit` allows, and then of equal size as far as can be."""
+        groups_a_pass = limit // self.most_of_a_group
+        if groups_a_pass:
+            passes = -(-len(self.groups) // groups_a_pass)
+            return -(-len(self.groups) // passes) * self.most_of_a_group
+        passes_a_group = -(-self.most_of_a_group // limit)
+        return -(-self.most_of_a_group // passes_a_group)
+
     def in_passes(self, size: int) -> Iterator[list[GroupShare]]:
         """Groups whose slices go through the networks together: as many as have `size` slices, one at least."""
         held: list[GroupShare] = []

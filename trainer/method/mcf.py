@@ -130,8 +130,8 @@ class Mcf(nn.Module):
 
     def _contrastive(self, cls_ND: Tensor, keys_SGE: Tensor, label_S: Tensor) -> Tensor:
         first, second, temperature = self.projector, self.predictor, self.run.contrastive.temperature
-        assert first, "keys for a run without contrastive branch"
-        assert second
+        assert first is not None, "keys for a run without contrastive branch"
+        assert second is not None
         query_SBE = _headed(lambda cls: second(first(cls)), cls_ND, len(label_S))
         return _of_each(lambda q, k, label: info_nce(q, k, label, temperature), query_SBE, keys_SGE, label_S)
 

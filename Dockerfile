@@ -57,6 +57,13 @@ COPY requirements/overrides.txt requirements/trainer.txt requirements/
 # torch and what it drags in change rarely: a layer of their own.
 RUN uv pip install --no-cache $(grep -E '^(torch|torchvision|triton|nvidia-|cuda-)' requirements/trainer.txt)
 RUN uv pip install --no-cache --override requirements/overrides.txt -r requirements/trainer.txt
+# Triton needs a C compiler where it first compiles for a GPU (placement.compile). This one is a wheel; of its headers
+# those of other systems go.
+RUN uv pip install --no-cache ziglang==0.17.1 && cd /opt/mcf/lib/python3*/site-packages/ziglang/lib/libc \
+    && rm -rf mingw musl wasi darwin freebsd netbsd openbsd && cd include \
+    && find . -mindepth 1 -maxdepth 1 ! -name '*linux-any' ! -name '*linux-gnu' ! -name 'generic-glibc' -exec rm -rf {} + \
+    && printf '#!/bin/sh\nexec /opt/mcf/bin/python -m ziglang cc "$@"\n' > /opt/mcf/bin/zig-cc && chmod +x /opt/mcf/bin/zig-cc
+ENV CC=/opt/mcf/bin/zig-cc ZIG_GLOBAL_CACHE_DIR=/tmp/zig ZIG_LOCAL_CACHE_DIR=/tmp/zig
 # A restarted worker is back sooner (see the service); after the installs, so that torch's layer stays what it is.
 RUN python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/mcf/lib || true
 COPY pyproject.toml README.md LICENSE ./
@@ -67,7 +74,9 @@ COPY service service
 RUN echo hatchling==1.33.0 > /tmp/build.txt && uv pip install --no-cache --no-deps --build-constraints /tmp/build.txt . \
     && python -m compileall -qq --invalidation-mode unchecked-hash /opt/mcf/lib/python3*/site-packages/service \
         /opt/mcf/lib/python3*/site-packages/trainer /opt/mcf/lib/python3*/site-packages/k8s \
-    && python -c "import torch, torchvision; torchvision.ops.nms(torch.rand(1, 4), torch.rand(1), .5)"
+    && python -c "import torch, torchvision; torchvision.ops.nms(torch.rand(1, 4), torch.rand(1), .5)" \
+    && echo '#include <Python.h>' | $CC -x c - -shared -fPIC -o /tmp/proof.so -I$(python -c "import sysconfig as s; \
+print(s.get_paths()['include'])") && rm -r /tmp/proof.so /tmp/zig
 USER 10001
 CMD ["python", "-m", "trainer.main", "--help"]
 ARG VERSION=0.1.0 REVISION=

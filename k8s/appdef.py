@@ -102,8 +102,8 @@ def _environment(request: LaunchRequest) -> dict[str, str]:
         environment["MCF_TEACHER_CACHE_GIB"] = f"{request.placement.teacher_cache_gib:g}"
     if request.placement.cells_a_pass:
         environment["MCF_CELLS_A_PASS"] = str(request.placement.cells_a_pass)
-    if request.placement.compile:
-        environment["MCF_COMPILE"] = "1"
+    if request.placement.compile is not None:
+        environment["MCF_COMPILE"] = "1" if request.placement.compile else "0"
     if request.weights_uri:
         environment["MCF_WEIGHTS_URI"] = request.weights_uri
     if request.tracking_uri and request.tracking_run_id:

@@ -85,11 +85,9 @@ def temporary_folder() -> Iterator[dict[str, str]]:
                 shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
     lock = _locked(folder)
-    # Compiled networks are for the next attempt, too.
-    compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(everybodys / f"torchinductor_{os.getuid()}"))
     fits = len(os.fsencode(folder)) <= LONGEST_PATH
     try:
-        yield {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": compiled} if fits else {}
+        yield {"TMPDIR": str(folder)} if fits else {}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)

@@ -23,9 +23,9 @@ class Placement(Asked):
     """Queued runs of higher priority start first."""
     teacher_cache_gib: float = Field(0, ge=0)
     """Disk space per node for the teacher's features of training images. Helps small subsets seen often; 0: off."""
-    compile: bool = False
-    """torch.compile the networks: minutes more before the first step, then faster. Results are equal up to rounding."""
-
+    compile: bool | None = None
+    """torch.compile the networks: a minute or more before a node's first step, then faster. null = on GPUs, not on
+    CPUs. Results are equal up to rounding."""
     cells_a_pass: int | None = Field(None, ge=1)
     """Cells of the step that go through the networks together. null = as many as a GPU holds, found at the start, and
     up to 64 images on a CPU. Results are equal up to rounding."""

@@ -132,7 +132,7 @@ class Unsent(Frozen):
 
 
 class MemoryNote(Frozen):
-    """Another process may have taken the memory the first time. The second time it was the spec, where a pass is a cell."""
+    """Another process may have taken the memory the first time; once more, with passes of one cell, it was the spec."""
 
     at: datetime
     reason: str

@@ -5,6 +5,7 @@ do with a whole batch, mirroring and normalising, happens on the device.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -60,9 +61,11 @@ def normalise(image_BCHW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def slices(
-    run: RunSpec, images: Images, rows: Rows, plan: StepPlan, steps: range, device: torch.device
+    run: RunSpec, images: Images, rows: Rows, plan: StepPlan, steps: range, device: torch.device, ahead: int = 0
 ) -> Iterator[Slice]:
     """This rank's cells of these steps, in the plan's order, on the device.
+
+    `ahead`: how many cells are on their way to a GPU before they are asked for.
 
     The worker processes are started by this call. Raises DataError when an image has changed or too many cannot be
     decoded, StorageError when one cannot be read.
@@ -79,7 +82,7 @@ def slices(
         num_workers=0 if in_memory else _num_workers(),
         pin_memory=device.type == "cuda",
     )
-    return (_on_device(cell, device) for cell in iter(loader))
+    return on_device(iter(loader), device, ahead)
 
 
 def max_undecodable(run: RunSpec, num_images: int) -> int:
@@ -107,6 +110,32 @@ class _Cells(Dataset):
             shown.image_BCHW, online_BL, target_BL, torch.from_numpy(shown.index_B), torch.as_tensor(mirrored),
             shown.undecodable,
         )  # fmt: skip
+
+
+def on_device(
+    cells: Iterator[Slice | DataError | StorageError], device: torch.device, ahead: int
+) -> Iterator[Slice]:  # fmt: skip
+    """The cells on the device. To a GPU they travel on a stream of their own, beside what is computed."""
+    if device.type != "cuda":
+        yield from (_on_device(cell, device) for cell in cells)
+        return
+    stream, coming = torch.cuda.Stream(device), deque[tuple[Slice, torch.cuda.Event]]()
+
+    def arrived() -> Slice:
+        cell, event = coming.popleft()
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(event)
+        for part in cell.image_BCHW, cell.online_BL, cell.target_BL:
+            part.record_stream(computing)  # its memory is not used again before that stream is done with it
+        return cell
+
+    for cell in cells:
+        with torch.cuda.stream(stream):
+            coming.append((_on_device(cell, device), stream.record_event()))
+        if len(coming) > ahead:
+            yield arrived()
+    while coming:
+        yield arrived()
 
 
 def _on_device(cell: Slice | DataError | StorageError, device: torch.device) -> Slice:

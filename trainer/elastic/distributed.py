@@ -179,6 +179,8 @@ def joined_world() -> Iterator[World]:
         )
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    # float32 is computed in float32: by default torch's convolutions round their inputs to 10 bits (TF32) on a GPU.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if cuda:
         torch.cuda.set_device(device)
     timeout = _timeout()

@@ -211,7 +211,7 @@ def train(run: RunSpec, store: Store) -> int:
                     check_stage(stage, Faces(split, images))
                 probe_task(run)
             draw = painter(run, parts.model, images, split, world.device)
-            loading = Loading(decoders(run, parts.num_images), cores(), ranks_here())
+            loading = Loading(decoders(run, parts.num_images) * ranks_here(), cores())
             speed = Speedometer(run.batch.global_batch, loading, world.device, at_peak)
             first = start_report(run, store, world, steps, draw, speed, reported)
             batches = speed.timed(batches)

@@ -203,7 +203,7 @@ def test_what_mlflow_did_not_take_at_the_end_the_service_sends_once_it_is_back(
     log.picture(LAST, b"a picture")
     log.artifact("export/export.json", b"{}")
     began = time.monotonic()
-    speed = Speedometer(1, Loading(0, 1, 1), torch.device("cpu"))
+    speed = Speedometer(1, Loading(0, 1), torch.device("cpu"))
     journal = Journal(store, 1, 1, "cpu", LAST)
     report = RankZero(None, log, journal, world_size=1, steps=range(LAST), draw=None, speed=speed)  # type: ignore[arg-type]
     report.leave_unsent(10)

@@ -30,14 +30,11 @@ FIRST_STEPS = 20
 
 
 class Loading(NamedTuple):
-    """Who decodes images."""
+    """Who decodes images on this node."""
 
     decoders: int
-    """Processes of this worker; 0 where all images are in memory."""
+    """Processes; 0 where all images are in memory."""
     cores: float
-    """That all workers of this node share."""
-    workers: int
-    """Of this node."""
 
 
 class Speedometer:
@@ -127,15 +124,16 @@ def images_at_peak(run: RunSpec, teacher: nn.Module | None, device: torch.device
 
 
 def _words(loading: Loading, share: float, rate: float) -> str:
+    waits = f"training waits for images {100 * share:.0f} % of the time"
     if not loading.decoders:
         return (
-            f"training waits for images {share:.0%} of the time, although they are in memory: its "
-            f"{loading.cores:g} cores have other work; give the pool more of them for each worker (cpu)"
+            f"{waits}, although they are in memory: the {loading.cores:g} cores of the node have other work; give the "
+            "pool more of them for each worker (cpu)"
         )
     return (
-        f"training waits for images {share:.0%} of the time: {loading.decoders} decoding processes for each of "
-        f"{loading.workers} workers, on {loading.cores:g} cores, keep up with {rate:.0f} images/s; give the pool more "
-        "cores for each worker (cpu: docs/pools.md says how many), or store the images smaller"
+        f"{waits}: {loading.decoders} decoding processes on {loading.cores:g} cores of each node keep up with "
+        f"{rate:.0f} images/s in all; give the pool more cores for each worker (cpu; docs/pools.md says how many), or "
+        "store the images smaller"
     )
 
 

@@ -3,12 +3,19 @@
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import torch
 
+from trainer.contract import RunSpec
 from trainer.contract.records import Session, Speed
+from trainer.store.objects import DirectoryStore
+from trainer.store.rundir import read_sessions
 from trainer.tracking import speed
+from trainer.tracking.journal import Journal
+from trainer.tracking.log import RunLog
+from trainer.tracking.report import RankZero
 from trainer.tracking.speed import FIRST_STEPS, Loading, Speedometer
 
 CPU = torch.device("cpu")
@@ -131,3 +138,17 @@ def test_a_session_of_before_there_was_a_speed_can_be_read() -> None:
         "stage": "training", "images_per_second": 5.0, "losses": {}, "started_at": at, "seen_at": at,
     }  # fmt: skip
     assert Session.model_validate(old).speed == Speed()
+
+
+def test_a_session_tells_both_what_mlflow_and_what_loading_wants_of_somebody(tmp_path: Path, tiny_run: RunSpec) -> None:
+    store = DirectoryStore(str(tmp_path))
+    log, training = RunLog(None, None, attempt=1), Training()
+    journal = Journal(store, 1, world_size=1, device="cpu", total_steps=9)
+    report = RankZero(tiny_run, log, journal, world_size=1, steps=range(9), draw=None, speed=training.speed)
+    log.trouble, training.speed.trouble = "the run was deleted", "training waits for images"
+    report.step(1, {"total": 1.0})
+    journal.close()
+    [session] = read_sessions(store)
+    assert session.trouble == "the run was deleted; training waits for images"
+    report.step(9, {"total": 1.0})
+    assert training.speed.trouble == "", "evaluation waits for no images"

@@ -49,6 +49,9 @@ def main(uri: str, experiment_id: str) -> int:
         hours = sum(seeds["cost/process_hours"] for seeds in runs[arm].values())
         check(f"{arm}: process-hours", row["gpu_hours"], hours)
         check(f"{arm}: restarts", row["restarts"], sum(seeds["cost/restarts"] for seeds in runs[arm].values()))
+        for name_of_cost in "images_per_second", "waiting_share", "peak_share", "compile_seconds":
+            known = [found for seeds in runs[arm].values() if (found := seeds.get(f"cost/{name_of_cost}")) is not None]
+            check(f"{arm}: {name_of_cost}", row.get(name_of_cost), np.mean(known) if known else None)
         if arm == base:
             continue
         seeds = sorted(probe[arm].keys() & probe[base].keys())

@@ -130,6 +130,12 @@ class Run(Leased, Base):
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int]
     images_per_second: Mapped[float | None]
+    """Now."""
+    mean_images_per_second: Mapped[float | None]
+    """Of all its training, as the shares; None before that has been measured, and where it trains nothing."""
+    waiting_share: Mapped[float | None]
+    peak_share: Mapped[float | None]
+    compile_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
     losses: Mapped[dict[str, Any]] = mapped_column(default=dict)
     restarts: Mapped[int] = mapped_column(default=0)
     world_sizes: Mapped[list[int]] = mapped_column(default=list)

@@ -24,6 +24,24 @@ def short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def percent(share: float | None) -> str:
+    """`18 %`; empty for None."""
+    return "" if share is None else f"{share:.0%}".replace("%", " %")
+
+
+def speed(images_per_second: float | None) -> str:
+    """Images a second: `2,810`, and of slow ones three digits, `0.906`; empty for None."""
+    if images_per_second is None:
+        return ""
+    return f"{images_per_second:,.0f}" if images_per_second >= 100 else f"{images_per_second:.3g}"
+
+
+def now_and_mean(now: float | None, mean: float | None) -> str:
+    """Of images a second: `2,790 now, 2,810 on average`; empty where neither is known."""
+    known = [(now, "now"), (mean, "on average")]
+    return ", ".join(f"{speed(value)} {when}" for value, when in known if value)
+
+
 def hours(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from trainer.conclude import conclude, painter, taken_over
 from trainer.contract import RunSpec, records
 from trainer.contract.records import DONE, Checkpoint, FaultNote, MemoryNote, Outcome, Verdict
-from trainer.data.batches import slices, split_of
+from trainer.data.batches import cores, decoders, ranks_here, slices, split_of
 from trainer.data.manifest import DataError, Rows, open_images
 from trainer.elastic import kills
 from trainer.elastic.blame import Fault, fault_of, is_clusters
@@ -51,6 +51,7 @@ from trainer.teachers.tapcache import TapCache, cache_bytes
 from trainer.tracking.journal import Journal
 from trainer.tracking.log import RunLog
 from trainer.tracking.report import RankZero, Silent
+from trainer.tracking.speed import Loading, Speedometer, images_at_peak
 from trainer.weights.files import WeightsError
 from trainer.weights.initial import start
 
@@ -195,6 +196,7 @@ def train(run: RunSpec, store: Store) -> int:
         earlier = open_store(address) if (address := os.environ.get("MCF_WEIGHTS_URI")) else None
         parts = build_parts(run, world, split.train)
         model = synchronised(world, parts)
+        at_peak = images_at_peak(run, parts.teacher, world.device, world.size) if world.is_first else None
         memory = read_memory_note(store)
         prepare(run, parts, model, plan, world, memory.cells_a_pass if memory else None)
         reported = restore(parts, host, checkpoints, checkpoints_in(earlier, run) if earlier else None, world)
@@ -208,7 +210,11 @@ def train(run: RunSpec, store: Store) -> int:
                     check_stage(stage, Faces(split, images))
                 probe_task(run)
             draw = painter(run, parts.model, images, split, world.device)
-            first = start_report(run, store, world, steps, draw, reported)
+            loading = Loading(decoders(run, parts.num_images) * ranks_here(), cores())
+            speed = Speedometer(run.batch.global_batch, loading, world.device, at_peak)
+            speed.compile_seconds = parts.compile_seconds
+            first = start_report(run, store, world, steps, draw, speed, reported)
+            batches = speed.timed(batches)
         # Until here the others wait as long as starting up may take, and in the first step no longer.
         world.collect(None)
         with told_to_the_end(first):
@@ -329,7 +335,7 @@ def newest_checkpoint(
 
 
 def start_report(
-    run: RunSpec, store: Store, world: World, steps: range, draw: Callable[[], bytes] | None,
+    run: RunSpec, store: Store, world: World, steps: range, draw: Callable[[], bytes] | None, speed: Speedometer,
     reported: Mapping[str, Any] | None,
 ) -> RankZero:  # fmt: skip
     """Rank 0's report, with what the last session had not got rid of."""
@@ -337,7 +343,7 @@ def start_report(
     attempt = int(os.environ.get("MCF_ATTEMPT", "1"))
     log = RunLog(os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_RUN_ID"), attempt=attempt)
     journal = Journal(store, attempt, world.size, str(world.device), steps.stop, steps.start)
-    report = RankZero(run, log, journal, world_size=world.size, steps=steps, draw=draw)
+    report = RankZero(run, log, journal, world_size=world.size, steps=steps, draw=draw, speed=speed)
     if reported:
         report.load_state_dict(reported)
     return report

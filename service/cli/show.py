@@ -15,13 +15,13 @@ from service.schemas.pools import PoolView
 from service.schemas.runs import RunDetail
 from service.schemas.tokens import TokenView
 from service.states import DEFAULT_PROJECT
-from service.text import age, duration, first_line, hours
+from service.text import age, duration, first_line, hours, now_and_mean, percent
 from trainer.contract.records import Checkpoint
 
 REACHED = (
     "rank", "arm", "seeds", "mean and sd", "interval", "difference", "difference's interval", "p", "verdict",
 )  # fmt: skip
-FLOORS, COST = ("arm", "pixels", "untrained", "above"), ("images", "hours", "restarts", "processes")
+FLOORS, COST = ("pixels", "untrained", "above"), ("images", "hours", "restarts", "processes")
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}
 
 
@@ -79,12 +79,14 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
         head.append(f", about {duration(found.eta_seconds)} left")
     facts = columns("", "")
     facts.show_header = False
-    speed = f"{found.images_per_second:.1f}" if found.images_per_second else ""
     rows = {
         "reason": found.reason or found.waiting_reason,
         "losses": ", ".join(f"{name} {value:.4g}" for name, value in found.losses.items()),
         "weights": f"of run {found.weights_of}" if found.weights_of else "",
-        "images/s": speed,
+        "images/s": now_and_mean(found.images_per_second, found.mean_images_per_second),
+        "share of peak": percent(found.peak_share),
+        "waiting for images": f"{percent(found.waiting_share)} of the time" if found.waiting_share is not None else "",
+        "compiling": duration(found.compile_seconds) if found.compile_seconds else "",
         "world sizes": ", ".join(map(str, found.world_sizes)),
         "restarts": str(found.restarts),
         "process-hours": hours(found.gpu_hours),
@@ -115,10 +117,11 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
 
 
 def comparison(found: Comparison) -> RenderableType:
-    """Two tables, so that each fits a terminal: what the arms reached, and what lies beneath it. Then the words."""
+    """Three tables, so that each fits a terminal: what the arms reached, what lies beneath it, and what it cost."""
     known = Columns(found)
     reached = _of_arms(known.choose(*REACHED), found.arms)
-    beneath = _of_arms(known.choose(*FLOORS, *known.sanity, *COST), found.arms)
+    beneath = _of_arms(known.choose("arm", *FLOORS, *known.sanity), found.arms)
+    cost = _of_arms(known.choose("arm", *COST, *known.speed), found.arms)
     words = [Text(f"* {word}") for word in found.words]
     missing = [
         Text(f"  missing: {row.name}, seed {run.seed}: {run.state} {first_line(run.reason)}".rstrip(), style="yellow")
@@ -130,6 +133,8 @@ def comparison(found: Comparison) -> RenderableType:
         reached,
         "",
         beneath,
+        "",
+        cost,
         "",
         *_factors(found),
         *words,

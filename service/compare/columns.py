@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.schemas.comparison import ArmRow, Comparison, Estimate, Tested
-from service.text import hours, metric_name, short
+from service.text import duration, hours, metric_name, percent, short, speed
 
 ABOVE = {True: "yes", False: "not shown", None: "no verdict"}
 DIFFERENCE_FIELDS = ("n", "mean", "low", "high", "p", "p_holm", "verdict", "more_seeds")
@@ -30,7 +30,9 @@ class Columns:
     def __init__(self, table: Comparison) -> None:
         self.sanity = list(dict.fromkeys(name for row in table.arms for name in row.sanity))
         """Names of the columns for what stands beside the ranking metric."""
-        self._columns = _columns(table) | {name: _sanity(name) for name in self.sanity} | _cost(table)
+        self._columns = _columns(table) | {name: _sanity(name) for name in self.sanity} | _cost(table) | SPEED
+        self.speed = [name for name, column in SPEED.items() if any(map(column.cell, table.arms))]
+        """Names of the columns for how fast the runs trained; only those that are known of an arm."""
 
     def __getitem__(self, name: str) -> Column:
         return self._columns[name]
@@ -113,6 +115,25 @@ def _cost(table: Comparison) -> dict[str, Column]:
             },
         ),
     }  # fmt: skip
+
+
+SPEED = {
+    "images a second": Column(
+        "images/s", lambda row: speed(row.images_per_second),
+        fields=lambda row: {"images_per_second": row.images_per_second},
+    ),
+    "peak": Column(
+        "share of peak", lambda row: percent(row.peak_share), fields=lambda row: {"peak_share": row.peak_share}
+    ),
+    "waiting": Column(
+        "waiting for images", lambda row: percent(row.waiting_share),
+        fields=lambda row: {"waiting_share": row.waiting_share},
+    ),
+    "compiling": Column(
+        "compiling", lambda row: duration(row.compile_seconds) if row.compile_seconds else "",
+        fields=lambda row: {"compile_seconds": row.compile_seconds},
+    ),
+}  # fmt: skip
 
 
 def seeds(row: ArmRow) -> str:

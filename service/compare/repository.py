@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.compare.table import ArmTrials, TrialRow
+from service.compare.table import ArmTrials, TrialRow, TrialSpeed
 from service.schemas.comparison import Digest
 from service.tables import Arm, Experiment, Run, Trial
 from service.text import run_in_mlflow
@@ -34,18 +34,23 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
     rows = session.execute(
         select(
             Trial.arm_id, Trial.seed, Run.id, Run.state, Run.reason, Run.result, Run.process_seconds, Run.restarts,
-            Run.tracking_id, Run.tracking_run_id, Run.world_sizes, Run.spec["evaluation"],
+            Run.tracking_id, Run.tracking_run_id, Run.world_sizes, Run.spec["evaluation"].label("evaluation"),
+            Run.mean_images_per_second, Run.waiting_share, Run.peak_share, Run.compile_seconds,
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.seed)
     )  # fmt: skip
     trials: dict[int, list[TrialRow]] = {arm.id: [] for arm in arms}
-    for arm_id, seed, run_id, state, reason, result, seconds, restarts, *tracked, sizes, evaluation in rows:
-        url = run_in_mlflow(tracking_uri, *tracked)
-        parsed = Result.model_validate(result) if result else None
-        row = TrialRow(seed, run_id, state, reason, parsed, seconds, restarts, url, sizes, evaluation or {})
-        trials[arm_id].append(row)
+    for row in rows:
+        parsed = Result.model_validate(row.result) if row.result else None
+        mean = row.mean_images_per_second
+        speed = TrialSpeed(mean, row.waiting_share, row.peak_share, row.compile_seconds) if mean is not None else None
+        trials[row.arm_id].append(TrialRow(
+            row.seed, row.id, row.state, row.reason, parsed, row.process_seconds, row.restarts,
+            run_in_mlflow(tracking_uri, row.tracking_id, row.tracking_run_id), row.world_sizes, speed,
+            row.evaluation or {},
+        ))  # fmt: skip
     return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id]) for arm in arms]
 
 

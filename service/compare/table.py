@@ -37,8 +37,18 @@ class TrialRow:
     tracking_url: str | None
     world_sizes: Sequence[int] = ()
     """Of its stretches of training, in their order."""
+    speed: "TrialSpeed | None" = None
+    """None before it has been measured, and where nothing was trained."""
     evaluation: Evaluation = field(default_factory=dict)
     """What it is measured on, with digests."""
+
+
+@dataclass(frozen=True)
+class TrialSpeed:
+    images_per_second: float
+    waiting_share: float | None
+    peak_share: float | None
+    compile_seconds: float
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ def _value(metric: RankingMetric, result: Result) -> float | None:
 def _row(arm: ArmTrials, metric: RankingMetric | None, difference: Difference | None) -> ArmRow:
     results = [trial.result for trial in arm.trials if trial.result]
     runs = [_seed(trial, metric) for trial in arm.trials]
+    speeds = [trial.speed for trial in arm.trials if trial.speed]
     return ArmRow(
         name=arm.name,
         levels=arm.levels,
@@ -116,11 +127,21 @@ def _row(arm: ArmTrials, metric: RankingMetric | None, difference: Difference | 
         sanity=_means([*(metric for result in results for metric in result.sanity), *beside(results)]),
         images_seen=fmean(result.images_seen for result in results) if results else None,
         gpu_hours=sum(trial.process_seconds for trial in arm.trials) / 3600,
+        images_per_second=_mean([speed.images_per_second for speed in speeds]),
+        peak_share=_mean([speed.peak_share for speed in speeds]),
+        waiting_share=_mean([speed.waiting_share for speed in speeds]),
+        compile_seconds=_mean([speed.compile_seconds for speed in speeds]),
         restarts=sum(trial.restarts for trial in arm.trials),
         world_sizes=sorted({size for trial in arm.trials for size in trial.world_sizes}),
         runs=runs,
         missing=[run for run in runs if run.state is not RunState.SUCCEEDED],
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _seed(trial: TrialRow, metric: RankingMetric | None) -> SeedValue:

@@ -64,7 +64,8 @@ def experiment(
         forest=forest(comparison), seeds=_seeds(detail), grid=_grid(detail, comparison), reasons=_reasons(detail),
         failed=[(row.name, run) for row in comparison.arms for run in row.missing if run.state is RunState.FAILED],
         shown=arms or _first_arms(detail, comparison), metric=metric, step=step,
-        most=NUM_ARMS, columns=columns, reached=REACHED, beneath=["arm", *FLOORS, *columns.sanity, *SPENT],
+        most=NUM_ARMS, columns=columns, reached=REACHED,
+        beneath=["arm", *FLOORS, *columns.sanity, *SPENT, *columns.speed],
         may_submit=principal.scope.includes(Scope.SUBMIT),
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from service.api.auth import COOKIE
 from service.errors import ApiError, Unauthorized
 from service.runs import service as runs
-from service.text import age, duration, first_line, hours, metric_name, short
+from service.text import age, duration, first_line, hours, metric_name, now_and_mean, percent, short
 
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -28,6 +28,8 @@ _jinja = jinja2.Environment(
 _jinja.filters |= {
     "age": age,
     "duration": duration,
+    "now_and_mean": now_and_mean,
+    "percent": percent,
     "short": short,
     "first_line": first_line,
     "metric": metric_name,

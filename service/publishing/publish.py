@@ -111,8 +111,16 @@ def _copy(tracker: Tracker, parent: TrackedRun, experiment_id: str, run: Run, ar
 def _complete(tracker: Tracker, tracking_run_id: str, run: Run) -> None:
     """What only the service knows of a run, or MLflow's table has no column for: cost, and what it was trained on."""
     result = Result.model_validate(run.result)
-    cost = {"process_hours": run.process_seconds / 3600, "restarts": run.restarts, "images_seen": result.images_seen}
-    tracker.log_metrics(tracking_run_id, {f"cost/{name}": float(value) for name, value in cost.items()}, _end(run))
+    cost: dict[str, float | None] = {
+        "process_hours": run.process_seconds / 3600, "restarts": run.restarts, "images_seen": result.images_seen,
+    }  # fmt: skip
+    if run.mean_images_per_second is not None:
+        cost |= {
+            "images_per_second": run.mean_images_per_second, "waiting_share": run.waiting_share,
+            "peak_share": run.peak_share, "compile_seconds": run.compile_seconds,
+        }  # fmt: skip
+    spent = {f"cost/{name}": float(value) for name, value in cost.items() if value is not None}
+    tracker.log_metrics(tracking_run_id, spent, _end(run))
     known = {
         "mcf.subset_digest": result.subset_digest,
         "mcf.held_out_digest": result.held_out_digest,

@@ -186,6 +186,7 @@ def _progress(sessions: Sequence[TrainingSession]) -> dict[str, Any]:
         "stage": last.stage,
         "total_steps": last.total_steps,
         "images_per_second": last.images_per_second,
+        **_speed(sessions),
         "losses": last.losses,
         "restarts": len(sessions) - 1,
         "world_sizes": [session.world_size for session in sessions],
@@ -193,6 +194,21 @@ def _progress(sessions: Sequence[TrainingSession]) -> dict[str, Any]:
         "train_seconds": seconds,
         "process_seconds": sum(session.process_seconds for session in sessions),
         "started_at": sessions[0].started_at,
+    }
+
+
+def _speed(sessions: Sequence[TrainingSession]) -> dict[str, float | None]:
+    """Of all sessions together: each counts for as long as it trained."""
+    speeds = [session.speed for session in sessions]
+    seconds = sum(speed.seconds for speed in speeds)
+    # A session on more GPUs counts for more of them.
+    known = [(s.speed.seconds * s.world_size, s.speed.peak_share) for s in sessions if s.speed.peak_share is not None]
+    weights = sum(weight for weight, _ in known)
+    return {
+        "mean_images_per_second": sum(speed.images for speed in speeds) / seconds if seconds else None,
+        "waiting_share": sum(speed.waiting_seconds for speed in speeds) / seconds if seconds else None,
+        "peak_share": sum(weight * share for weight, share in known) / weights if weights else None,
+        "compile_seconds": sum(speed.compile_seconds for speed in speeds),
     }
 
 

@@ -49,7 +49,8 @@ def summary(run: Run, settings: Settings) -> RunSummary:
     return RunSummary(
         id=run.id, digest=run.digest, state=run.state, stage=run.stage, step=run.step, total_steps=run.total_steps,
         weights_of=run.weights_of, progress=run.step / run.total_steps, eta_seconds=eta,
-        images_per_second=run.images_per_second,
+        images_per_second=run.images_per_second, mean_images_per_second=run.mean_images_per_second,
+        waiting_share=run.waiting_share, peak_share=run.peak_share, compile_seconds=run.compile_seconds,
         losses=run.losses, restarts=run.restarts, world_sizes=run.world_sizes, gpu_hours=run.process_seconds / 3600,
         waiting_reason=run.waiting_reason, reason=run.reason, kind=run.kind, created_at=run.created_at,
         started_at=run.started_at, ended_at=run.ended_at,

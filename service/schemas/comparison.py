@@ -135,6 +135,15 @@ class ArmRow(Part):
     """Mean over the finished runs."""
     gpu_hours: float
     """Process-hours over all attempts of all runs of the arm, however they ended."""
+    # Without these fields, too, as a report or a service of the version before has none.
+    images_per_second: float | None = None
+    """Of training: mean over the arm's runs, as the three after it; None where it has not been measured."""
+    peak_share: float | None = None
+    """Of the FLOP/s that the GPUs can do at best; None where that is not known, as on CPUs."""
+    waiting_share: float | None = None
+    """Of the time of training, the share in which it waited for images."""
+    compile_seconds: float | None = None
+    """Spent on compiling networks, apart from training."""
     restarts: int
     world_sizes: list[int]
     """Numbers of processes that its runs have been trained with, each once."""

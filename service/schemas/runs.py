@@ -22,6 +22,15 @@ class RunSummary(View):
     eta_seconds: float | None
     """Of the training that is left, at the speed so far."""
     images_per_second: float | None
+    """Now; null while it does not train."""
+    mean_images_per_second: float | None = None
+    """Of all its training, without the first step after each start; null before that has been measured."""
+    waiting_share: float | None = None
+    """Of that time, the share in which training waited for images."""
+    peak_share: float | None = None
+    """Of the FLOP/s that its GPUs can do at best; null where that is not known, as on CPUs."""
+    compile_seconds: float = 0.0
+    """Spent on compiling networks, apart from training."""
     losses: dict[str, float]
     restarts: int
     """Times that training went on after a loss of workers, within attempts and between them."""

@@ -70,6 +70,10 @@ def train(spec: dict) -> int:
         session = {
             "number": number, "attempt": ATTEMPT, "world_size": 1, "device": "cpu", "first_step": first, "step": step,
             "total_steps": total, "stage": "training", "images_per_second": 10.0, "losses": {"loss/total": 1 / step},
+            "speed": {
+                "images": 10 * (step - first - 1), "seconds": float(step - first - 1), "waiting_seconds": 0.0,
+                "compile_seconds": 1.5, "peak_share": 0.25 if step > first + 1 else None,
+            },
             "started_at": started, "seen_at": now(),
         }  # fmt: skip
         write(f"sessions/{number:04d}.json", session)

@@ -16,6 +16,7 @@ from tests.integration.torchruns import (
 from trainer.contract import RunSpec
 from trainer.store.objects import DirectoryStore
 from trainer.store.rundir import read_result, read_sessions
+from trainer.tracking.cards import card
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and this machine has none")
 
@@ -42,6 +43,10 @@ def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(
         assert result
         assert result.software["gpu"] == torch.cuda.get_device_name()
         assert read_sessions(store)[0].device == "cuda:0"
+    speed = read_sessions(stores[0])[0].speed
+    assert speed.images == (STEPS - 1) * run.batch.global_batch
+    assert 0 <= speed.waiting_seconds < speed.seconds
+    assert (speed.peak_share is None) == (card(torch.cuda.get_device_name()) is None)
     states = [final_state(folder, STEPS) for folder in (alone, killed)]
     weights = [torch.cat([v.flatten().double().cpu() for n, v in s.items() if n.startswith("/model/")]) for s in states]
     apart = float((weights[0] - weights[1]).norm() / weights[0].norm())

@@ -35,6 +35,7 @@ from trainer.tracking import log as log_module
 from trainer.tracking.journal import Journal
 from trainer.tracking.log import RunLog
 from trainer.tracking.report import RankZero
+from trainer.tracking.speed import Loading, Speedometer
 
 LAST = 40
 
@@ -202,7 +203,9 @@ def test_what_mlflow_did_not_take_at_the_end_the_service_sends_once_it_is_back(
     log.picture(LAST, b"a picture")
     log.artifact("export/export.json", b"{}")
     began = time.monotonic()
-    report = RankZero(None, log, Journal(store, 1, 1, "cpu", LAST), world_size=1, steps=range(LAST), draw=None)  # type: ignore[arg-type]
+    speed = Speedometer(1, Loading(0, 1), torch.device("cpu"))
+    journal = Journal(store, 1, 1, "cpu", LAST)
+    report = RankZero(None, log, journal, world_size=1, steps=range(LAST), draw=None, speed=speed)  # type: ignore[arg-type]
     report.leave_unsent(10)
     assert log.close(60) == 0
     assert time.monotonic() - began < 15, "all ranks hold their GPUs meanwhile"

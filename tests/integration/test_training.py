@@ -62,6 +62,8 @@ def test_a_run_leaves_checkpoints_a_session_a_result_an_export_and_an_outcome(un
     assert 2 <= len(saved) <= 7
     (session,) = read_sessions(store)
     assert (session.world_size, session.step, session.stage) == (2, STEPS, "done")
+    assert (session.speed.images, session.speed.peak_share) == ((STEPS - 1) * 64, None)
+    assert 0 < session.speed.waiting_seconds < session.speed.seconds < session.process_seconds / 2
     assert (undisturbed / "export/model.safetensors").exists()
     assert RunSpec.model_validate_json((undisturbed / "spec.json").read_text()).digest
 

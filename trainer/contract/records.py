@@ -64,6 +64,19 @@ DONE = "done"
 """Stage of a session in which its run has succeeded."""
 
 
+class Speed(Frozen):
+    """How fast a session has trained, from the end of its first step on; evaluation is not in it."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    """Of `seconds`, those in which training had nothing to do, because images were not there yet."""
+    compile_seconds: float = 0.0
+    """Spent on compiling networks; not in `seconds`."""
+    peak_share: float | None = None
+    """Of the FLOP/s that the GPUs can do at best; None where that is not known, as on CPUs."""
+
+
 class Session(Frozen):
     """One stretch of training by one set of workers. A restart, of a worker or of an attempt, begins the next."""
 
@@ -78,6 +91,8 @@ class Session(Frozen):
     stage: str
     """training, a stage of evaluation such as `alignment, epoch 3 of 150`, evaluating, or DONE."""
     images_per_second: float | None
+    """Of the steps that were logged last."""
+    speed: Speed = Speed()
     losses: dict[str, float]
     trouble: str = ""
     """What somebody has to see to although training goes on, such as an MLflow run that was deleted."""

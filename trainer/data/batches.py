@@ -7,6 +7,8 @@ do with a whole batch, mirroring and normalising, happens on the device.
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -71,18 +73,39 @@ def slices(
     decoded, StorageError when one cannot be read.
     """
     cells = [(group.index, index) for group in plan.groups for index in group.slices]
-    in_memory = len(rows) * 3 * run.input_size**2 <= MAX_BYTES_IN_MEMORY
-    kind = InMemory if in_memory else OnDemand
+    workers = decoders(run, len(rows))
+    kind = OnDemand if workers else InMemory
     limit = max_undecodable(run, len(rows))
     decoded = kind(images, rows, run.input_size, run.data.fit, limit, run.data.max_pixels)
     loader = DataLoader(
         _Cells(run, decoded, len(rows)),
         batch_size=None,
         sampler=(first_position(run.batch, step, *cell) for step in steps for cell in cells),
-        num_workers=0 if in_memory else _num_workers(),
+        num_workers=workers,
         pin_memory=device.type == "cuda",
     )
     return on_device(iter(loader), device, ahead)
+
+
+def decoders(run: RunSpec, num_images: int) -> int:
+    """Processes that decode for this rank; 0 where its images fit into memory, decoded."""
+    if num_images * 3 * run.input_size**2 <= MAX_BYTES_IN_MEMORY:
+        return 0
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // ranks_here() - 1))
+
+
+def ranks_here() -> int:
+    """Workers of this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def cores() -> float:
+    """CPUs that this node has for all of them: the machine's, or fewer where its container is limited to those."""
+    here = float(len(os.sched_getaffinity(0)))
+    with suppress(OSError, ValueError):  # ValueError: `max`, which is no limit
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(here, int(quota) / int(period))
+    return here
 
 
 def max_undecodable(run: RunSpec, num_images: int) -> int:
@@ -145,8 +168,3 @@ def _on_device(cell: Slice | DataError | StorageError, device: torch.device) -> 
     image_BCHW, online_BL, target_BL, mirror_B = (part.to(device, non_blocking=True) for part in parts)
     image_BCHW = torch.where(mirror_B.view(-1, 1, 1, 1), image_BCHW.flip(3), image_BCHW)
     return cell._replace(image_BCHW=image_BCHW, online_BL=online_BL, target_BL=target_BL)
-
-
-def _num_workers() -> int:
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // ranks_here - 1))

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import psutil
 
 from trainer.contract import records
-from trainer.contract.records import Outcome, Result, Session
+from trainer.contract.records import Outcome, Result, Session, Speed
 from trainer.store.objects import StorageError, Store, insist
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ class Journal:
             seen_at=datetime.now(UTC),
         )  # fmt: skip
         self.trouble: Callable[[], str] = str
-        """Asked at every write."""
+        self.speed: Callable[[], Speed] = Speed
+        """Asked at every write, both of them."""
         self._number = 0
         self._store_away = False
         self._news = threading.Event()
@@ -93,8 +94,11 @@ class Journal:
             if not self._number:
                 self._number = self._next_number()
             session = self._session.model_copy(
-                update={"number": self._number, "trouble": self.trouble(), "seen_at": datetime.now(UTC)}
-            )
+                update={
+                    "number": self._number, "trouble": self.trouble(), "speed": self.speed(),
+                    "seen_at": datetime.now(UTC),
+                }
+            )  # fmt: skip
             self.store.put(records.session_name(self._number), session.model_dump_json(indent=1).encode())
         except StorageError as error:
             if not self._store_away:

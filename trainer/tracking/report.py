@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from trainer.contract.records import Unsent
 from trainer.store.objects import StorageError, insist
 from trainer.tracking.journal import Journal
 from trainer.tracking.log import RunLog
+from trainer.tracking.speed import Speedometer
 
 # The result's losses are means over so many logged steps.
 LAST_LINES = 5
@@ -48,20 +48,23 @@ class RankZero:
 
     def __init__(
         self, run: RunSpec, log: RunLog, journal: Journal, *,
-        world_size: int, steps: range, draw: Callable[[], bytes] | None,
+        world_size: int, steps: range, draw: Callable[[], bytes] | None, speed: Speedometer,
     ) -> None:  # fmt: skip
-        self.run, self.log, self.journal, self.draw = run, log, journal, draw
-        journal.trouble = lambda: log.trouble
+        self.run, self.log, self.journal, self.draw, self.speed = run, log, journal, draw, speed
+        journal.trouble = lambda: "; ".join(filter(None, (log.trouble, speed.trouble)))
+        journal.speed = lambda: speed.so_far
         self.world_size, self.total_steps = world_size, steps.stop
         self._losses: list[Mapping[str, float]] = []
-        self._since = (steps.start, time.monotonic())
 
     def step(self, step: int, losses: Mapping[str, float], **more: float) -> None:
         cadence, last_step = self.run.cadence, step == self.total_steps
+        self.speed.step()
         if step % cadence.log_steps == 0 or last_step:
             self._log(step, losses, more)
         if self.draw and (step % cadence.picture_steps == 0 or last_step):
             self.log.picture(step, self.draw())
+        if last_step:
+            self.speed.end()
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"log": self.log.state_dict(), "losses": self._losses}
@@ -104,14 +107,11 @@ class RankZero:
             logger.warning("what MLflow has not taken is lost, as the store is away, too: %s", error)
 
     def _log(self, step: int, losses: Mapping[str, float], more: Mapping[str, float]) -> None:
-        before, then = self._since
-        now = time.monotonic()
-        images_per_second = (step - before) * self.run.batch.global_batch / max(now - then, 1e-9)
-        self._since = (step, now)
+        speed = self.speed.since_last()
         self._losses = [*self._losses, dict(losses)][-LAST_LINES:]
-        self.journal.update(step, losses, images_per_second)
+        self.journal.update(step, losses, speed.get("images_per_second"))
         metrics = {f"loss/{name}": value for name, value in losses.items()}
         self.log.metrics(step, {
-            **metrics, **more, "images_per_second": images_per_second, "world_size": self.world_size,
-            "restarts": self.journal.restarts, "images_seen": step * self.run.batch.global_batch,
+            **metrics, **more, **speed, "world_size": self.world_size, "restarts": self.journal.restarts,
+            "images_seen": step * self.run.batch.global_batch,
         })  # fmt: skip

@@ -109,16 +109,17 @@ class Cluster:
 
     # -- what trainers do
 
-    def train(self, name: str, steps: int) -> None:
-        """The attempt takes the run to `steps`."""
+    def train(self, name: str, steps: int, **changes: Any) -> None:
+        """The attempt takes the run to `steps`; `changes` are of its session."""
         run, _, attempt = name.rpartition("-")
         store = open_store(self._settings.run_uri(run))
         now = self._clock()
-        session = Session(
-            number=int(attempt), attempt=int(attempt), world_size=2, device="cpu", first_step=0, step=steps,
-            total_steps=10, stage="training", images_per_second=5.0, losses={"loss/total": 1.0},
-            started_at=now - timedelta(minutes=30), seen_at=now,
-        )  # fmt: skip
+        fields: dict[str, Any] = {
+            "number": int(attempt), "attempt": int(attempt), "world_size": 2, "device": "cpu", "first_step": 0,
+            "step": steps, "total_steps": 10, "stage": "training", "images_per_second": 5.0,
+            "losses": {"loss/total": 1.0}, "started_at": now - timedelta(minutes=30), "seen_at": now,
+        }  # fmt: skip
+        session = Session(**(fields | changes))
         store.put(records.session_name(int(attempt)), session.model_dump_json().encode())
 
     def end(self, name: str, state: JobState = JobState.FAILED) -> None:

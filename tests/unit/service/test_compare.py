@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from xml.etree import ElementTree
 
@@ -18,10 +19,10 @@ from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.ranking import NoSuchMetric
 from service.compare.stats import holm, paired, summarise
-from service.compare.table import ArmTrials, TrialRow, compare
+from service.compare.table import ArmTrials, TrialRow, TrialSpeed, compare
 from service.compare.words import BEYOND_CHANCE, TESTED
 from service.publishing.note import MAX_LENGTH, note
-from service.schemas.comparison import Comparison, Report
+from service.schemas.comparison import ArmRow, Comparison, Report
 from service.states import RunState
 from tests.unit.service.bench import result
 from trainer.contract.records import Floors, Metric, Result, StageResult
@@ -290,6 +291,38 @@ def test_every_format_has_the_same_columns_under_the_same_headings() -> None:
         for text in texts:
             assert columns[name].heading in text
             assert columns[name].cell(good) in text
+
+
+def test_speed_stands_beside_the_cost_where_it_is_known_of_an_arm() -> None:
+    base, good = arm("base", 5.0, 5.1, 5.2, baseline=True), arm("good", 4.0, 4.11, 4.2)
+    speeds = TrialSpeed(1000.0, 0.02, None, 0.0), TrialSpeed(3000.0, 0.04, None, 0.0), None
+    trials = [replace(trial, speed=speed) for trial, speed in zip(good.trials, speeds, strict=True)]
+    made = table(base, replace(good, trials=trials))
+    row, other = made.arms
+    assert (row.name, row.images_per_second, row.peak_share) == ("good", 2000.0, None)
+    assert (row.waiting_share, other.images_per_second) == (pytest.approx(0.03), None)
+    # Nothing was compiled, and of CPUs no peak is known: for programs there are empty fields, for people no column.
+    known = Columns(made)
+    assert [known[name].heading for name in known.speed] == ["images/s", "waiting for images"]
+    [first, _] = csv.DictReader(io.StringIO(plaintext.comma_separated(made)))
+    assert (first["images_per_second"], first["peak_share"], first["compile_seconds"]) == ("2000.0", "", "0.0")
+    terminal = io.StringIO()
+    Console(file=terminal, width=120).print(show.comparison(ClientComparison.model_validate(made.model_dump())))
+    for text in plaintext.markdown(made), paper.html(Report(spec={}, comparison=made, digests=[], software={}), {}):
+        assert ("images/s" in text, "2,000" in text, "3 %" in text, "share of peak" in text) == (
+            True,
+            True,
+            True,
+            False,
+        )
+    assert any(line.split()[-2:] == ["3", "%"] and "2,000" in line for line in terminal.getvalue().splitlines())
+    assert "images/s" not in plaintext.markdown(table(base))
+
+
+def test_a_row_of_before_there_was_a_speed_can_be_read() -> None:
+    [row] = table(arm("base", 5.0, 5.1, baseline=True)).arms
+    old = row.model_dump(exclude={"images_per_second", "peak_share", "waiting_share", "compile_seconds"})
+    assert ArmRow.model_validate(old) == row
 
 
 def test_words_stay_readable_with_many_arms() -> None:

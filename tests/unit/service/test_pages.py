@@ -148,6 +148,31 @@ def test_the_cost_to_the_end_is_at_the_speed_so_far(scene: Scene, spec: dict[str
     assert scene.http.get(f"/v1/experiments/{body['id']}").json()["gpu_hours_left"] == 0
 
 
+def test_a_runs_page_and_the_api_say_how_fast_it_trained_and_what_it_waited_for(
+    scene: Scene, spec: dict[str, Any]
+) -> None:
+    experiment = scene.http.post("/v1/experiments", json=spec | {"factors": {}, "seeds": 1}).json()
+    id = experiment["arms"][0]["trials"][0]["run_id"]
+    bare = scene.http.get(f"/runs/{id}").text
+    measured = {
+        "mean_images_per_second": 2810.4, "waiting_share": 0.034, "peak_share": 0.497, "compile_seconds": 95.0,
+    }  # fmt: skip
+    with scene.db.write() as session:
+        session.execute(update(Run).values(images_per_second=2790.0, **measured))
+    page, run = scene.http.get(f"/runs/{id}").text, scene.http.get(f"/v1/runs/{id}").json()
+    assert {name: run[name] for name in measured} == measured
+    shown = {
+        "images/s": "2,790 now, 2,810 on average", "share of peak": "50 %", "waiting for images": "3 % of the time",
+        "compiling": "2 min",
+    }  # fmt: skip
+    for name, value in shown.items():
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+        assert f"<dt>{name}</dt>" not in bare
+    [arm] = scene.http.get(f"/v1/experiments/{experiment['id']}/comparison").json()["arms"]
+    assert (arm["images_per_second"], arm["peak_share"], arm["waiting_share"]) == (2810.4, 0.497, 0.034)
+    assert "share of peak" in scene.http.get(f"/experiments/{experiment['id']}").text
+
+
 # ---------------------------------------------------------------- the queue
 
 

@@ -25,6 +25,7 @@ from service.tables import Experiment
 from service.telemetry import Telemetry
 from service.tracking import Tracker
 from tests.unit.service.bench import Bench, Killed, counting_statements
+from trainer.contract.records import Speed
 from trainer.store.objects import open_store
 
 
@@ -246,6 +247,29 @@ def test_an_attempt_that_dies_is_followed_by_the_next_after_a_pause(bench: Bench
     [run] = bench.runs()
     assert (run.restarts, run.world_sizes) == (1, [2, 2])
     assert run.process_seconds == pytest.approx(2 * 2 * 1800)
+
+
+def test_each_session_counts_in_a_runs_speed_for_as_long_as_it_trained(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(2)
+    [name] = bench.cluster.live()
+    slow = Speed(images=100, seconds=10.0, waiting_seconds=4.0, compile_seconds=30.0, peak_share=0.1)
+    bench.cluster.train(name, 4, speed=slow, world_size=2)
+    bench.cluster.end(name)
+    bench.go_until(lambda: bench.cluster.live() not in ([], [name]))
+    [name] = bench.cluster.live()
+    # One that has just begun, and one on a card that nobody knows, say nothing of the share of the peak.
+    for speed in Speed(), Speed(images=900, seconds=30.0, compile_seconds=1.0):
+        bench.cluster.train(name, 5, speed=speed, world_size=8)
+        bench.go(2)
+        assert bench.runs()[0].peak_share == 0.1
+    [run] = bench.runs()
+    assert (run.mean_images_per_second, run.waiting_share, run.compile_seconds) == (25.0, 0.1, 31.0)
+    fast = Speed(images=900, seconds=30.0, compile_seconds=1.0, peak_share=0.5)
+    bench.cluster.train(name, 6, speed=fast, world_size=8)
+    bench.go(2)
+    # 20 seconds of a GPU at 0.1, 240 at 0.5.
+    assert bench.runs()[0].peak_share == pytest.approx((20 * 0.1 + 240 * 0.5) / 260)
 
 
 def test_a_run_that_never_gets_anywhere_fails_with_its_last_words(bench: Bench, spec: dict[str, Any]) -> None:

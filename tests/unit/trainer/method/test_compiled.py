@@ -44,4 +44,6 @@ def test_networks_compile_without_a_break_and_once(variant: str, monkeypatch: py
     # Passes of three cells, of which a group of two fills no whole one: all the same size to the compiler.
     assert len(graphs) == (2 if run.contrastive.weight else 1)
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )

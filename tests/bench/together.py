@@ -21,11 +21,10 @@ from trainer.elastic.distributed import World
 BATCH = {"slice": 16, "contrastive_group": 32, "global_batch": 64}
 
 
-def run_of(precision: str, **fields: object) -> RunSpec:
+def run_of(**fields: object) -> RunSpec:
+    """The tiny preset with a teacher that was not trained."""
     teacher = {"source": "random", "arch": "as-encoder", "taps": [1, 3]}
-    return RunSpec.model_validate(
-        {**TINY, **RANDOM, "teacher": teacher, "batch": BATCH, "precision": precision, **fields}
-    )
+    return RunSpec.model_validate({**TINY, **RANDOM, "teacher": teacher, **fields, "batch": BATCH})
 
 
 def gradient_apart(run: RunSpec, folder: Path, cuda: bool) -> float:

@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         for row in run(section, Scale.of(asked.short), min(left, section.seconds), asked.out):
             table.add(row)
+        if table.failed and section is SECTIONS[0]:
+            break  # nothing to measure on
     return int(table.failed)
 
 
@@ -152,14 +154,15 @@ def run(section: Any, scale: Any, seconds: float, folder: Path) -> Iterator[Row]
         told = len(whole)
     if status is None:
         end(child)
-        yield Row(section.name, "", {}, f"stopped after {seconds:.0f} s, see {log.name}")
+        what = "no time left for more" if told else f"stopped after {seconds:.0f} s"
+        yield Row(section.name, "", {}, f"{what}, see {log.name}")
     elif os.WIFSIGNALED(status):
         yield Row(section.name, "", {}, f"failed: ended by signal {os.WTERMSIG(status)}, see {log.name}")
 
 
 def work(section: Any, scale: Any, log: Path, rows: Path) -> None:
     """Be the process of a section."""
-    with log.open("ab") as output, rows.open("a") as file:
+    with log.open("a") as output, rows.open("a") as file:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
 
@@ -171,7 +174,8 @@ def work(section: Any, scale: Any, log: Path, rows: Path) -> None:
             for what, numbers in section.rows(scale):
                 tell(what=what, numbers=numbers)
         except BaseException as error:
-            traceback.print_exc()
+            traceback.print_exc(file=output)
+            output.flush()
             why = " ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())[:300]
             tell(what="", numbers={}, trouble=f"failed: {why} (see {log.name})")
         finally:

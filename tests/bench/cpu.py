@@ -42,7 +42,7 @@ def tiny(world: World) -> Iterator[str]:
 def large(world: World) -> Iterator[str]:
     """The published networks, with slices of 8."""
     yield heading((1, 2))
-    yield line(f"ViT-B/16, slices of 8, threads: {torch.get_num_threads()}", rates(prepared(world, 8, 2), (1, 2), 3))
+    yield line(f"ViT-B/16, slices of 8, threads: {torch.get_num_threads()}", rates(prepared(world, 8, 2), (1, 2), 2))
 
 
 def rates(bench: Bench, sizes: Sequence[int], turns: int) -> list[float]:

@@ -29,10 +29,8 @@ from tests.bench.step import (
     seconds_of,
     with_kept_taps,
 )
-from trainer.contract import Batch, RunSpec
 from trainer.elastic.distributed import World, joined_world
-from trainer.method.grid import step_plan
-from trainer.passes import cells_a_pass
+from trainer.passes import MAX_IMAGES, MAX_IMAGES_CPU, largest_that_fits
 
 Case = tuple[str, dict[str, float]]
 ALL = None
@@ -119,11 +117,16 @@ def passes(sizes: Sequence[int | None], compiled: bool, scale: Scale) -> Iterato
 
 
 def largest(world: World, scale: Scale) -> int:
-    """Cells of the published step that fit into a pass, as a run finds it."""
-    bench = prepared(world, scale.images, **scale.fields)
-    batch = {name: value * scale.images // Batch().slice for name, value in Batch().model_dump().items()}
-    run = RunSpec.model_validate({**bench.run.model_dump(), "batch": batch})
-    return cells_a_pass(run, bench.parts, step_plan(run.batch, 0, 1), world)
+    """Cells that fit into a pass: as a run looks for them, beside the optimizer's moments."""
+
+    def attempt(cells: int) -> None:
+        bench = prepared(world, scale.images, cells, **scale.fields)
+        bench.pass_once()
+        bench.step_once()
+
+    if world.device.type == "cpu":
+        return max(1, MAX_IMAGES_CPU // scale.images)
+    return largest_that_fits(MAX_IMAGES // scale.images, attempt)
 
 
 def one_size(world: World, scale: Scale, cells: int, compiled: bool) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """How many cells a pass should have on a CPU: OMP_WAIT_POLICY=PASSIVE python -m tests.bench.cpu [--large]
 
 Images/s of the gradient of the same step, made in passes of 1, 2, 4 and 8 cells, in turns in one process; figures are
-medians. `--large` takes ViT-B/16 instead of the tiny preset, with few turns: a pass takes seconds. Threads that wait are
-to sleep, as those of a run's workers do: they spin otherwise, and that is all one sees where others need the cores.
+medians. `--large` takes ViT-B/16 instead of the tiny preset, with few turns: a pass takes seconds. Threads that wait
+are to sleep, as those of a run's workers do: they spin otherwise, and where others need the cores one sees only that.
 """
 
 import statistics

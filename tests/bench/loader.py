@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import repeat
 from pathlib import Path
 
@@ -26,24 +26,25 @@ IMAGES, SIZE, SLICE = 512, 224, 64
 TURNS = 7
 
 
-def draw_photographs(folder: Path, count: int = IMAGES) -> None:
+def draw_photographs(folder: Path, count: int = IMAGES, size: int = SIZE) -> None:
     """Images that compress like photographs: smooth shapes, some texture, some 20 KB each."""
     rng = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
+        smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float32)
         pixels = smooth + rng.normal(0, 8, smooth.shape)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=90)
 
 
-def measure() -> dict[str, float]:
+def measure(count: int = IMAGES, **fields: object) -> dict[str, float]:
+    """On so many images, a multiple of SLICE; `fields`: of the run that trains, where it is not the published one."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        draw_photographs(folder)
-        return _in_training(folder) | _alone(folder)
+        draw_photographs(folder, count)
+        return _in_training(folder, fields) | _alone(folder, count)
 
 
-def _alone(folder: Path) -> dict[str, float]:
+def _alone(folder: Path, count: int) -> dict[str, float]:
     """On one core: our whole path from file to a slice, against torchvision's decoder on bytes in memory.
 
     The decoder writes past the caches, so that whoever first reads its pixels waits for the memory: that they are
@@ -62,28 +63,28 @@ def _alone(folder: Path) -> dict[str, float]:
             decode_jpeg(each, mode=ImageReadMode.RGB)
 
     def plain() -> None:
-        for first in range(0, IMAGES, SLICE):
+        for first in range(0, count, SLICE):
             batch_BHWC = torch.empty((SLICE, SIZE, SIZE, 3), dtype=torch.uint8)
             for place, each in enumerate(encoded[first : first + SLICE]):
                 batch_BHWC[place] = decode_jpeg(each, mode=ImageReadMode.RGB).permute(1, 2, 0)
 
     def loaded() -> None:
-        for first in range(0, IMAGES, SLICE):
+        for first in range(0, count, SLICE):
             ours.get(range(first, first + SLICE))
 
     times = [(_seconds(bare), _seconds(plain), _seconds(loaded)) for _ in range(TURNS + 1)][1:]
     return {
-        "loader_images_a_second_a_core": IMAGES / statistics.median(ours for _, _, ours in times),
+        "loader_images_a_second_a_core": count / statistics.median(ours for _, _, ours in times),
         "loader_over_plain": statistics.median(plain / ours for _, plain, ours in times),
         "loader_over_bare_decoding": statistics.median(bare / ours for bare, _, ours in times),
         "jpeg_bytes": statistics.mean(len(each) for each in encoded),
     }
 
 
-def _in_training(folder: Path) -> dict[str, float]:
+def _in_training(folder: Path, fields: Mapping[str, object]) -> dict[str, float]:
     """Training on what the loader brings, against training on one slice again and again."""
     with joined_world() as world:
-        bench = prepared(world, 64 if world.device.type == "cuda" else 8)
+        bench = prepared(world, 64 if world.device.type == "cuda" else 8, **fields)
         run = RunSpec.model_validate({
             **bench.run.model_dump(), "data": {"uri": str(folder)}, "evaluation": {"held_out": 2},
         })  # fmt: skip

@@ -1,7 +1,8 @@
 """Train on images and masks that are given, with real gloo processes: python -m tests.exact.ranks JOB.pt
 
 The loop is the trainer's own; only where its slices come from is replaced. A job is a list of runs, each with its
-world size and cells a pass, the folder it leaves its checkpoint and losses in, and the images and mask noise of every step.
+world size and cells a pass, the folder it leaves its checkpoint and losses in, and the images and mask noise of every
+step.
 """
 
 import json

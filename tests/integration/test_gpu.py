@@ -56,7 +56,7 @@ def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(
 
 def train(run: RunSpec, folder: Path, kill: bool, compiled: bool) -> Path:
     """By a cluster's agent, whose workers are forked: CUDA must not have been touched before."""
-    compiling = {"MCF_COMPILE": "1"} if compiled else {}
+    compiling = {} if compiled else {"MCF_COMPILE": "0"}  # a GPU's default is to compile
     with torchrun(run, folder, workers=1, **compiling) as agent:
         if kill:
             wait_until(lambda: newest_copy(folder, run) > 0, agent, folder / "log", 240)

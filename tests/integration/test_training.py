@@ -264,11 +264,25 @@ def test_networks_may_be_compiled_and_features_kept_and_the_losses_stay(tiny_fac
         encoder={"width": 48, "depth": 1, "heads": 3, "patch": 8},
         teacher={"source": "random", "arch": "as-encoder", "taps": [0]},
     )  # fmt: skip
-    losses = []
-    for name, env in ("plain", {}), ("quick", {"MCF_COMPILE": "1", "MCF_TEACHER_CACHE_GIB": "1"}):
+    losses, compiling = [], []
+    quick = {"MCF_COMPILE": "1", "MCF_TEACHER_CACHE_GIB": "1", "MCF_CACHE_DIR": str(tmp_path / "cache")}
+    for name, env in ("plain", {}), ("quick", quick), ("again", quick):
         done = train_alone(run, tmp_path / name, **env)
         assert done.returncode == 0, done.stderr
-        result = read_result(DirectoryStore(str(tmp_path / name)))
+        store = DirectoryStore(str(tmp_path / name))
+        result = read_result(store)
         assert result is not None
         losses.append(result.losses)
-    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+        compiling.append(read_sessions(store)[0].speed.compile_seconds)
+    assert losses[1] == losses[2] == pytest.approx(losses[0], rel=1e-9)
+    # The second time the compiled code is in the cache.
+    assert compiling[0] == 0 < compiling[2] < compiling[1]
+    assert any((tmp_path / "cache" / "compiled").iterdir())
+
+
+def test_a_machine_that_cannot_compile_trains_without_and_says_so(tiny_faces: Path, tmp_path: Path) -> None:
+    run = small(tiny_faces, schedule={"unit": "steps", "length": 2, "warmup": 1})
+    done = train_alone(run, tmp_path / "run", MCF_COMPILE="1", PATH="/nowhere", MCF_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "the networks cannot be compiled here" in done.stderr
+    assert read_result(DirectoryStore(str(tmp_path / "run")))

@@ -50,13 +50,13 @@ class StepPlan:
         return max(len(group.slices) for group in self.groups)
 
     def evened(self, limit: int) -> int:
-        """Cells of a pass when passes are as few as `limit` allows, and then of equal size as far as can be."""
-        groups_a_pass = limit // self.most_of_a_group
-        if groups_a_pass:
-            passes = -(-len(self.groups) // groups_a_pass)
-            return -(-len(self.groups) // passes) * self.most_of_a_group
-        passes_a_group = -(-self.most_of_a_group // limit)
-        return -(-self.most_of_a_group // passes_a_group)
+        """Cells of a pass when passes are as few as `limit` allows, and then as small as can be."""
+        limit = min(limit, self.num_mine)
+        fewest = self._num_passes(limit)
+        return next(size for size in range(1, limit + 1) if self._num_passes(size) == fewest)
+
+    def _num_passes(self, size: int) -> int:
+        return sum(-(-sum(len(group.slices) for group in held) // size) for held in self.in_passes(size))
 
     def in_passes(self, size: int) -> Iterator[list[GroupShare]]:
         """Groups whose slices go through the networks together: as many as have `size` slices, one at least."""

@@ -43,7 +43,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             **GPU, "one_zone": True, "cache": {"size": "500Gi", "storage_class": "nvme"}, "runtime_class": "nvidia",
             "deadline_seconds": 86_400, "grace_seconds": 300, "dead_node_seconds": 10,
         },
-        {"max_nodes": 2, "processes_per_node": 8, "compile": True, "teacher_cache_gib": 100},
+        {"max_nodes": 2, "processes_per_node": 8, "compile": False, "cells_a_pass": 8, "teacher_cache_gib": 100},
     ),
 }  # fmt: skip
 

@@ -15,7 +15,9 @@ from trainer.contract import RunSpec
 ASKED: dict[str, dict[str, Any]] = {
     **{name: VARIANTS[name] for name in ("both losses", "no contrast", "shown image")},
     "face-api": {"teacher": {"source": "random", "arch": "face-api", "taps": [1], "input_size": 32}},
-    "a convolutional teacher": {"teacher": {"source": "random", "arch": "resnet18", "taps": [1], "input_size": 32}},
+    "a teacher of timm": {
+        "teacher": {"source": "random", "arch": "vit_tiny_patch16_224", "taps": [1], "input_size": 32}
+    },
 }
 
 

@@ -74,7 +74,7 @@ class Parts:
         self.compiled = True
 
     def uncompile(self) -> None:
-        for part in self.model, self.target:
+        for part in filter(None, (self.model, self.target)):
             vars(part).pop("of_slices", None)
         self.compiled = False
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,8 +94,9 @@ def test_the_size_of_a_pass_can_be_asked_for_and_is_halved_where_it_has_not_fitt
             assert not parts.compiled
 
 
-def test_compiled_networks_that_do_not_fit_take_fewer_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_networks_that_do_not_fit_take_fewer_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MCF_COMPILE", "1")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(Parts, "compile", lambda parts: setattr(parts, "compiled", True))
 
     def attempt(run: RunSpec, parts: Parts, *others: object) -> None:

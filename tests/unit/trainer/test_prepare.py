@@ -107,3 +107,11 @@ def test_compiled_networks_that_do_not_fit_take_fewer_cells(monkeypatch: pytest.
     with prepared_parts() as (world, parts):
         prepare(RUN, parts, synchronised(world, parts), step_plan(RUN.batch, 0, 1), world)
         assert (parts.cells_a_pass, parts.compiled) == (2, True)
+
+
+def test_float32_is_float32_on_a_gpu() -> None:
+    torch.backends.cudnn.allow_tf32 = True  # as torch has it at first
+    with joined_world():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"

@@ -19,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -156,6 +157,9 @@ class GpuDecoder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # Between the threads of InMemory: memory that one of them has just let go may still be read by its kernels when
+        # nvJPEG, on a stream of its own, writes the next one's image there.
+        self._alone = Lock()
 
     def __call__(self, data: bytes, size: int, fit: Fit, max_pixels: int) -> Tensor:
         """As decode.decode, of an image by itself, whose pixels come back to the CPU."""
@@ -164,13 +168,14 @@ class GpuDecoder:
             return decode(data, size, fit, max_pixels)
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         try:
-            [image_CHW] = self.pixels([encoded])
+            with self._alone:
+                [image_CHW] = self.pixels([encoded])
+                return fitted(image_CHW.unsqueeze(0), lies, size, fit)[0].cpu()
         except RuntimeError as error:
             if not is_rejection(error):
                 raise
             logger.warning("nvJPEG refuses an image, which is decoded on the CPU: %s", str(error).splitlines()[0])
             return decode(data, size, fit, max_pixels)
-        return fitted(image_CHW.unsqueeze(0), lies, size, fit)[0].cpu()
 
     def pixels(self, encoded: list[Tensor]) -> list[Tensor]:
         """RGB uint8 [3, H, W] of each, as it lies. Raises RuntimeError when one of them is refused."""

@@ -48,8 +48,8 @@ logger = logging.getLogger(__name__)
 BASELINE, ADOBE = 0xC0, 0xEE
 # Samples across and down of brightness and of both colours: 4:4:4, 4:4:0, 4:2:2 and 4:2:0.
 SAMPLINGS = (b"\x11\x11\x11", b"\x12\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")
-# Of an Adobe segment: 1 is YCbCr, as in all JPEGs that have no such segment.
-YCBCR = 1
+# The transform of an Adobe segment that says YCbCr, as it is in JPEGs without such a segment.
+YCBCR = b"\1"
 END = b"\xff\xd9"
 FARTHEST = 4
 # Errors that say nothing of an image: of CUDA, and of nvJPEG not initialised (1), without memory (5), failed (6) or
@@ -90,11 +90,8 @@ def _is_plain(data: bytes) -> bool:
     """Whether it is a JPEG as nearly all are: one baseline frame of 8 bits, grey or YCbCr."""
     frames = 0
     for kind, place in jpeg_segments(data):
-        if (
-            kind == ADOBE
-            and data[place + 4 : place + 9] == b"Adobe"
-            and data[place + 15 : place + 16] != bytes([YCBCR])
-        ):
+        name, transform = data[place + 4 : place + 9], data[place + 15 : place + 16]
+        if kind == ADOBE and name == b"Adobe" and transform != YCBCR:
             return False
         if kind in START_OF_FRAME:
             frames += 1

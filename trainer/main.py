@@ -28,6 +28,7 @@ from trainer.contract import RunSpec, records
 from trainer.contract.records import DONE, Checkpoint, FaultNote, MemoryNote, Outcome, Verdict
 from trainer.data.batches import cores, decoders, ranks_here, slices, split_of
 from trainer.data.manifest import DataError, Rows, open_images
+from trainer.data.nvjpeg import check_decoder
 from trainer.elastic import kills
 from trainer.elastic.blame import Fault, fault_of, is_clusters
 from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
@@ -188,6 +189,7 @@ def train(run: RunSpec, store: Store) -> int:
     """Join the other workers, train, and as rank 0 write down what came of it. Returns the exit code."""
     with joined_world() as world:
         log_settings(run, world)
+        check_decoder(run, world.device)
         split = split_of(run)
         images = open_images(run.data, split.manifest)
         plan = step_plan(run.batch, world.rank, world.size)

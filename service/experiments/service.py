@@ -21,7 +21,7 @@ from service.schemas.experiments import ExperimentDetail, Plan, PlannedArm, Plan
 from service.settings import Settings
 from service.states import DEFAULT_PROJECT, RunState
 from service.tables import Arm, Experiment, Run, Trial
-from trainer.contract import Placement, Problem, RunSpec, SpecError
+from trainer.contract import Problem, RunSpec, SpecError
 from trainer.contract.records import FAULT, OUT_OF_MEMORY, OUTCOME
 from trainer.resolve import Resolved, check_and_resolve
 from trainer.store.objects import StorageError, open_store
@@ -39,7 +39,7 @@ def check(payload: Mapping[str, Any], library: Library, pools: Mapping[str, Pool
     try:
         _refuse_too_many(payload)
         resolved = check_and_resolve(payload, library)
-        if problems := list(_misplaced(resolved.spec.placement, pools)):
+        if problems := list(_misplaced(resolved, pools)):
             raise SpecError(problems)
         return resolved
     except SpecError as error:
@@ -48,12 +48,18 @@ def check(payload: Mapping[str, Any], library: Library, pools: Mapping[str, Pool
         raise InvalidSpec(detail, problems=error.problems) from error
 
 
-def _misplaced(placement: Placement, pools: Mapping[str, Pool] | None) -> Iterator[Problem]:
+def _misplaced(resolved: Resolved, pools: Mapping[str, Pool] | None) -> Iterator[Problem]:
     """What no pool of that name can do."""
+    placement = resolved.spec.placement
+    needs_gpu = any(run.data.decoder == "nvjpeg" for arm in resolved.arms for run in arm.runs.values())
     for name in placement.pools if pools is not None else ():
         pool, wanted = (pools or {}).get(name), placement.processes_per_node
         if pool is None:
             yield Problem(field="placement.pool", asked=name, possible=", ".join(sorted(pools or {})) or "none")
+        elif needs_gpu and not pool.gpus:
+            yield Problem(
+                field="data.decoder", asked="nvjpeg", possible=f"cpu in the pool {name}, whose nodes have no GPU"
+            )
         elif pool.gpus and wanted > pool.gpus:
             yield Problem(
                 field="placement.processes_per_node", asked=str(wanted),

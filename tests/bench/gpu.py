@@ -100,7 +100,8 @@ SHOWN = {
     "slowdown": "a pass beside a write {:+.0%}", "state_gib": "state {:.2f} GiB", "speedup": "{:.2f} x",
     "weights_apart": "weights {:.1e} apart", "losses_apart": "losses {:.1e} apart",
     "gradient_apart": "gradient {:.1e} apart", "resumed_at": "resumed at step {:.0f}",
-    "product_flop_rate": "{:.3g} FLOP/s",
+    "product_flop_rate": "{:.3g} FLOP/s", "largest_difference": "at most {:.0f} levels from the CPU's pixels",
+    "mean_difference": "{:.3f} levels on average",
 }  # fmt: skip
 
 

@@ -13,11 +13,12 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from tests.bench.step import prepared
-from trainer.contract import Data, RunSpec
+from trainer.contract import MAX_PIXELS, Data, RunSpec
 from trainer.data import batches
 from trainer.data.batches import Slice, slices, split_of
 from trainer.data.decoded import OnDemand
 from trainer.data.manifest import open_images, read_manifest
+from trainer.data.nvjpeg import OnGpu, Undecoded
 from trainer.elastic.distributed import joined_world
 from trainer.loop import Cell
 from trainer.method.grid import step_plan
@@ -78,6 +79,38 @@ def _alone(folder: Path, count: int) -> dict[str, float]:
         "loader_over_plain": statistics.median(plain / ours for _, plain, ours in times),
         "loader_over_bare_decoding": statistics.median(bare / ours for bare, _, ours in times),
         "jpeg_bytes": statistics.mean(len(each) for each in encoded),
+    }
+
+
+def by_gpu(device: torch.device, side: int, count: int = IMAGES) -> dict[str, float]:
+    """nvJPEG on so many square JPEGs, slice by slice, against the CPU's decoder: how fast, and how far apart.
+
+    On a CPU its own decoder stands in: both are then equal, and the speed means nothing.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        draw_photographs(Path(scratch), count, side)
+        asked = Data(uri=scratch)
+        manifest = read_manifest(asked)
+        rows = manifest.split(held_out=0, subset_size=None, subset_seed=0).train
+        subset = (open_images(asked, manifest), rows, SIZE, "crop", 0, MAX_PIXELS)
+        cpu, gpu = OnDemand(*subset), OnGpu(*subset, device)
+        slices_read = [Undecoded(*subset).get(range(first, first + SLICE)) for first in range(0, count, SLICE)]
+
+        def decoded() -> None:
+            for each in slices_read:
+                gpu.finish(each)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        seconds = statistics.median([_seconds(decoded) for _ in range(TURNS + 1)][1:])
+        apart = [
+            (gpu.finish(each).image_BCHW.cpu().int() - cpu.get(each.index_B.tolist()).image_BCHW.int()).abs()
+            for each in slices_read
+        ]
+    return {
+        "images_per_second": count / seconds,
+        "largest_difference": float(max(each.max() for each in apart)),
+        "mean_difference": statistics.mean(float(each.float().mean()) for each in apart),
     }
 
 

@@ -218,6 +218,17 @@ def loading(scale: Scale) -> Iterator[Case]:
     yield "224-pixel JPEGs", loader.measure(loader.SLICE if scale.short else loader.IMAGES, **scale.fields)
 
 
+def jpegs(scale: Scale) -> Iterator[Case]:
+    """`data.decoder: nvjpeg`: as they are, and resized."""
+    for side in loader.SIZE, loader.SIZE + 32:
+        if not scale.short:
+            yield f"{loader.IMAGES} JPEGs of {side} pixels", loader.by_gpu(torch.device("cuda"), side)
+        elif loader.by_gpu(torch.device("cpu"), side, loader.SLICE)["largest_difference"]:
+            raise RuntimeError("with the same decoder behind it, the path of the GPU gives other pixels")
+    if scale.short:
+        yield "not measured: it needs a GPU, and a CPU's decoder stood in", {}
+
+
 def stages(scale: Scale) -> Iterator[Case]:
     """A step of alignment as it is published, on faces that lie ready."""
     with joined_world() as world:
@@ -242,6 +253,7 @@ SECTIONS = (
     Section("state copy", 60, state),
     Section("kept features", 30, features),
     Section("loader", 50, loading),
+    Section("nvJPEG", 30, jpegs),
     Section("stage", 50, stages),
     Section("small stage", 30, small_stage),
     # What one compilation takes decides how many of these there is time for.

@@ -51,6 +51,13 @@ def test_a_field_that_a_release_adds_changes_no_digest_at_its_default() -> None:
         assert identity(later.model_validate({**taught, "mask": "block"})) != KNOWN[name]
 
 
+def test_the_decoder_is_in_the_pretraining_where_it_is_not_the_cpus() -> None:
+    by_cpu, by_gpu = (spec({**BASE, "data": {**BASE["data"], "decoder": decoder}}) for decoder in ("cpu", "nvjpeg"))
+    assert identity(by_cpu) == identity(spec(BASE))
+    assert by_gpu.pretraining != by_cpu.pretraining
+    assert by_gpu.digest != by_cpu.digest
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_where_files_are_and_how_often_is_logged_makes_no_other_run(name: str) -> None:
     one, other = (identity(spec(asked)) for asked in SAME[name])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.integration.torchruns import (
     final_state,
@@ -13,7 +14,10 @@ from tests.integration.torchruns import (
     wait_until,
     workers_of,
 )  # fmt: skip
-from trainer.contract import RunSpec
+from tests.unit.trainer.data.test_decode import encoded, picture
+from trainer.contract import MAX_PIXELS, RunSpec
+from trainer.data.decode import decode
+from trainer.data.nvjpeg import GpuDecoder, for_gpu
 from trainer.store.objects import DirectoryStore
 from trainer.store.rundir import read_result, read_sessions
 from trainer.tracking.cards import card
@@ -52,6 +56,17 @@ def test_a_run_whose_worker_is_killed_ends_as_one_that_was_left_alone(
     apart = float((weights[0] - weights[1]).norm() / weights[0].norm())
     print(f"{precision}, {'compiled' if compiled else 'eager'}: weights {apart:.2e} apart")  # noqa: T201
     assert apart < APART[precision]
+
+
+@pytest.mark.parametrize("side", [224, 250])
+def test_nvjpeg_gives_the_picture_that_the_cpu_gives(side: int) -> None:
+    """The right colours, the right way round. How far apart single pixels are is measured (tests/bench/gpu.py)."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture(side, side + 20), quality=95, exif=exif)
+    assert for_gpu(data, 224, "crop", MAX_PIXELS) == 6
+    apart = GpuDecoder(torch.device("cuda", 0))(data, 224, "crop", MAX_PIXELS).int() - decode(data, 224).int()
+    assert apart.abs().float().mean() < 3
 
 
 def train(run: RunSpec, folder: Path, kill: bool, compiled: bool) -> Path:

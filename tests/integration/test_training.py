@@ -240,6 +240,16 @@ def test_an_annotated_image_that_cannot_be_decoded_fails_the_run_before_its_firs
     assert "annotated image 'face000.png' cannot be decoded" in outcome.reason
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_the_gpus_decoder_fails_a_run_at_once_where_there_is_no_gpu(tiny_faces: Path, tmp_path: Path) -> None:
+    run = small(tiny_faces, data={"uri": str(tiny_faces), "decoder": "nvjpeg"})
+    assert train_alone(run, tmp_path / "run").returncode == 1
+    outcome = read_outcome(DirectoryStore(str(tmp_path / "run")))
+    assert outcome is not None
+    assert (outcome.kind, outcome.step) == ("DataError", 0)
+    assert "data.decoder: asked for nvjpeg; possible: cpu on this machine, which has no GPU" in outcome.reason
+
+
 def test_a_run_trains_without_torchrun_and_says_which_settings_do_not_apply(tiny_faces: Path, tmp_path: Path) -> None:
     run = small(
         tiny_faces, precision="bf16", teacher={"source": "none", "weight": 3.0},

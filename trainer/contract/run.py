@@ -44,6 +44,9 @@ class Data(Asked):
     """Which images a subset takes."""
     fit: Literal["crop", "squash"] = "crop"
     """How an image becomes square. `crop`: resize the short side, cut out the centre. `squash`: resize both sides."""
+    decoder: Literal["cpu", "nvjpeg"] = "cpu"
+    """What decodes the JPEGs to train on. `nvjpeg`: the GPU, for where a GPU has few cores. Its pixels are not quite
+    those of `cpu`, so such a run is another run; and it needs an NVIDIA GPU (docs/data.md)."""
     flip: bool = True
     """Mirror each image with probability 0.5."""
     max_undecodable: float = Field(0.001, ge=0, le=1)

@@ -1,7 +1,8 @@
 """Images of a run, slice by slice, in the order that draws.py decides.
 
 A subset that fits is decoded once and kept as bytes; a larger one is decoded by worker processes. What is left to
-do with a whole batch, mirroring and normalising, happens on the device.
+do with a whole batch, mirroring and normalising, happens on the device. With `data.decoder: nvjpeg` so does decoding
+(nvjpeg.py).
 """
 
 import os
@@ -16,8 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, RunSpec
-from trainer.data.decoded import Decoded, InMemory, OnDemand
+from trainer.data.decode import decode
+from trainer.data.decoded import Decoded, InMemory, OnDemand, Shown, Waiting
 from trainer.data.manifest import DataError, Images, Rows, Split, read_manifest
+from trainer.data.nvjpeg import GpuDecoder, OnGpu, Undecoded
 from trainer.method.draws import View, flips, images_at, mask_noise
 from trainer.method.grid import StepPlan, first_position
 from trainer.store.objects import StorageError
@@ -39,6 +42,8 @@ class Slice(NamedTuple):
     flipped_B: Tensor
     undecodable: Mapping[int, str]
     """Images that others stand in for: index in the subset -> key and reason."""
+    waiting: Waiting | None = None
+    """What is still to be decoded, as of a Shown; None on the device."""
 
 
 def split_of(run: RunSpec) -> Split:
@@ -74,9 +79,14 @@ def slices(
     """
     cells = [(group.index, index) for group in plan.groups for index in group.slices]
     workers = decoders(run, len(rows))
-    kind = OnDemand if workers else InMemory
+    gpu = run.data.decoder == "nvjpeg"
     limit = max_undecodable(run, len(rows))
-    decoded = kind(images, rows, run.input_size, run.data.fit, limit, run.data.max_pixels)
+    subset = (images, rows, run.input_size, run.data.fit, limit, run.data.max_pixels)
+    decoded: Decoded
+    if workers:
+        decoded = (Undecoded if gpu else OnDemand)(*subset)
+    else:
+        decoded = InMemory(*subset, GpuDecoder(device) if gpu else decode)
     loader = DataLoader(
         _Cells(run, decoded, len(rows)),
         batch_size=None,
@@ -84,7 +94,7 @@ def slices(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    return on_device(iter(loader), device, ahead)
+    return on_device(iter(loader), device, ahead, OnGpu(*subset, device) if gpu and workers else None)
 
 
 def decoders(run: RunSpec, num_images: int) -> int:
@@ -131,16 +141,17 @@ class _Cells(Dataset):
         online_BL, target_BL = (torch.from_numpy(mask_noise(run.seed, drawn, view, run.num_patches)) for view in View)
         return Slice(
             shown.image_BCHW, online_BL, target_BL, torch.from_numpy(shown.index_B), torch.as_tensor(mirrored),
-            shown.undecodable,
+            shown.undecodable, shown.waiting,
         )  # fmt: skip
 
 
 def on_device(
-    cells: Iterator[Slice | DataError | StorageError], device: torch.device, ahead: int
+    cells: Iterator[Slice | DataError | StorageError], device: torch.device, ahead: int, gpu: OnGpu | None = None
 ) -> Iterator[Slice]:  # fmt: skip
-    """The cells on the device. To a GPU they travel on a stream of their own, beside what is computed."""
+    """The cells on the device. To a GPU they travel, and there they are decoded, on a stream of their own, beside what
+    is computed."""
     if device.type != "cuda":
-        yield from (_on_device(cell, device) for cell in cells)
+        yield from (_on_device(cell, device, gpu) for cell in cells)
         return
     stream, coming = torch.cuda.Stream(device), deque[tuple[Slice, torch.cuda.Event]]()
 
@@ -154,17 +165,27 @@ def on_device(
 
     for cell in cells:
         with torch.cuda.stream(stream):
-            coming.append((_on_device(cell, device), stream.record_event()))
+            coming.append((_on_device(cell, device, gpu), stream.record_event()))
         if len(coming) > ahead:
             yield arrived()
     while coming:
         yield arrived()
 
 
-def _on_device(cell: Slice | DataError | StorageError, device: torch.device) -> Slice:
+def _on_device(cell: Slice | DataError | StorageError, device: torch.device, gpu: OnGpu | None) -> Slice:
     if isinstance(cell, Exception):
         raise cell
+    if gpu:
+        cell = _decoded(cell, gpu)
     parts = cell.image_BCHW, cell.online_BL, cell.target_BL, cell.flipped_B
     image_BCHW, online_BL, target_BL, mirror_B = (part.to(device, non_blocking=True) for part in parts)
     image_BCHW = torch.where(mirror_B.view(-1, 1, 1, 1), image_BCHW.flip(3), image_BCHW)
     return cell._replace(image_BCHW=image_BCHW, online_BL=online_BL, target_BL=target_BL)
+
+
+def _decoded(cell: Slice, gpu: OnGpu) -> Slice:
+    shown = gpu.finish(Shown(cell.image_BCHW, cell.index_B.numpy(), dict(cell.undecodable), cell.waiting))
+    return cell._replace(
+        image_BCHW=shown.image_BCHW, index_B=torch.from_numpy(shown.index_B), undecodable=shown.undecodable,
+        waiting=None,
+    )  # fmt: skip

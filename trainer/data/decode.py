@@ -16,6 +16,7 @@ The same bytes and size give the same tensor wherever they are decoded: nothing 
 
 import io
 import struct
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
@@ -36,10 +37,10 @@ Fit = Literal["crop", "squash"]
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Marker 0xFF, its kind, the length of the segment; in a frame then bits a sample, height, width, colours.
 SEGMENT = struct.Struct(">BBHBHHB")
-# By orientation: whether rows become columns, and what is mirrored then, of [C, H, W]. As pictures.TURNS does it.
+# By orientation: whether rows become columns, and what is mirrored then, of [..., H, W]. As pictures.TURNS does it.
 TURNED: dict[int, tuple[bool, tuple[int, ...]]] = {
-    1: (False, ()), 2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)),
-    5: (True, ()), 6: (True, (2,)), 7: (True, (1, 2)), 8: (True, (1,)),
+    1: (False, ()), 2: (False, (-1,)), 3: (False, (-2, -1)), 4: (False, (-2,)),
+    5: (True, ()), 6: (True, (-1,)), 7: (True, (-2, -1)), 8: (True, (-2,)),
 }  # fmt: skip
 # A segment of EXIF or of XMP, either of which may say how the picture lies; and where the pixels begin.
 TAGS, SCAN = 0xE1, 0xDA
@@ -64,8 +65,8 @@ def decode(data: bytes, size: int, fit: Fit = "crop", max_pixels: int = MAX_PIXE
     frame = jpeg_frame(data)
     image_CHW = None
     if frame is not None and frame.num_colours in (1, 3) and min(frame.width, frame.height) < 2 * size:
-        _check_pixels(frame.width, frame.height, size, fit, max_pixels)
-        image_CHW = _by_torchvision(data, _orientation(data) if frame.is_tagged else 1)
+        check_pixels(frame.width, frame.height, size, fit, max_pixels)
+        image_CHW = _by_torchvision(data, orientation(data) if frame.is_tagged else 1)
     if image_CHW is not None:
         return _fitted(image_CHW, (image_CHW.shape[2], image_CHW.shape[1]), size, fit)
     image_CHW, whole = _by_pillow(data, size, fit, max_pixels)
@@ -85,7 +86,7 @@ def corner(width: int, height: int, size: int) -> tuple[int, int]:
     return (width - size) // 2, (height - size) // 2
 
 
-def _check_pixels(width: int, height: int, size: int, fit: Fit, max_pixels: int) -> None:
+def check_pixels(width: int, height: int, size: int, fit: Fit, max_pixels: int) -> None:
     """Raises Undecodable, before there is memory for them. What lies on its side has as many."""
     if not (width and height):
         raise Undecodable(f"it has {width} x {height} pixels")
@@ -107,26 +108,34 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
     """The frame header of a JPEG; None when these bytes are none, or break off before it."""
-    if data[:2] != b"\xff\xd8":
-        return None
-    place, frame, is_tagged = 2, None, False
-    while place + SEGMENT.size <= len(data):
-        start, kind, length, _, height, width, colours = SEGMENT.unpack_from(data, place)
-        if start != 0xFF or kind == SCAN:
-            break
+    frame, is_tagged = None, False
+    for kind, place in jpeg_segments(data):
         is_tagged = is_tagged or kind == TAGS
         if kind in START_OF_FRAME:
+            *_, height, width, colours = SEGMENT.unpack_from(data, place)
             frame = frame or JpegFrame(width, height, colours)
-        place += 1 if kind == 0xFF else 2 + length  # any number of 0xFF may stand before a marker
     return frame and frame._replace(is_tagged=is_tagged)
 
 
-def _orientation(data: bytes) -> int:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Kind and place of what stands before the pixels of a JPEG; nothing when these bytes are none."""
+    place = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while place + SEGMENT.size <= len(data):
+        start, kind, length, *_ = SEGMENT.unpack_from(data, place)
+        if start != 0xFF or kind == SCAN:
+            break
+        if kind != 0xFF:
+            yield kind, place
+        place += 1 if kind == 0xFF else 2 + length  # any number of 0xFF may stand before a marker
+
+
+def orientation(data: bytes) -> int:
+    """1 to 8; 1 where nothing says how the picture lies. Raises Undecodable."""
     with _opened(data) as picture:
         return pictures.orientation(picture)
 
 
-def _by_torchvision(data: bytes, orientation: int) -> Tensor | None:
+def _by_torchvision(data: bytes, lies: int) -> Tensor | None:
     """Upright RGB [3, H, W] of a JPEG; None when torchvision cannot read it, which leaves the verdict to Pillow."""
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # which cannot take memory it must not write to
     try:
@@ -135,8 +144,13 @@ def _by_torchvision(data: bytes, orientation: int) -> Tensor | None:
         image_CHW: Tensor = torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, False)
     except RuntimeError:
         return None
-    across, flips = TURNED[orientation]
-    return (image_CHW.transpose(1, 2) if across else image_CHW).flip(flips)
+    return turned(image_CHW, lies)
+
+
+def turned(image_CHW: Tensor, lies: int) -> Tensor:
+    """Upright, of [..., H, W], by its orientation."""
+    across, flips = TURNED[lies]
+    return (image_CHW.transpose(-2, -1) if across else image_CHW).flip(flips)
 
 
 def _by_pillow(data: bytes, size: int, fit: Fit, max_pixels: int) -> tuple[Tensor, tuple[int, int]]:
@@ -145,7 +159,7 @@ def _by_pillow(data: bytes, size: int, fit: Fit, max_pixels: int) -> tuple[Tenso
     A JPEG comes scaled, still with at least `size` pixels a side.
     """
     with _opened(data) as picture:
-        _check_pixels(*picture.size, size, fit, max_pixels)
+        check_pixels(*picture.size, size, fit, max_pixels)
         whole = pictures.upright_size(picture)
         picture.draft(None, (size, size))  # which nothing but a JPEG obeys
         pixels = np.array(_rgb(pictures.upright(picture)))

@@ -7,9 +7,10 @@ images it shows follows from the data alone; the index of what is shown and ever
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,31 @@ logger = logging.getLogger(__name__)
 
 NAMED = 5
 
+Pixels = TypeVar("Pixels")
+Decoder = Callable[[bytes, int, Fit, int], Tensor]
+"""As decode.decode, by position. Raises Undecodable."""
+
+
+class Jpeg(NamedTuple):
+    """One that a GPU has still to decode."""
+
+    place: int
+    """In the slice."""
+    begin: int
+    """Of its bytes among those of the others."""
+    end: int
+    orientation: int
+
+
+class Waiting(NamedTuple):
+    """What a GPU has still to decode of a slice (nvjpeg.py)."""
+
+    byte_N: Tensor
+    """uint8, one JPEG behind the other."""
+    jpegs: Sequence[Jpeg]
+    other_K: Tensor
+    """Places of those that are decoded already."""
+
 
 class Shown(NamedTuple):
     """What stands at some indices of a subset."""
@@ -36,6 +62,8 @@ class Shown(NamedTuple):
     """Whose pixels they are: the index asked for, or that of the image shown in its place."""
     undecodable: dict[int, str]
     """What could not be decoded on the way: index -> key and reason."""
+    waiting: Waiting | None = None
+    """Not None: image_BCHW has only those that no GPU decodes."""
 
 
 class Decoded(Protocol):
@@ -47,7 +75,8 @@ class InMemory:
     """All images of a subset, decoded once by all cores."""
 
     def __init__(
-        self, images: Images, rows: Rows | Sequence[int], size: int, fit: Fit, limit: int, max_pixels: int = MAX_PIXELS
+        self, images: Images, rows: Rows | Sequence[int], size: int, fit: Fit, limit: int,
+        max_pixels: int = MAX_PIXELS, decode: Decoder = decode,
     ) -> None:  # fmt: skip
         """Raises DataError when more than `limit` images cannot be decoded, or all."""
         self.image_NHWC = torch.zeros((len(rows), size, size, 3), dtype=torch.uint8)
@@ -82,26 +111,38 @@ class OnDemand:
     def __init__(
         self, images: Images, rows: Rows, size: int, fit: Fit, limit: int, max_pixels: int = MAX_PIXELS
     ) -> None:  # fmt: skip
-        self.images, self.rows, self.size, self.fit, self.limit = images, rows, size, fit, limit
-        self.max_pixels = max_pixels
-        self._reasons: dict[int, str] = {}
+        self.size = size
+        self._reading = Reading(images, rows, limit, partial(decode, size=size, fit=fit, max_pixels=max_pixels))
 
     def get(self, indices: Sequence[int]) -> Shown:
         undecodable: dict[int, str] = {}
         image_BHWC = _empty((len(indices), self.size, self.size, 3))
         shown = np.empty(len(indices), np.int64)
-        # All of them first: threads that read while this one decodes would take the interpreter from it.
-        read = read_ahead if self.images.is_remote else map
-        encoded = list(read(self.images.get, [self.rows[index] for index in indices]))
-        for place, (index, data) in enumerate(zip(indices, encoded, strict=True)):
-            shown[place], pixels_CHW = self._first_decodable(index, data, undecodable)
+        for place, (index, pixels_CHW) in enumerate(self._reading.each(indices, undecodable)):
+            shown[place] = index
             image_BHWC[place] = pixels_CHW.permute(1, 2, 0)
         return Shown(image_BHWC.permute(0, 3, 1, 2), shown, undecodable)
 
-    def _first_decodable(self, index: int, data: bytes, undecodable: dict[int, str]) -> tuple[int, Tensor]:
+
+class Reading(Generic[Pixels]):
+    """Images of a subset, read and decoded by `decode`, which raises Undecodable."""
+
+    def __init__(self, images: Images, rows: Rows, limit: int, decode: Callable[[bytes], Pixels]) -> None:
+        self.images, self.rows, self.limit, self.decode = images, rows, limit, decode
+        self._reasons: dict[int, str] = {}
+
+    def each(self, indices: Sequence[int], undecodable: dict[int, str]) -> Iterator[tuple[int, Pixels]]:
+        """What is shown at these indices, and its own index. Raises DataError when too many cannot be decoded."""
+        # All of them first: threads that read while this one decodes would take the interpreter from it.
+        read = read_ahead if self.images.is_remote else map
+        encoded = list(read(self.images.get, [self.rows[index] for index in indices]))
+        for index, data in zip(indices, encoded, strict=True):
+            yield self._first_decodable(index, data, undecodable)
+
+    def _first_decodable(self, index: int, data: bytes, undecodable: dict[int, str]) -> tuple[int, Pixels]:
         while True:
             try:
-                return index, decode(data, self.size, self.fit, self.max_pixels)
+                return index, self.decode(data)
             except Undecodable as error:
                 undecodable[index] = self._reasons[index] = f"{self.rows.key(index)}: {error}"
             if len(self._reasons) > min(self.limit, len(self.rows) - 1):

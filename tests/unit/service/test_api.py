@@ -397,3 +397,18 @@ def test_on_a_cluster_a_spec_names_one_of_its_pools(tmp_path: Path, spec: dict[s
         "placement.pool": ("a100", "a100-spot"),
         "placement.processes_per_node": ("3", "1 to 2, the GPUs of a node of the pool a100-spot"),
     }
+
+
+def test_the_gpus_decoder_is_refused_in_a_pool_without_gpus(tmp_path: Path, spec: dict[str, Any]) -> None:
+    (tmp_path / "pools.yaml").write_text("cpu: {image: mcf-trainer}\na100: {image: mcf-trainer, gpus: 2}\n")
+    settings = Settings(
+        work_dir=tmp_path, scheduler="jobset", pools=tmp_path / "pools.yaml", store="s3://mcf/store"
+    )  # fmt: skip
+    http = Scene(settings).http
+    asked = {**spec, "base": {**spec["base"], "data": {**spec["base"]["data"], "decoder": "nvjpeg"}}}
+    answer = http.post("/v1/experiments?dry_run=true", json={**asked, "placement": {"pool": ["a100", "cpu"]}})
+    assert answer.status_code == 422
+    [problem] = answer.json()["problems"]
+    assert problem["field"] == "data.decoder"
+    assert problem["possible"] == "cpu in the pool cpu, whose nodes have no GPU"
+    assert http.post("/v1/experiments?dry_run=true", json={**asked, "placement": {"pool": "a100"}}).is_success

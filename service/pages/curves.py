@@ -9,6 +9,8 @@ from service.text import short
 WIDTH, HEIGHT = 360, 170
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 22
 MAX_POINTS = 300
+# Numbers so small have few digits, or none, left for others between them.
+TINY = 1e-300
 """More points than pixels only make the page heavier."""
 
 
@@ -71,8 +73,8 @@ def curve(name: str, history: History) -> Curve | None:
 def round_values(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers (1, 2 or 5 times a power of ten apart) that enclose low to high."""
     # Marks closer together than numbers of this size can be would be one and the same.
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        margin = abs(low) * 0.05 or 1.0
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), TINY):
+        margin = abs(low) * 0.05 if abs(low) > TINY else 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))

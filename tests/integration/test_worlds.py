@@ -97,7 +97,8 @@ def test_a_step_sends_its_gradient_once_its_keys_inside_the_team_and_a_handful_o
         reduced = [numbers for name, numbers in sent if name == "all_reduce"]
         # Losses, gradient norm and what ranks want of each other.
         assert min(reduced) <= 8
-        assert sum(reduced) - min(reduced) == gradient
+        # One worker has nobody to send it to.
+        assert sum(reduced) - min(reduced) == (gradient if size > 1 else 0)
         # One gather a group this rank's team has, of the slices that any of the team has most of.
         keys = GRID["slice"] * KEY_LENGTH
         assert [numbers for name, numbers in sent if name == "all_gather"] == [share * keys for share in shares]

@@ -11,6 +11,8 @@ numbers = st.floats(-1e12, 1e12, allow_nan=False)
 
 @given(numbers, numbers)
 @example(-1e12, -999999999999.9999)
+@example(0.0, 5e-324)
+@example(1e-310, 1e-310)
 def test_round_values_enclose_what_they_label_and_are_few(one: float, other: float) -> None:
     low, high = min(one, other), max(one, other)
     marks = round_values(low, high, 4)

@@ -9,9 +9,9 @@ from service.text import short
 WIDTH, HEIGHT = 360, 170
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 22
 MAX_POINTS = 300
-# Numbers so small have few digits, or none, left for others between them.
-TINY = 1e-300
 """More points than pixels only make the page heavier."""
+TINY = 1e-300
+"""Numbers so small have few digits, or none, left for others between them."""
 
 
 @dataclass(frozen=True)

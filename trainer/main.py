@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from trainer.conclude import conclude, painter, taken_over
@@ -40,7 +39,7 @@ from trainer.evaluation.stages.runner import Faces, check_stage, run_stages
 from trainer.loop import NonFiniteLoss, Parts, fit, synchronised
 from trainer.method.grid import TooManyWorkers, step_plan, teams
 from trainer.method.optim import adamw
-from trainer.passes import OutOfMemory, prepare
+from trainer.passes import OutOfMemory, prepare, ran_out_of_memory
 from trainer.state.checkpoint import CheckpointStore, OtherRun
 from trainer.state.hostcopy import HostCopy
 from trainer.state.keeper import Keeper
@@ -152,12 +151,6 @@ def own_end(store: Store, before: FaultNote | None, error: Exception) -> Fault |
     note = FaultNote(at=datetime.now(UTC), step=step, kind=fault.kind, place=fault.place, reason=fault.reason)
     store.put(records.FAULT, note.model_dump_json(indent=1).encode())
     return None
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the machine, for which torch has no class of its own."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory)
-    return known or "can't allocate memory" in str(error)
 
 
 def noted_before(store: Store, reason: str, cells: int) -> MemoryNote | None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 ASKED, COMPILE = "MCF_CELLS_A_PASS", "MCF_COMPILE"
 MEMORY = "out of memory"
+WITHOUT_CLASS = ("can't allocate memory", "STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 # More images at once make no GPU faster, and a pass is what a request to stop has to wait for.
 MAX_IMAGES = 1024
 # On a CPU there are no launches to save once a kernel has a few rows, and larger passes fall out of its caches.
@@ -41,6 +42,12 @@ class OutOfMemory(Exception):
         self.cells = cells
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, its libraries or the machine; for the latter two torch has no class of its own."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory)
+    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in WITHOUT_CLASS))
+
+
 def prepare(
     run: RunSpec, parts: Parts, model: Synchronised, plan: StepPlan, world: World, too_many: int | None = None
 ) -> None:  # fmt: skip
@@ -49,7 +56,7 @@ def prepare(
     `too_many`: a pass of so many cells has not fitted once.
     """
     attempt = lambda cells: try_pass(run, replace(parts, cells_a_pass=cells), model, plan, world)  # noqa: E731
-    limit = asked_limit(run, world) or plan.num_mine
+    limit = min(asked_limit(run, world), max(world.collect(plan.num_mine)))
     if too_many:
         limit = min(limit, max(1, too_many // 2))
     if world.device.type == "cuda" and ASKED not in os.environ:
@@ -110,9 +117,9 @@ def _problem(attempt: Callable[[int], None], cells: int) -> str:
     """What goes wrong, in words. Whatever it is: the networks as they are have taken this pass, or will at once."""
     try:
         attempt(cells)
-    except torch.OutOfMemoryError:
-        return MEMORY
     except Exception as error:
+        if ran_out_of_memory(error):
+            return MEMORY
         logger.debug("the networks cannot be compiled", exc_info=True)
         return f"{type(error).__name__}: {error}"
     return ""
@@ -124,7 +131,9 @@ def largest_that_fits(most: int, attempt: Callable[[int], None]) -> int:
     while cells > 1:
         try:
             attempt(cells)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
             cells //= 2
         else:
             return cells

@@ -42,6 +42,23 @@ def test_a_pass_that_does_not_fit_is_halved() -> None:
     assert largest_that_fits(1, attempt) == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_every_error_that_says_memory_halves_a_pass(error: Exception) -> None:
+    def attempt(cells: int) -> None:
+        if cells > 1:
+            raise error
+
+    assert largest_that_fits(8, attempt) == 1
+
+
 def test_an_error_that_is_not_memory_is_not_taken_for_it() -> None:
     def attempt(cells: int) -> None:
         raise RuntimeError("the teacher is broken")

@@ -93,6 +93,8 @@ def _compile(parts: Parts, plan: StepPlan, world: World, attempt: Callable[[int]
     """Compile, which the first pass does. A machine that cannot is told of, and trains without."""
     # Beside the run's other caches: a group that forms anew, and the node's next attempt, do not compile again.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    if world.is_first:
+        logger.info("compiling the networks: a minute or more, and less where this node has compiled them before")
     started = time.monotonic()
     while True:
         parts.compile()

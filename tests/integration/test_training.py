@@ -276,7 +276,8 @@ def test_networks_may_be_compiled_and_features_kept_and_the_losses_stay(tiny_fac
     )  # fmt: skip
     losses, compiling = [], []
     quick = {"MCF_COMPILE": "1", "MCF_TEACHER_CACHE_GIB": "1", "MCF_CACHE_DIR": str(tmp_path / "cache")}
-    for name, env in ("plain", {}), ("quick", quick), ("again", quick):
+    few = {"MCF_TEACHER_CACHE_GIB": "1", "MCF_CELLS_A_PASS": "3", "MCF_CACHE_DIR": str(tmp_path / "cache")}
+    for name, env in ("plain", {"MCF_CELLS_A_PASS": "1"}), ("quick", quick), ("again", quick), ("few", few):
         done = train_alone(run, tmp_path / name, **env)
         assert done.returncode == 0, done.stderr
         store = DirectoryStore(str(tmp_path / name))
@@ -285,6 +286,7 @@ def test_networks_may_be_compiled_and_features_kept_and_the_losses_stay(tiny_fac
         losses.append(result.losses)
         compiling.append(read_sessions(store)[0].speed.compile_seconds)
     assert losses[1] == losses[2] == pytest.approx(losses[0], rel=1e-9)
+    assert losses[3] == pytest.approx(losses[0], rel=1e-9)
     # The second time the compiled code is in the cache.
     assert compiling[0] == 0 < compiling[2] < compiling[1]
     assert any((tmp_path / "cache" / "compiled").iterdir())

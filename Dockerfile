@@ -1,6 +1,7 @@
 # Three images from one file: `service` (no torch), `trainer`, and the `mlflow` server that the chart starts.
 #   docker build --target service -t mcf-service .
-# BASE: any image with Python 3.11 and its venv, and for the trainer its headers; name it by digest (python@sha256:...) to build the same image again.
+# BASE: any image with Python 3.11 and its venv, and with its headers where the trainer is to compile for GPUs; name it by
+# digest (python@sha256:...) to build the same image again.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS base

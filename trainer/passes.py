@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainer.contract import RunSpec
 from trainer.data.batches import Slice
+from trainer.data.manifest import DataError
 from trainer.elastic.distributed import Synchronised, World
 from trainer.loop import Cell, Parts, autocast, keys_of, losses_of
 from trainer.method.grid import StepPlan
@@ -72,16 +73,21 @@ def prepare(
 
 
 def asked_limit(run: RunSpec, world: World) -> int:
-    """Cells of the largest pass that is worth a try."""
+    """Cells of the largest pass that is worth a try. Raises DataError."""
     if asked := os.environ.get(ASKED):
-        return max(1, int(asked))
+        if not (asked.isdecimal() and int(asked)):
+            raise DataError(f"{ASKED} is {asked!r}; possible: a number of cells from 1, or nothing")
+        return int(asked)
     most = MAX_IMAGES_CPU if world.device.type == "cpu" else MAX_IMAGES
     return max(1, most // run.batch.slice)
 
 
 def compile_wanted(world: World) -> bool:
-    """On a GPU unless it was switched off; on a CPU only where it was asked for."""
-    return os.environ.get(COMPILE, "1" if world.device.type == "cuda" else "0") == "1"
+    """On a GPU unless it was switched off; on a CPU only where it was asked for. Raises DataError."""
+    asked = os.environ.get(COMPILE, "1" if world.device.type == "cuda" else "0")
+    if asked not in ("0", "1"):
+        raise DataError(f"{COMPILE} is {asked!r}; possible: 1, 0, or nothing")
+    return asked == "1"
 
 
 def _agree(parts: Parts, plan: StepPlan, world: World, limit: int) -> None:
@@ -123,7 +129,7 @@ def _problem(attempt: Callable[[int], None], cells: int) -> str:
         if ran_out_of_memory(error):
             return MEMORY
         logger.debug("the networks cannot be compiled", exc_info=True)
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     return ""
 
 

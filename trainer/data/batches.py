@@ -101,7 +101,7 @@ def decoders(run: RunSpec, num_images: int) -> int:
     """Processes that decode for this rank; 0 where its images fit into memory, decoded."""
     if num_images * 3 * run.input_size**2 <= MAX_BYTES_IN_MEMORY:
         return 0
-    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // ranks_here() - 1))
+    return max(1, min(MAX_WORKERS, int(cores()) // ranks_here() - 1))
 
 
 def ranks_here() -> int:

@@ -40,6 +40,17 @@ def test_a_pass_launches_few_kernels_however_many_cells_it_has(cells: int, kerne
     assert found.casts < casts, found.casts
 
 
+def test_a_weight_is_cast_once_a_step_however_many_passes_it_has() -> None:
+    with as_on_a_gpu(), joined_world() as world:
+        bench = prepared(world, IMAGES, 2, **SMALL)
+        bench.parts.cells_a_pass = 1
+        bench.pass_once()
+        with Counted() as found:
+            bench.pass_once()
+    # The second pass casts what it computes with the weights, and neither matrices nor biases again.
+    assert found.casts < 2 * one_pass(1).casts - WEIGHTS / 2, found.casts
+
+
 def test_adding_up_gradients_is_a_kernel_a_weight_once_a_step() -> None:
     last, another = one_pass(1, last=True), one_pass(1)
     assert last.kernels.total() - another.kernels.total() <= WEIGHTS

@@ -11,6 +11,7 @@ import torch
 from tests.unit.trainer.method.test_passes import GRID, SMALL
 from trainer import passes, teachers
 from trainer.contract import Batch, RunSpec
+from trainer.data.manifest import DataError
 from trainer.elastic.distributed import World, joined_world
 from trainer.loop import Parts, synchronised
 from trainer.method.grid import step_plan, teams
@@ -109,6 +110,15 @@ def test_the_size_of_a_pass_can_be_asked_for_and_is_halved_where_it_has_not_fitt
             prepare(RUN, parts, model, plan, world, noted)
             assert parts.cells_a_pass == wanted, (asked, noted)
             assert not parts.compiled
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MCF_CELLS_A_PASS", "0"), ("MCF_CELLS_A_PASS", "many"), ("MCF_COMPILE", "true")]
+)
+def test_a_setting_that_means_nothing_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with prepared_parts() as (world, parts), pytest.raises(DataError, match=f"{name} is '{value}'; possible: "):
+        prepare(RUN, parts, synchronised(world, parts), step_plan(RUN.batch, 0, 1), world)
 
 
 def test_compiled_networks_that_do_not_fit_take_fewer_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ import torch
 from tests.unit.trainer.method.test_passes import GRID, SMALL
 from trainer import passes, teachers
 from trainer.contract import Batch, RunSpec
+from trainer.contract.records import OUT_OF_MEMORY, MemoryNote
 from trainer.data.manifest import DataError
 from trainer.elastic.distributed import World, joined_world
 from trainer.loop import Parts, synchronised
+from trainer.main import noted_before
 from trainer.method.grid import step_plan, teams
 from trainer.method.optim import adamw
 from trainer.passes import largest_that_fits, prepare
+from trainer.store.objects import DirectoryStore
+from trainer.store.rundir import read_memory_note
 from trainer.weights.initial import start
 
 RUN = RunSpec.model_validate({**SMALL, **GRID})
@@ -142,3 +147,19 @@ def test_float32_is_float32_on_a_gpu() -> None:
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_only_a_pass_of_one_cell_that_does_not_fit_twice_ends_a_run(tmp_path: Path) -> None:
+    store = DirectoryStore(str(tmp_path))
+
+    def runs_out(cells: int) -> MemoryNote | None:
+        if note := read_memory_note(store):  # a while ago, and not in the same step
+            earlier = note.model_copy(update={"at": note.at - timedelta(minutes=1)})
+            store.put(OUT_OF_MEMORY, earlier.model_dump_json().encode())
+        return noted_before(store, "CUDA out of memory", cells)
+
+    assert [runs_out(cells) for cells in (8, 4, 2, 1)] == [None] * 4
+    note = read_memory_note(store)
+    assert note is not None
+    assert note.cells_a_pass == 1
+    assert runs_out(1) is not None

@@ -37,6 +37,16 @@ class KnownTaps(Protocol):
     def wanted(self, cell: Slice, image_BCHW: Tensor) -> list[Tensor]: ...
 
 
+class Readings(Protocol):
+    """Measures the model while it trains (trainer/watch.py)."""
+
+    def due(self, step: int) -> bool:
+        """Whether a reading after this step is wanted here."""
+
+    def read(self, step: int, model: Mcf) -> None:
+        """Take one. A collective."""
+
+
 class NonFiniteLoss(Exception):
     """A loss or the gradient is not finite; found by all ranks together, before the weights were touched."""
 
@@ -93,12 +103,13 @@ class Parts:
 
 def fit(
     run: RunSpec, parts: Parts, plan: StepPlan, batches: Iterator[Slice], world: World, keeper: Keeper, report: Report,
-    model: Synchronised | None = None,
+    model: Synchronised | None = None, watch: Readings | None = None,
 ) -> bool:  # fmt: skip
     """Train from parts.step to the run's last step. False when stopped on request before that; both are saved.
 
-    `model`: `synchronised(world, parts)`, where there is one already. Raises NonFiniteLoss, DataError when more images
-    cannot be decoded than the spec allows, and StorageError when the last state cannot be saved.
+    `model`: `synchronised(world, parts)`, where there is one already. `watch`: where the run is read on its way. Raises
+    NonFiniteLoss, DataError when more images cannot be decoded than the spec allows, and StorageError when the last
+    state cannot be saved.
     """
     model = model or synchronised(world, parts)
     total_steps = run.total_steps(parts.num_images)
@@ -119,7 +130,8 @@ def fit(
                     train_groups(run, parts, model, plan, groups, cells, world, losses)
 
             grad_norm = gradient_norm(parts.model)
-            wishes = Wishes(stop.requested, keeper.due(parts.step + 1), bool(undecodable))
+            reads = watch is not None and watch.due(parts.step + 1)
+            wishes = Wishes(stop.requested, keeper.due(parts.step + 1), bool(undecodable), reads)
             agreed = losses.agree(world, grad_norm, wishes)
             if agreed.tell:
                 note_undecodable(run, parts, undecodable, world)
@@ -139,6 +151,8 @@ def fit(
             report.step(parts.step, losses.means(), lr=rate, grad_norm=grad_norm.item())
             if parts.step == total_steps or agreed.stop:
                 break
+            if watch and agreed.read:
+                watch.read(parts.step, parts.model)
             if agreed.keep:
                 keeper.keep(parts.step, state_of(parts, report, world))
         if world.is_first:
@@ -244,6 +258,8 @@ class Wishes(NamedTuple):
     """The state after this step is to be kept."""
     tell: bool
     """There are images that could not be decoded, which nobody knows of yet."""
+    read: bool
+    """The model is to be measured as it is after this step."""
 
 
 class Agreed(NamedTuple):
@@ -254,6 +270,7 @@ class Agreed(NamedTuple):
     stop: bool
     keep: bool
     tell: bool
+    read: bool
 
 
 class LossSum:
@@ -275,9 +292,9 @@ class LossSum:
         mine = torch.cat(self._losses, dim=1).sum(dim=1) / self.plan.num_cells
         # The norm is equal on all ranks, and travels along so that one look at the device answers everything.
         everything = torch.cat([mine, grad_norm.double().view(1), mine.new_tensor(wishes)])
-        *numbers, stop, keep, tell = world.sum(everything).tolist()
+        *numbers, stop, keep, tell, read = world.sum(everything).tolist()
         self._means = numbers[:-1]
-        return Agreed(all(map(math.isfinite, numbers)), stop > 0, keep > 0, tell > 0)
+        return Agreed(all(map(math.isfinite, numbers)), stop > 0, keep > 0, tell > 0, read > 0)
 
     def means(self) -> dict[str, float]:
         """Means over all cells of the step, by name; after `agree`."""

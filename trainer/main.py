@@ -33,6 +33,7 @@ from trainer.elastic.blame import Fault, fault_of, is_clusters
 from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
 from trainer.elastic.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.elastic.waiting import on_first
+from trainer.evaluation.evaluate import Reader
 from trainer.evaluation.probe import probe_task
 from trainer.evaluation.stages.fitting import Diverged
 from trainer.evaluation.stages.runner import Faces, check_stage, run_stages
@@ -52,6 +53,7 @@ from trainer.tracking.journal import Journal
 from trainer.tracking.log import RunLog
 from trainer.tracking.report import RankZero, Silent
 from trainer.tracking.speed import Loading, Speedometer, images_at_peak
+from trainer.watch import Watch
 from trainer.weights.files import WeightsError
 from trainer.weights.initial import start
 
@@ -210,12 +212,21 @@ def train(run: RunSpec, store: Store) -> int:
             speed.compile_seconds = parts.compile_seconds
             first = start_report(run, store, world, steps, draw, speed, reported)
             batches = speed.timed(batches)
+        watch = None
+        if run.evaluation.every:
+            # A reading may take minutes on CPUs, so it is no collective that gives up after two.
+            team = world.patient(world.size)
+            assert team
+            reader = Reader(run, split, images, team, world.device)
+            watch = Watch(run, reader, steps.stop, store, earlier, first)
+            if not parts.step:
+                watch.read(0, parts.model)
         # Until here the others wait as long as starting up may take, and in the first step no longer.
         world.collect(None)
         with told_to_the_end(first):
             keeper = Keeper(world, host, checkpoints, run.cadence.checkpoint_steps, parts.step)
             with told_with_its_pass(parts):
-                completed = fit(run, parts, plan, batches, world, keeper, first or Silent(), model)
+                completed = fit(run, parts, plan, batches, world, keeper, first or Silent(), model, watch)
             keeper.close(completed=completed)
             if completed:
                 known = taken_over(run, store, earlier) if earlier and world.is_first else None

@@ -12,6 +12,7 @@
         stages/alignment/result.json    ... its StageResult
         unsent.json, unsent/            an Unsent and its files: what MLflow had not taken when the process ended, until
                                         the service has sent it
+        readings.json                   Readings: what was measured while it trained
         result.json                     a Result: the numbers the comparison is made of
         export/                         the online encoder as a plain timm ViT, with its model card
 
@@ -32,6 +33,7 @@ OUTCOME = "outcome.json"
 OUT_OF_MEMORY = "out_of_memory.json"
 FAULT = "fault.json"
 RESULT = "result.json"
+READINGS = "readings.json"
 SESSIONS = "sessions/"
 CHECKPOINTS = "checkpoints/"
 STAGES = "stages/"
@@ -73,6 +75,8 @@ class Speed(Frozen):
     """Of `seconds`, those in which training had nothing to do, because images were not there yet."""
     compile_seconds: float = 0.0
     """Spent on compiling networks; not in `seconds`."""
+    reading_seconds: float = 0.0
+    """Spent on readings; not in `seconds`."""
     peak_share: float | None = None
     """Of the FLOP/s that the GPUs can do at best; None where that is not known, as on CPUs."""
 
@@ -94,6 +98,8 @@ class Session(Frozen):
     """Of the steps that were logged last."""
     speed: Speed = Speed()
     losses: dict[str, float]
+    last_reading: int | None = None
+    """Step of the newest reading."""
     trouble: str = ""
     """What somebody has to see to although training goes on, such as an MLflow run that was deleted."""
     started_at: datetime
@@ -191,6 +197,39 @@ class Floors(Frozen):
     pixels: float
     random_encoder: float
     """The run's own encoder as it was drawn, before the first step."""
+
+
+class Reading(Frozen):
+    """What was measured of the encoder as it was after `step` optimizer steps, by the measures of the final Result."""
+
+    step: int
+    images_seen: int
+    probe: Metric | None
+    sanity: list[Metric]
+    seconds: float
+    """That it took."""
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The probe first."""
+        return [*([self.probe] if self.probe else []), *self.sanity]
+
+
+class Readings(Frozen):
+    """All readings of a run, in step order."""
+
+    readings: tuple[Reading, ...] = ()
+    note: str = ""
+    """What is left out, and why; empty where nothing is."""
+
+    def with_reading(self, reading: Reading) -> "Readings":
+        """The same step is read once: what an earlier session has read of it gives way."""
+        others = (before for before in self.readings if before.step != reading.step)
+        found = tuple(sorted((*others, reading), key=lambda each: each.step))
+        return self.model_copy(update={"readings": found})
+
+    def at(self, step: int) -> Reading | None:
+        return next((reading for reading in self.readings if reading.step == step), None)
 
 
 class StageResult(Frozen):

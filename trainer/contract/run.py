@@ -257,8 +257,38 @@ class Cadence(Asked):
     """Steps between two pictures of reconstructions."""
 
 
+class Every(Asked):
+    """How often a run is measured while it trains. Decides nothing that it trains or is measured to be at the end."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps between two readings; `every: 500` for short."""
+    images: int | None = Field(None, ge=1)
+    """Images seen between two readings, instead of steps."""
+    share: float = Field(0.03, gt=0, le=1)
+    """Most of the run's time that readings may take. If they would take more, only every second, fourth, ... of them is
+    made, and the run says so."""
+    stalled_after: float = Field(0.5, gt=0, le=1)
+    """From this share of the schedule on, a run that is no better than before its first step is said to be stalled."""
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Self:
+        if (self.steps is None) == (self.images is None):
+            asked = "neither" if self.steps is None else "both"
+            raise ValueError(f"steps or images, one of the two ({asked} given), such as 500 or {{images: 1000000}}")
+        return self
+
+    def in_steps(self, global_batch: int) -> int:
+        """Optimizer steps between two readings."""
+        return self.steps or max(1, math.ceil((self.images or 0) / global_batch))
+
+
+def _steps(value: Any) -> Any:
+    """Lets a number stand for so many steps."""
+    return {"steps": value} if type(value) is int else value
+
+
 class Evaluation(Asked):
-    """What is measured at the end of a run. All arms share the held-out images and the folds."""
+    """What is measured at the end of a run, and while it trains. All arms share the held-out images and the folds."""
 
     held_out: int = Field(1000, ge=2)
     """Number of images that are never trained on; the sanity metrics (reconstruction PSNR, view retrieval) use them."""
@@ -275,6 +305,8 @@ class Evaluation(Asked):
     """Folds of the probe's cross-validation."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of the probe's images and annotations. Filled in on submission; if you give it, it is checked."""
+    every: Annotated[Every | None, BeforeValidator(_steps)] = None
+    """Measures probe and sanity metrics while the run trains, too (docs/evaluation.md). Default: at the end only."""
     alignment: Alignment | None = None
     """Face alignment on a benchmark, as a stage after the last step. Default: no such stage."""
     parsing: Parsing | None = None

@@ -23,19 +23,19 @@ from trainer.evaluation.annotations import Annotations, Landmarks, parse
 from trainer.evaluation.neighbours import nearest
 from trainer.evaluation.readers.source import digest_of_faces
 from trainer.evaluation.ridge import out_of_fold
+from trainer.evaluation.team import ALONE, Dealt, Team
 from trainer.method.vit import Encoder
 from trainer.store.objects import read_object
 
 # ViT-B/16 has 0.6 MB of features an image.
 MAX_IMAGES = 4000
-BATCH = 64
 
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """Images, what is to be predicted for them, and the folds."""
+    """Images, what is to be predicted for them, and the folds. In a team each rank has its own n of the N images."""
 
-    image_NCHW: Tensor
+    image_nCHW: Tensor
     """uint8 at the run's input size."""
     contents: tuple[str, ...]
     """sha256 of each encoded image."""
@@ -43,26 +43,30 @@ class ProbeTask:
     fold_N: Tensor
     annotations: Annotations
     note: str
+    dealt: Dealt
 
-    def measure(self, feature_NF: Tensor) -> Metric:
-        """The probe's metric with these features."""
-        guess_NT = out_of_fold(feature_NF, self.target_NT, self.fold_N)
+    def measure(self, feature_nF: Tensor) -> Metric:
+        """The probe's metric with these features, of this rank's images. A collective."""
+        guess_NT = out_of_fold(feature_nF, self.target_NT, self.fold_N, self.dealt)
         return self.annotations.score(guess_NT.cpu(), self.target_NT)
 
-    def measure_neighbours(self, feature_NF: Tensor, name: str) -> Metric | None:
-        """The probe's metric with the points of each face's nearest neighbour as the guess; None for labels."""
+    def measure_neighbours(self, feature_nF: Tensor, name: str) -> Metric | None:
+        """The probe's metric with the points of each face's nearest neighbour as the guess; None for labels.
+
+        A collective.
+        """
         if not isinstance(self.annotations, Landmarks):
             return None
-        guess_NT = self.target_NT[nearest(feature_NF, self.contents)]
+        guess_NT = self.target_NT[nearest(feature_nF, self.contents, self.dealt)]
         found = self.annotations.score(guess_NT, self.target_NT)
         # Without an interval: a resample of the images would change who is whose neighbour.
         return found.model_copy(update={"name": name, "low": None, "high": None})
 
 
-def probe_task(run: RunSpec) -> ProbeTask | None:
+def probe_task(run: RunSpec, team: Team = ALONE) -> ProbeTask | None:
     """The spec's probe with its images decoded; None where the spec names neither landmarks nor labels.
 
-    Raises DataError when images are missing, too few, or not those of the spec's digest.
+    A collective. Raises DataError when images are missing, too few, or not those of the spec's digest.
     """
     evaluation = run.evaluation
     source = evaluation.landmarks or evaluation.labels
@@ -88,16 +92,18 @@ def probe_task(run: RunSpec) -> ProbeTask | None:
     keys = sorted(annotations.keys, key=lambda key: (place_of[content_of[key]], key))[:MAX_IMAGES]
     if len(keys) < 2 * evaluation.folds:
         raise DataError(f"{source} leaves {len(keys)} usable images; {evaluation.folds} folds need twice as many")
-    rows = [row_of[key] for key in keys]
-    image_NCHW, sizes = _decoded(open_images(data, manifest), rows, run)
+    dealt = Dealt(len(keys), team)
+    image_nCHW, sizes = _decoded(open_images(data, manifest), [row_of[keys[place]] for place in dealt.mine], run)
+    sizes = [size for theirs in team.collect(sizes) for size in theirs]
     left_out = annotations.num_left_out + len(annotations.keys) - len(keys)
     return ProbeTask(
-        image_NCHW=image_NCHW,
+        image_nCHW=image_nCHW,
         contents=tuple(content_of[key] for key in keys),
         target_NT=annotations.targets(keys, sizes, run.input_size, run.data.fit),
         fold_N=torch.tensor([place_of[content_of[key]] % evaluation.folds for key in keys]),
         annotations=annotations,
         note=f"{len(keys)} images in {evaluation.folds} folds, {left_out} annotated ones left out; {annotations.note}",
+        dealt=dealt,
     )
 
 
@@ -110,7 +116,7 @@ def pixel_features(image_NCHW: Tensor, device: torch.device) -> Tensor:
 def encoder_features(encoder: Encoder, image_NCHW: Tensor, device: torch.device) -> Tensor:
     """All tokens [N, (1 + L) D], cls and patches, of uint8 images."""
     dtype = encoder.cls_token.dtype
-    parts = (normalise(part_BCHW.to(device), dtype) for part_BCHW in image_NCHW.split(BATCH))
+    parts = (normalise(part_BCHW.to(device), dtype) for part_BCHW in image_NCHW.split(Dealt.batch))
     return torch.cat([encoder.features(image_BCHW).flatten(1) for image_BCHW in parts])
 
 
@@ -132,5 +138,8 @@ def _decoded(images: Images, rows: Sequence[int], run: RunSpec) -> tuple[Tensor,
             raise DataError(f"annotated image {images.key(row)!r} cannot be decoded: {error}") from error
 
     with ThreadPoolExecutor(8) as pool:
-        pixels, sizes = zip(*pool.map(read, rows), strict=True)
-    return torch.stack(pixels), list(sizes)
+        found = list(pool.map(read, rows))
+    image_NCHW = torch.empty(len(rows), 3, run.input_size, run.input_size, dtype=torch.uint8)
+    for place, (pixels_CHW, _) in enumerate(found):
+        image_NCHW[place] = pixels_CHW
+    return image_NCHW, [size for _, size in found]

@@ -18,22 +18,27 @@ from torch.nn.functional import normalize
 
 from trainer.contract import RunSpec
 from trainer.contract.records import Metric
+from trainer.evaluation.team import Dealt
 from trainer.method.draws import Drawn, View, mask_noise
 from trainer.method.mcf import Mcf
 from trainer.tracking.pictures import denormalise, hidden_pixels
 
 # Not a run's seed: every arm and every seed sees the same masks.
 NOISE_SEED = 20_240_117
-BATCH = 64
 
 
-def sanity_metrics(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> list[Metric]:
-    """PSNR of hidden patches and top-1 of view retrieval, on normalised held-out images; none without images."""
-    if not len(image_NCHW):
+def sanity_metrics(run: RunSpec, model: Mcf, image_NCHW: Tensor, dealt: Dealt | None = None) -> list[Metric]:
+    """PSNR of hidden patches and top-1 of view retrieval, on normalised held-out images; none without images.
+
+    `dealt`: each rank of its team calls this, with its own of the images.
+    """
+    dealt = dealt or Dealt(len(image_NCHW))
+    if not dealt.count:
         return []
+    found = psnr(run, model, image_NCHW, dealt), retrieval(run, model, image_NCHW, dealt)
     return [
-        Metric(name="sanity/psnr", value=psnr(run, model, image_NCHW), unit="dB", higher_is_better=True),
-        Metric(name="sanity/retrieval_top1", value=retrieval(run, model, image_NCHW), unit="%", higher_is_better=True),
+        Metric(name="sanity/psnr", value=found[0], unit="dB", higher_is_better=True),
+        Metric(name="sanity/retrieval_top1", value=found[1], unit="%", higher_is_better=True),
     ]
 
 
@@ -43,8 +48,9 @@ def held_out_noise(run: RunSpec, count: int, view: View = View.ONLINE) -> Tensor
     return torch.from_numpy(mask_noise(NOISE_SEED, each_once, view, run.num_patches))
 
 
-def psnr(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> float:
+def psnr(run: RunSpec, model: Mcf, image_NCHW: Tensor, dealt: Dealt | None = None) -> float:
     """Mean over images of 10 log10(1 / squared error) in dB; colours 0..1, hidden patches alone."""
+    dealt = dealt or Dealt(len(image_NCHW))
     visible = run.visible_patches(run.evaluation.mask_ratio)
 
     def error(image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
@@ -53,20 +59,21 @@ def psnr(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> float:
         squared = (guess - denormalise(image_BCHW)).square().masked_fill(~hidden, 0)
         return squared.flatten(1).sum(1) / hidden.flatten(1).sum(1)
 
-    error_N = _in_batches(error, image_NCHW, held_out_noise(run, len(image_NCHW)))
+    error_N = _of_all(error, image_NCHW, held_out_noise(run, dealt.count), dealt)
     # A patch of one colour can be guessed exactly; 1e-10 is 100 dB.
     return float((-10 * error_N.clamp(min=1e-10).log10()).mean())
 
 
-def retrieval(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> float:
+def retrieval(run: RunSpec, model: Mcf, image_NCHW: Tensor, dealt: Dealt | None = None) -> float:
     """Share of images in % whose first view's nearest second view, by cosine of cls features, is their own."""
+    dealt = dealt or Dealt(len(image_NCHW))
     visible = run.visible_patches(run.evaluation.mask_ratio)
 
     def cls_features(image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
         return model.encoder(image_BCHW, noise_BL, visible)[:, 0]
 
     one_ND, other_ND = (
-        normalize(_in_batches(cls_features, image_NCHW, held_out_noise(run, len(image_NCHW), view)), dim=1)
+        normalize(_of_all(cls_features, image_NCHW, held_out_noise(run, dealt.count, view), dealt), dim=1)
         for view in View
     )
     found = (one_ND @ other_ND.T).argmax(dim=1)
@@ -74,7 +81,9 @@ def retrieval(run: RunSpec, model: Mcf, image_NCHW: Tensor) -> float:
 
 
 @torch.no_grad()
-def _in_batches(function: Callable[[Tensor, Tensor], Tensor], image_NCHW: Tensor, noise_NL: Tensor) -> Tensor:
+def _of_all(function: Callable[[Tensor, Tensor], Tensor], image_nCHW: Tensor, noise_NL: Tensor, dealt: Dealt) -> Tensor:
     """function(images, noise) over everything; images may wait on another device than the noise."""
-    parts = zip(image_NCHW.split(BATCH), noise_NL.split(BATCH), strict=True)
-    return torch.cat([function(image_BCHW, noise_BL.to(image_BCHW.device)) for image_BCHW, noise_BL in parts])
+    noise_nL = noise_NL[dealt.mine.start : dealt.mine.stop]
+    parts = zip(image_nCHW.split(dealt.batch), noise_nL.split(dealt.batch), strict=True)
+    mine = [function(image_BCHW, noise_BL.to(image_BCHW.device)) for image_BCHW, noise_BL in parts]
+    return dealt.whole(torch.cat(mine))

@@ -281,8 +281,9 @@ def _by_slice(x: Tensor, count: int) -> Tensor:
 def patchify(image_BCHW: Tensor, patch: int) -> Tensor:
     """Patches [B, L, K] of an image; values of a patch in the order row, column, colour."""
     batch, channels, height, width = image_BCHW.shape
-    grid = image_BCHW.view(batch, channels, height // patch, patch, width // patch, patch)
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
+    rows, columns = height // patch, width // patch
+    grid = image_BCHW.view(batch, channels, rows, patch, columns, patch)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch * patch * channels)
 
 
 def unpatchify(patch_BLK: Tensor, patch: int) -> Tensor:

@@ -104,8 +104,9 @@ class PatchEmbed(nn.Module):
     def cut(self, image_BCHW: Tensor) -> Tensor:
         """Patches [B, L, K] row by row; values of a patch in the order colour, row, column."""
         (patch, _), (batch, channels, height, width) = self.proj.kernel_size, image_BCHW.shape
-        grid = image_BCHW.reshape(batch, channels, height // patch, patch, width // patch, patch)
-        return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+        rows, columns = height // patch, width // patch
+        grid = image_BCHW.reshape(batch, channels, rows, patch, columns, patch)
+        return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch * patch)
 
     def forward(self, patch_BNK: Tensor) -> Tensor:
         return linear(patch_BNK, self.proj.weight.flatten(1), self.proj.bias)

@@ -13,6 +13,7 @@ from trainer.contract.records import (
     FaultNote,
     MemoryNote,
     Outcome,
+    Readings,
     Result,
     Session,
     StageResult,
@@ -46,6 +47,11 @@ def read_fault(store: Store) -> FaultNote | None:
 def read_result(store: Store) -> Result | None:
     """The numbers of the finished run; None before. Raises StorageError."""
     return _read(store, records.RESULT, Result)
+
+
+def read_readings(store: Store) -> Readings:
+    """What was measured while the run trained; none before. Raises StorageError."""
+    return _read(store, records.READINGS, Readings) or Readings()
 
 
 def read_unsent(store: Store) -> Unsent | None:

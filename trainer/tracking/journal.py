@@ -61,6 +61,11 @@ class Journal:
         self._session = self._session.model_copy(update=update)
         self._news.set()
 
+    def read(self, step: int) -> None:
+        """There is a reading of this step."""
+        self._session = self._session.model_copy(update={"last_reading": step})
+        self._news.set()
+
     def close(self, stage: str | None = None) -> None:
         """Write the last news, with the stage it ended in, and stop."""
         if stage is not None:

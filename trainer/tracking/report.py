@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from trainer.contract import RunSpec, records
-from trainer.contract.records import Unsent
+from trainer.contract.records import Reading, Unsent
 from trainer.store.objects import StorageError, insist
 from trainer.tracking.journal import Journal
 from trainer.tracking.log import RunLog
@@ -51,7 +51,9 @@ class RankZero:
         world_size: int, steps: range, draw: Callable[[], bytes] | None, speed: Speedometer,
     ) -> None:  # fmt: skip
         self.run, self.log, self.journal, self.draw, self.speed = run, log, journal, draw, speed
-        journal.trouble = lambda: "; ".join(filter(None, (log.trouble, speed.trouble)))
+        self.stalled = ""
+        """That the run has learnt nothing, in words; empty where it has."""
+        journal.trouble = lambda: "; ".join(filter(None, (self.stalled, log.trouble, speed.trouble)))
         journal.speed = lambda: speed.so_far
         self.world_size, self.total_steps = world_size, steps.stop
         self._losses: list[Mapping[str, float]] = []
@@ -65,6 +67,12 @@ class RankZero:
             self.log.picture(step, self.draw())
         if last_step:
             self.speed.end()
+
+    def reading(self, reading: Reading) -> None:
+        """What was measured of the encoder at a step, again where the step is taken again."""
+        values = {name: value for metric in reading.metrics for name, value in metric.logged.items()}
+        self.log.metrics(reading.step, values)
+        self.journal.read(reading.step)
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"log": self.log.state_dict(), "losses": self._losses}

@@ -38,7 +38,7 @@ class Loading(NamedTuple):
 
 
 class Speedometer:
-    """Rank 0's. `compile_seconds` is for whoever compiles to add to."""
+    """Rank 0's. `compile_seconds` and `reading_seconds` are for whoever spends them to add to: none trained."""
 
     def __init__(
         self, images_a_step: int, loading: Loading, device: torch.device, at_peak: float | None = None,
@@ -46,7 +46,7 @@ class Speedometer:
     ) -> None:  # fmt: skip
         """`at_peak`: images/s if the cards did what they can at best."""
         self.images_a_step, self.loading, self.at_peak = images_a_step, loading, at_peak
-        self.compile_seconds = 0.0
+        self.compile_seconds = self.reading_seconds = 0.0
         self.so_far = Speed()
         """Replaced at every step, and read by the journal's thread."""
         self.trouble = ""
@@ -54,7 +54,7 @@ class Speedometer:
         self._clock = clock
         self._waits = _waits(device, clock)
         self._steps = 0
-        self._began = self._waited = self._compiled = 0.0
+        self._began = self._waited = self._spent = 0.0
         """As they stood at the end of the first step."""
         self._told = Speed()
         self._judged: Speed | None = None
@@ -69,15 +69,25 @@ class Speedometer:
         now, waited = self._clock(), self._waits.seconds()
         self._steps += 1
         if self._steps == 1:
-            self._began, self._waited, self._compiled = now, waited, self.compile_seconds
-        seconds = max(0.0, now - self._began - (self.compile_seconds - self._compiled))
+            self._began, self._waited, self._spent = now, waited, self._spent_otherwise
+        seconds = max(0.0, now - self._began - (self._spent_otherwise - self._spent))
         images = (self._steps - 1) * self.images_a_step
         self.so_far = Speed(
             images=images, seconds=seconds, waiting_seconds=min(seconds, waited - self._waited),
-            compile_seconds=self.compile_seconds,
+            compile_seconds=self.compile_seconds, reading_seconds=self.reading_seconds,
             peak_share=images / seconds / self.at_peak if self.at_peak and seconds else None,
         )  # fmt: skip
         self._judge()
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """None before it is known."""
+        steps = self._steps - 1
+        return self.so_far.seconds / steps if steps > 0 else None
+
+    @property
+    def _spent_otherwise(self) -> float:
+        return self.compile_seconds + self.reading_seconds
 
     def since_last(self) -> dict[str, float]:
         """Metrics of the steps since this was last asked; without a speed where there are none but the first."""

@@ -1,4 +1,4 @@
-"""Teams of threads: the ranks of trainer.evaluation.stages.team without processes."""
+"""Teams of threads: the ranks of trainer.evaluation.team without processes."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from trainer.evaluation.stages.team import Team
+from trainer.evaluation.team import Team
 
 Answer = TypeVar("Answer")
 PATIENCE_SECONDS = 60

@@ -12,7 +12,7 @@ from trainer.evaluation.stages.benchmarks import Benchmark
 from trainer.evaluation.stages.fitting import Fit
 from trainer.evaluation.stages.network import CHANNELS, INPUT_SIZE, build
 from trainer.evaluation.stages.splits import split
-from trainer.evaluation.stages.team import ALONE, Team
+from trainer.evaluation.team import ALONE, Team
 
 
 def prepare(

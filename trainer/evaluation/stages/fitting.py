@@ -27,7 +27,7 @@ from trainer.evaluation.stages.network import Network
 from trainer.evaluation.stages.norm import settle, share, take_statistics
 from trainer.evaluation.stages.splits import Splits
 from trainer.evaluation.stages.tasks import Example, Task
-from trainer.evaluation.stages.team import ALONE, Team, part, sum_gradients
+from trainer.evaluation.team import ALONE, Team, part, sum_gradients
 
 READERS = 8
 

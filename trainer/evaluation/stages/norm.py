@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
-from trainer.evaluation.stages.team import ALONE, Team
+from trainer.evaluation.team import ALONE, Team
 
 EPS = 1e-5
 MOMENTUM = 0.1

@@ -43,8 +43,8 @@ def test_shared_faces_reproduce_the_published_floors(faces: Path) -> None:
     assert task is not None
     assert task.note.startswith("279 images in 5 folds, 26 annotated ones left out")
     mean_shape = task.measure(torch.zeros(279, 1)).value
-    pixels = task.measure(probe.pixel_features(task.image_NCHW, CPU)).value
-    random = task.measure(probe.encoder_features(build(run).encoder, task.image_NCHW, CPU)).value
+    pixels = task.measure(probe.pixel_features(task.image_nCHW, CPU)).value
+    random = task.measure(probe.encoder_features(build(run).encoder, task.image_nCHW, CPU)).value
     assert mean_shape == pytest.approx(17.4, abs=0.6)
     assert pixels == pytest.approx(13.5, abs=0.5)
     assert random == pytest.approx(13.6, abs=0.5)
@@ -120,6 +120,6 @@ def test_labels_are_read_off_pixels_where_they_can_be(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     task = probe.probe_task(spec(tmp_path, labels=str(tmp_path / "labels.csv")))
     assert task is not None
-    metric = task.measure(probe.pixel_features(task.image_NCHW, CPU))
+    metric = task.measure(probe.pixel_features(task.image_nCHW, CPU))
     assert (metric.name, metric.unit, metric.value) == ("probe/accuracy", "%", 100.0)
     assert "always the commonest one would reach 50.0 %" in task.note

@@ -23,7 +23,7 @@ from trainer.evaluation.stages.fitting import Diverged, Epoch, Fit, Fitted, epoc
 from trainer.evaluation.stages.metrics import box_side, diagonal
 from trainer.evaluation.stages.splits import split
 from trainer.evaluation.stages.tasks import AlignmentTask, Example, ParsingTask
-from trainer.evaluation.stages.team import ALONE, Team
+from trainer.evaluation.team import ALONE, Team
 from trainer.method.vit import Encoder, initialise
 
 CPU = torch.device("cpu")

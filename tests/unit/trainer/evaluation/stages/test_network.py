@@ -11,7 +11,7 @@ from tests.unit.trainer.teamwork import together
 from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from trainer.evaluation.stages import heads, losses, network
 from trainer.evaluation.stages.norm import SliceNorm, settle, share, take_statistics
-from trainer.evaluation.stages.team import Team, part, sum_gradients
+from trainer.evaluation.team import Team, part, sum_gradients
 from trainer.method.vit import Encoder, initialise, position_code
 
 TINY = EncoderSpec(width=16, depth=4, heads=2, patch=8)

@@ -223,14 +223,17 @@ class Experiment:
                 )
             time.sleep(poll_seconds)
 
-    def comparison(self, metric: str | None = None) -> "pandas.DataFrame | Comparison":
+    def comparison(self, metric: str | None = None, *, at: int | None = None) -> "pandas.DataFrame | Comparison":
         """The comparison as a DataFrame, for notebooks; as `table()` where pandas is not installed."""
-        table = self.table(metric)
+        table = self.table(metric, at=at)
         return table.to_dataframe() if importlib.util.find_spec("pandas") else table
 
-    def table(self, metric: str | None = None) -> Comparison:
-        """The comparison with everything the service says, by a metric such as alignment/nme_diag or the probe."""
-        return self._connection.get(Comparison, f"/v1/experiments/{self.id}/comparison", metric=metric)
+    def table(self, metric: str | None = None, *, at: int | None = None) -> Comparison:
+        """The comparison with everything the service says, by a metric such as alignment/nme_diag or the probe.
+
+        `at`: as of this step of training, else of the end of the runs. Raises NoSuchThing where nothing was measured.
+        """
+        return self._connection.get(Comparison, f"/v1/experiments/{self.id}/comparison", metric=metric, at=at)
 
     def report(self) -> str:
         """Table, figures, spec and digests in one HTML file."""

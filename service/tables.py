@@ -146,6 +146,10 @@ class Run(Leased, Base):
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     result: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    readings: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    """What was measured while it trained."""
+    last_reading: Mapped[int | None]
+    """Step of the newest of them."""
 
     tracking_id: Mapped[str | None]
     tracking_run_id: Mapped[str | None]

@@ -19,10 +19,13 @@ router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["comparison"]
 Asked = Annotated[str | None, Query(description="Rank by this, such as alignment/nme_diag; else by the probe.")]
 
 
-def _comparison(request: Request, experiment_id: str, metric: Asked = None) -> Comparison:
+At = Annotated[int | None, Query(ge=0, description="The table as of this step of training; else of its end.")]
+
+
+def _comparison(request: Request, experiment_id: str, metric: Asked = None, at: At = None) -> Comparison:
     kept: Comparisons = request.app.state.comparisons
     with request.app.state.db.read() as session:
-        return kept.of(session, experiment_id, metric)
+        return kept.of(session, experiment_id, metric, at)
 
 
 def _answers(kinds: Iterable[str]) -> dict[int | str, dict[str, Any]]:

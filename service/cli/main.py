@@ -180,14 +180,19 @@ def compare(
     metric: Annotated[
         str | None, typer.Option(help="Metric to rank by, such as alignment/nme_diag; default: the probe.")
     ] = None,
+    at: Annotated[
+        int | None, typer.Option(min=0, help="Show the table as of this step of training (evaluation.every).")
+    ] = None,
 ) -> None:
     """Compare the arms of an experiment, finished or not; or two experiments, arm by arm."""
     if other is not None and metric is not None:
         raise typer.BadParameter("two experiments are compared by the probe", param_hint="--metric")
+    if other is not None and at is not None:
+        raise typer.BadParameter("two experiments are compared at their ends", param_hint="--at")
     if other is not None:
         papers.across(ctx.obj(), name, other, as_json=_is_json(form))
         return
-    found = ctx.obj().experiment(name).table(metric)
+    found = ctx.obj().experiment(name).table(metric, at=at)
     if form is OutputFormat.TABLE:
         show.terminal().print(show.comparison(found))
     elif form is OutputFormat.JSON:

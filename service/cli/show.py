@@ -129,7 +129,7 @@ def comparison(found: Comparison) -> RenderableType:
         for run in row.missing
     ]
     return Group(
-        Text(f"{found.name} ({found.experiment_id})", style="bold"),
+        Text(f"{found.title} ({found.experiment_id})", style="bold"),
         reached,
         "",
         beneath,

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from service.cli.children import SAY_AFTER_SECONDS
 from service.cli.progress import progress
-from service.cli.show import counts
+from service.cli.show import counts, terminal
 from service.client import Experiment
 from service.schemas.experiments import ArmView, ExperimentDetail
 from service.text import duration
@@ -19,17 +19,31 @@ BAR_WIDTH = 12
 
 def watch(experiment: Experiment) -> None:
     """Returns when every run has ended. A KeyboardInterrupt passes through, and the experiment goes on."""
-    since = None
+    since, told = None, set[str]()
 
     def look(detail: ExperimentDetail) -> None:
         nonlocal since
         reason, now = _waiting(detail), time.monotonic()
         since = (since or now) if reason else None
         # Between two runs there is always one that starts.
+        for text in warnings(detail):
+            if text not in told:
+                told.add(text)
+                terminal().print(f"warning: {escape(text)}", soft_wrap=True)
         line(_line(detail, reason if since and now - since > SAY_AFTER_SECONDS else ""), _bars(detail))
 
     with progress(experiment.detail.name) as line:
         experiment.wait(poll_seconds=WATCH_SECONDS, on_progress=look)
+
+
+def warnings(detail: ExperimentDetail) -> list[str]:
+    """Of runs that train although somebody has to see to them."""
+    return [
+        f"{arm.name}, seed {trial.seed}: {trial.waiting_reason}"
+        for arm in detail.arms
+        for trial in arm.trials
+        if trial.state == "running" and trial.waiting_reason
+    ]
 
 
 def _line(detail: ExperimentDetail, reason: str) -> str:

@@ -50,6 +50,8 @@ def draw(table: Comparison, name: str, form: str) -> bytes:
     with _one_at_a_time, matplotlib.rc_context(settings):
         figure = Figure(layout="constrained")
         FIGURES[name](table, figure)
+        if table.at:
+            figure.suptitle(str(table.at), fontsize="medium")
         file = io.BytesIO()
         # Without a date, which would make every file another one.
         undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}

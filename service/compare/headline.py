@@ -103,7 +103,7 @@ def _for_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
 
 
 def _cautions(table: Comparison, best: ArmRow) -> list[str]:
-    told = []
+    told = [f"This is {table.at}, not the end of the runs."] if table.at else []
     missing, total = sum(len(row.missing) for row in table.arms), sum(row.seeds for row in table.arms)
     if missing:
         told.append(f"This is the result so far: {missing} of {total} runs are missing.")

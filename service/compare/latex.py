@@ -27,7 +27,7 @@ def latex(table: Comparison) -> str:
         f"% {table.experiment_id}, {table.made_at:%Y-%m-%d}: \\usepackage{{booktabs}}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escape(table.name)}}}",
+        rf"\caption{{{escape(table.title)}}}",
         rf"\label{{tab:{table.name}}}",  # a name has lower-case letters, digits and hyphens
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",

@@ -19,7 +19,7 @@ def markdown(table: Comparison) -> str:
     chosen = columns.choose(*COLUMNS)
     against = columns.choose("difference", "difference's interval", "p", "verdict")
     rest = columns.choose(*BENEATH, *columns.sanity, *COST, *columns.speed)
-    lines = [f"# {table.name} ({table.experiment_id})", "", *rows([*chosen, *against, *rest], table.arms)]
+    lines = [f"# {table.title} ({table.experiment_id})", "", *rows([*chosen, *against, *rest], table.arms)]
     lines += ["", *(f"* {word}" for word in table.words)]
     if len(table.factors) > 1:
         lines += ["", "Factors, averaged over the others:", "", *_factors(table.factors)]
@@ -38,6 +38,8 @@ def comma_separated(table: Comparison) -> str:
     """One row an arm, numbers in full, empty where there is none."""
     columns = Columns(table)
     found = [columns.fields(row) for row in table.arms]
+    if table.at:
+        found = [{"as_of_step": table.at.step, **row} for row in found]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
     writer.writeheader()

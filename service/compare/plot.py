@@ -19,7 +19,7 @@ def svg(table: Comparison) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="13"><title>{escape(table.name)}</title>\n'
+        f'font-family="system-ui, sans-serif" font-size="13"><title>{escape(table.title)}</title>\n'
         f'<rect width="100%" height="100%" fill="#ffffff"/>\n{body}\n</svg>\n'
     )
 
@@ -35,8 +35,11 @@ def _plot(table: Comparison, height: int) -> Iterator[str]:
     def x(value: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
 
+    as_of = f"; {table.at}" if table.at else ""
     better = "higher" if table.metric.higher_is_better else "lower"
-    yield _text(LEFT, 20, f"{table.metric.name} ({table.metric.unit}), {better} is better: mean, 95 % interval, seeds")
+    yield _text(
+        LEFT, 20, f"{table.metric.name} ({table.metric.unit}), {better} is better: mean, 95 % interval, seeds{as_of}"
+    )
     for tick in range(5):
         value = low + (high - low) * tick / 4
         yield _rule(x(value), TOP - 8, x(value), bottom, "#e4e7eb")

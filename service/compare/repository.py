@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.compare.readings import kept_readings
 from service.compare.table import ArmTrials, TrialRow, TrialSpeed
 from service.schemas.comparison import Digest
 from service.tables import Arm, Experiment, Run, Trial
@@ -35,7 +36,7 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
         select(
             Trial.arm_id, Trial.seed, Run.id, Run.state, Run.reason, Run.result, Run.process_seconds, Run.restarts,
             Run.tracking_id, Run.tracking_run_id, Run.world_sizes, Run.spec["evaluation"].label("evaluation"),
-            Run.mean_images_per_second, Run.waiting_share, Run.peak_share, Run.compile_seconds,
+            Run.mean_images_per_second, Run.waiting_share, Run.peak_share, Run.compile_seconds, Run.readings,
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id == experiment_id)
@@ -49,7 +50,7 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
         trials[row.arm_id].append(TrialRow(
             row.seed, row.id, row.state, row.reason, parsed, row.process_seconds, row.restarts,
             run_in_mlflow(tracking_uri, row.tracking_id, row.tracking_run_id), row.world_sizes, speed,
-            row.evaluation or {},
+            row.evaluation or {}, kept_readings(row.readings),
         ))  # fmt: skip
     return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id]) for arm in arms]
 
@@ -59,7 +60,7 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
     rows = session.execute(
         select(
             Trial.id, Run.id, Run.state, Run.ended_at, Run.reason, Run.process_seconds, Run.restarts,
-            Run.tracking_run_id,
+            Run.tracking_run_id, Run.last_reading,
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id == experiment_id)

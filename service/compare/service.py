@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.compare import repository
 from service.compare.ranking import NoSuchMetric
+from service.compare.readings import NoSuchStep, as_of
 from service.compare.repository import Fingerprint
 from service.compare.table import ArmTrials, compare
 from service.errors import NotFound
@@ -28,18 +29,20 @@ class Comparisons:
 
     def __init__(self, tracking_uri: str | None) -> None:
         self._tracking_uri = tracking_uri
-        self._kept: OrderedDict[tuple[str, str | None], tuple[Fingerprint, Comparison]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str | None, int | None], tuple[Fingerprint, Comparison]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, session: Session, experiment_id: str, metric: str | None = None) -> Comparison:
+    def of(
+        self, session: Session, experiment_id: str, metric: str | None = None, step: int | None = None
+    ) -> Comparison:  # fmt: skip
         """As `comparison_of`; not to be changed. Raises NotFound."""
-        key, found = (experiment_id, metric), repository.fingerprint(session, experiment_id)
+        key, found = (experiment_id, metric, step), repository.fingerprint(session, experiment_id)
         with self._lock:
             if known := self._kept.get(key):
                 self._kept.move_to_end(key)
         if known and known[0] == found:
             return known[1].model_copy(update={"made_at": datetime.now(UTC)})
-        made = comparison_of(session, experiment_id, self._tracking_uri, metric)
+        made = comparison_of(session, experiment_id, self._tracking_uri, metric, step)
         with self._lock:
             self._kept[key] = found, made
             while len(self._kept) > MAX_KEPT:
@@ -48,14 +51,19 @@ class Comparisons:
 
 
 def comparison_of(
-    session: Session, experiment_id: str, tracking_uri: str | None, metric: str | None = None
-) -> Comparison:  # fmt: skip
-    """By the metric that is named, else by the probe. Raises NotFound."""
+    session: Session, experiment_id: str, tracking_uri: str | None, metric: str | None = None, step: int | None = None
+) -> Comparison:
+    """By the metric that is named, else by the probe; as of a step of training, else of its end. Raises NotFound."""
     experiment, arms = _load(session, experiment_id, tracking_uri)
     try:
-        return _compared(experiment, arms, metric)
-    except NoSuchMetric as error:
+        return _compared(experiment, arms if step is None else as_of(arms, step), metric, step)
+    except (NoSuchMetric, NoSuchStep) as error:
         raise NotFound(str(error)) from error
+
+
+def arms_of(session: Session, experiment_id: str) -> list[ArmTrials]:
+    """All that is known of an experiment's runs. Raises NotFound."""
+    return _load(session, experiment_id, None)[1]
 
 
 def report_of(session: Session, experiment_id: str, tracking_uri: str | None) -> Report:
@@ -85,5 +93,7 @@ def _trained_with(arms: Sequence[ArmTrials]) -> dict[str, list[str]]:
     return {name: sorted(numbers) for name, numbers in found.items()}
 
 
-def _compared(experiment: Experiment, arms: Sequence[ArmTrials], metric: str | None = None) -> Comparison:
-    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric)
+def _compared(
+    experiment: Experiment, arms: Sequence[ArmTrials], metric: str | None = None, step: int | None = None
+) -> Comparison:  # fmt: skip
+    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric, step)

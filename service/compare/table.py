@@ -12,6 +12,7 @@ from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, s
 from service.compare.words import describe
 from service.schemas.comparison import (
     ArmRow,
+    AsOf,
     Comparison,
     Difference,
     Estimate,
@@ -20,7 +21,7 @@ from service.schemas.comparison import (
     SeedValue,
 )
 from service.states import RunState
-from trainer.contract.records import Metric, Result
+from trainer.contract.records import Metric, Readings, Result
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class TrialRow:
     """None before it has been measured, and where nothing was trained."""
     evaluation: Evaluation = field(default_factory=dict)
     """What it is measured on, with digests."""
+    readings: Readings = field(default_factory=Readings)
+    """What was measured of it while it trained."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,13 @@ class ArmTrials:
 
 
 def compare(
-    experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, asked: str | None = None
+    experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, asked: str | None = None,
+    step: int | None = None,
 ) -> Comparison:  # fmt: skip
-    """The table of an experiment, finished or not, by the metric `asked` for (ranking.py). Raises NoSuchMetric."""
+    """The table of an experiment, finished or not, by the metric `asked` for (ranking.py).
+
+    `step`: that the results are of; None = of the ends of the runs. Raises NoSuchMetric.
+    """
     finished = [(trial.result, trial.evaluation) for arm in arms for trial in arm.trials if trial.result]
     metric, doubt = ranking(finished, asked)
     baseline = next((arm for arm in arms if arm.is_baseline), arms[0])
@@ -70,7 +77,12 @@ def compare(
     differences = {arm.name: paired(_values(arm, metric), base_values) for arm in arms if arm is not baseline}
     adjusted = holm({name: difference.p for name, difference in differences.items() if difference.p is not None})
     rows = [
-        _row(arm, metric, _difference(differences.get(arm.name), adjusted.get(arm.name), metric, len(differences)))
+        _row(
+            arm,
+            metric,
+            _difference(differences.get(arm.name), adjusted.get(arm.name), metric, len(differences)),
+            at_a_step=step is not None,
+        )
         for arm in arms
     ]
     cells = [Cell(arm.levels, _values(arm, metric), [trial.seed for trial in arm.trials]) for arm in arms]
@@ -86,8 +98,14 @@ def compare(
         factors=main_effects(cells, baseline.levels, metric.higher_is_better) if metric else [],
         interactions=interactions(cells, baseline.levels, metric.higher_is_better) if metric else [],
         words=[],
+        at=_as_of(finished, step) if step is not None else None,
+        steps=sorted({r.step for arm in arms for trial in arm.trials for r in trial.readings.readings}),
     )
     return table.model_copy(update={"words": describe(table, doubt)})
+
+
+def _as_of(results: Sequence[tuple[Result, Evaluation]], step: int) -> AsOf:
+    return AsOf(step=step, images=fmean(result.images_seen for result, _ in results) if results else 0)
 
 
 def _on_gpus(arms: Sequence[ArmTrials]) -> bool:
@@ -111,7 +129,9 @@ def _value(metric: RankingMetric, result: Result) -> float | None:
     return found.metric.value if found else None
 
 
-def _row(arm: ArmTrials, metric: RankingMetric | None, difference: Difference | None) -> ArmRow:
+def _row(
+    arm: ArmTrials, metric: RankingMetric | None, difference: Difference | None, *, at_a_step: bool
+) -> ArmRow:  # fmt: skip
     results = [trial.result for trial in arm.trials if trial.result]
     runs = [_seed(trial, metric) for trial in arm.trials]
     speeds = [trial.speed for trial in arm.trials if trial.speed]
@@ -134,7 +154,12 @@ def _row(arm: ArmTrials, metric: RankingMetric | None, difference: Difference | 
         restarts=sum(trial.restarts for trial in arm.trials),
         world_sizes=sorted({size for trial in arm.trials for size in trial.world_sizes}),
         runs=runs,
-        missing=[run for run in runs if run.state is not RunState.SUCCEEDED],
+        missing=[
+            run
+            for run, trial in zip(runs, arm.trials, strict=True)
+            # On its way a run has numbers before it has succeeded, and one that has may not have been measured there.
+            if (trial.result is None if at_a_step else run.state is not RunState.SUCCEEDED)
+        ],
     )
 
 

@@ -14,7 +14,7 @@ MOST_NAMES = 6
 
 def describe(table: Comparison, doubt: str) -> list[str]:
     """One sentence a point, the most important first."""
-    words = [*_missing(table)]
+    words = [*_as_of(table), *_missing(table)]
     if doubt:
         words.append(doubt)
     if table.metric:
@@ -39,6 +39,14 @@ def describe(table: Comparison, doubt: str) -> list[str]:
 def count_states(runs: Sequence[SeedValue]) -> str:
     """`2 failed, 1 running`."""
     return ", ".join(f"{count} {state}" for state, count in sorted(Counter(run.state.value for run in runs).items()))
+
+
+def _as_of(table: Comparison) -> list[str]:
+    if table.at is None:
+        return []
+    return [
+        f"This is the table {table.at}, and not of the end of the runs; runs that were not measured there are missing."
+    ]
 
 
 def _missing(table: Comparison) -> list[str]:

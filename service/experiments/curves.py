@@ -47,7 +47,11 @@ class Curves:
         for trial in trials:
             arms.setdefault(trial.position, []).append(trial)
         curves = [
-            _over_seeds(mine[0], [histories[t.tracking_run_id] for t in mine if t.tracking_run_id in histories])
+            over_seeds(
+                mine[0].arm,
+                mine[0].is_baseline,
+                [histories[t.tracking_run_id] for t in mine if t.tracking_run_id in histories],
+            )
             for _, mine in sorted(arms.items())
         ]
         return [curve for curve in curves if curve.steps]
@@ -95,19 +99,19 @@ def _is_complete(trial: TrackedTrial) -> bool:
     return trial.state is RunState.SUCCEEDED and not late
 
 
-def _over_seeds(trial: TrackedTrial, histories: Sequence[History]) -> ArmCurve:
+def over_seeds(arm: str, is_baseline: bool, histories: Sequence[History]) -> ArmCurve:
     """At steps that any seed has, between its own steps by a straight line; beyond its last one a seed is left out."""
     finite = [np.array([point for point in history if np.isfinite(point[1])]) for history in histories]
     finite = [points for points in finite if len(points)]
     if not finite:
-        return ArmCurve(arm=trial.arm, is_baseline=trial.is_baseline, steps=[], mean=[], low=[], high=[], seeds=[])
+        return ArmCurve(arm=arm, is_baseline=is_baseline, steps=[], mean=[], low=[], high=[], seeds=[])
     steps = np.unique(np.concatenate([points[:, 0] for points in finite]))
     if len(steps) > MAX_POINTS:
         steps = steps[np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).round().astype(int))]
     # Seeds x steps.
     values = np.stack([np.interp(steps, p[:, 0], p[:, 1], left=np.nan, right=np.nan) for p in finite])
     return ArmCurve(
-        arm=trial.arm, is_baseline=trial.is_baseline, steps=steps.astype(int).tolist(),
+        arm=arm, is_baseline=is_baseline, steps=steps.astype(int).tolist(),
         mean=np.nanmean(values, axis=0).tolist(), low=np.nanmin(values, axis=0).tolist(),
         high=np.nanmax(values, axis=0).tolist(), seeds=np.isfinite(values).sum(axis=0).tolist(),
     )  # fmt: skip

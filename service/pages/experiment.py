@@ -10,9 +10,11 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.auth import Reader
 from service.compare.columns import Columns
 from service.compare.headline import headline
+from service.compare.service import arms_of
 from service.experiments import service as experiments
 from service.experiments.curves import tracked_trials
 from service.experiments.repository import TrackedTrial
+from service.pages import reading_curves
 from service.pages.forest import forest
 from service.pages.overlay import overlay
 from service.pages.render import PageRoute, page
@@ -52,16 +54,19 @@ def experiment(
     metric: str = "",
     step: str = "",
     said: str = "",
+    at: str = "",
 ) -> Response:
-    """`said` is what a screen reader has been told last, so that it is not told again."""
+    """`said` is what a screen reader has been told last, so that it is not told again; `at`: a step that the table is
+    to be of."""
     state = request.app.state
     detail = experiments.show(state.db, state.settings, experiment_id)
     with state.db.read() as session:
-        comparison = state.comparisons.of(session, experiment_id)
+        comparison = state.comparisons.of(session, experiment_id, None, int(at) if at.isdecimal() else None)
     columns = Columns(comparison)
     return page(
         "experiment.html", experiment=detail, comparison=comparison, head=headline(comparison), said=said,
-        forest=forest(comparison), seeds=_seeds(detail), grid=_grid(detail, comparison), reasons=_reasons(detail),
+        forest=forest(comparison), seeds=_seeds(detail), grid=_grid(detail, comparison),
+        reasons=_reasons(detail), warnings=_warnings(detail),
         failed=[(row.name, run) for row in comparison.arms for run in row.missing if run.state is RunState.FAILED],
         shown=arms or _first_arms(detail, comparison), metric=metric, step=step,
         most=NUM_ARMS, columns=columns, reached=REACHED,
@@ -72,22 +77,32 @@ def experiment(
 
 @router.get("/curves")
 def curves(request: Request, experiment_id: str, arms: Arms, metric: str = "", step: str = "") -> Response:
-    """One metric of the arms asked for; asked for by itself, because MLflow may be slow."""
+    """One metric of the arms asked for; asked for by itself, because MLflow may be slow.
+
+    What ranks comes first, where it was measured while the runs trained; the database has that, and MLflow the rest.
+    """
     state = request.app.state
     trials, shown = _shown(request, experiment_id, arms)
-    mine = [trial for trial in trials if trial.position in shown]
+    names, mine = _names(trials), [trial for trial in trials if trial.position in shown]
+    with state.db.read() as session:
+        ranks, of_arms = state.comparisons.of(session, experiment_id).metric, arms_of(session, experiment_id)
+    read = reading_curves.names(of_arms, ranks.name if ranks else None)
+    drawn = metric if metric in read else next(iter(read), "")
+    found = reading_curves.curves(of_arms, drawn)
     try:
-        metrics = [name for name in state.curves.names(mine) if name in CURVES] if state.tracker else []
-        metrics.sort(key=CURVES.index)
-        metric = metric if metric in metrics else next(iter(metrics), "")
-        found, missing = state.curves.of(mine, metric) if metric else [], ""
+        logged = sorted(set(state.curves.names(mine)) & set(CURVES), key=CURVES.index) if state.tracker else []
+        missing = ""
+        if metric in logged or not read:
+            drawn = metric if metric in logged else next(iter(logged), "")
+            found = state.curves.of(mine, drawn) if drawn else []
     except TrackingAway as error:
-        metrics, found, missing = [], [], str(error)
-    names = _names(trials)
+        logged, missing = [], str(error)
+    metric, found = drawn, [curve for curve in found if curve.arm in {names[position] for position in shown}]
+    metrics = [*read, *logged]
     return page(
         "arm_curves.html", experiment_id=experiment_id, step=step, metric=metric, metrics=metrics, shown=shown,
         chart=overlay(found, {names[position]: index for index, position in enumerate(shown)}), missing=missing,
-        is_live=_is_live(trials),
+        is_live=_is_live(trials), along="images seen" if metric in read else "step",
     )  # fmt: skip
 
 
@@ -163,6 +178,16 @@ def _reasons(detail: ExperimentDetail) -> list[tuple[int, str]]:
     reasons = Counter(trial.waiting_reason for trial in waiting if trial.state is not RunState.RUNNING)
     told = [(count, reason or "not looked at yet") for reason, count in reasons.most_common(NUM_REASONS)]
     return told
+
+
+def _warnings(detail: ExperimentDetail) -> list[tuple[str, TrialView]]:
+    """Runs that train although somebody has to see to them, as when they learn nothing."""
+    return [
+        (arm.name, trial)
+        for arm in detail.arms
+        for trial in arm.trials
+        if trial.state is RunState.RUNNING and trial.waiting_reason
+    ]
 
 
 def _first_arms(detail: ExperimentDetail, comparison: Comparison) -> Sequence[int]:

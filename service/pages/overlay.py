@@ -70,6 +70,12 @@ def overlay(curves: Sequence[ArmCurve], styles: Mapping[str, int]) -> Overlay | 
     ]  # fmt: skip
     return Overlay(
         lines=lines,
-        x_ticks=[Tick(x(mark), f"{mark:g}") for mark in round_values(x_low, x_high, 6) if x_low <= mark <= x_high],
+        x_ticks=[
+            Tick(x(mark), _round_number(mark)) for mark in round_values(x_low, x_high, 6) if x_low <= mark <= x_high
+        ],
         y_ticks=[Tick(y(mark), short(mark)) for mark in y_marks],
     )
+
+
+def _round_number(value: float) -> str:
+    return f"{value / 1e6:g} M" if value >= 1e6 else f"{value:,.0f}" if value == int(value) else f"{value:g}"

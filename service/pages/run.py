@@ -18,6 +18,10 @@ router = APIRouter(route_class=PageRoute, prefix="/runs/{run_id}", include_in_sc
 
 LOG_LINES = 200
 
+READ = (
+    "probe/landmark_nme", "probe/accuracy", "sanity/retrieval_top1", "sanity/neighbour_nme", "sanity/psnr",
+)  # fmt: skip
+"""Metrics that are drawn first where they were measured while the run trained, too."""
 CURVES = (
     "loss/total", "loss/perceptual", "loss/pixel", "loss/contrastive", "lr", "grad_norm", "images_per_second",
     "world_size",
@@ -36,8 +40,9 @@ def run(request: Request, run_id: str, principal: Reader, said: str = "") -> Res
 @router.get("/curves")
 def curves(request: Request, run_id: str) -> Response:
     state = request.app.state
-    found = runs.sampled(state.db, state.tracker, run_id, CURVES, MAX_POINTS).metrics
-    charts = [chart for name in CURVES if name in found and (chart := curve(name, found[name]))]
+    found = runs.sampled(state.db, state.tracker, run_id, (*READ, *CURVES), MAX_POINTS).metrics
+    names = [*(name for name in READ if len(found.get(name, ())) > 1), *CURVES]
+    charts = [chart for name in names if name in found and (chart := curve(name, found[name]))]
     return part(request, "curves.html", run_id, charts=charts)
 
 

@@ -18,7 +18,7 @@ from trainer.contract import Placement, RunSpec
 from trainer.contract.records import SPEC, UNSENT, UNSENT_FILES, Result, Verdict
 from trainer.contract.records import Session as TrainingSession
 from trainer.store.objects import Store, open_store
-from trainer.store.rundir import read_result, read_unsent
+from trainer.store.rundir import read_readings, read_result, read_unsent
 
 # The last lines of every node that are kept when an attempt ends.
 TAIL_LINES = 60
@@ -70,7 +70,7 @@ class Outside:
             seen = replace(seen, log_tail=self._tail(lease.run.id, number, placement))
         if _may_open(facts, seen, now):
             seen, tracked = self._prepare(lease, replace(seen, pool=self.launcher.choose(placement)))
-        return Look(seen, _progress(sessions), result, tracked)
+        return Look(seen, _progress(sessions) | _readings(store, sessions, lease.run.last_reading), result, tracked)
 
     def act(self, action: Action, lease: RunLease, facts: RunFacts) -> None:
         """Do it outside; raises what the store or the scheduler raise, and is then done again."""
@@ -195,6 +195,14 @@ def _progress(sessions: Sequence[TrainingSession]) -> dict[str, Any]:
         "process_seconds": sum(session.process_seconds for session in sessions),
         "started_at": sessions[0].started_at,
     }
+
+
+def _readings(store: Store, sessions: Sequence[TrainingSession], known: int | None) -> dict[str, Any]:
+    """What is measured while it trains, where there is news of it."""
+    newest = sessions[-1].last_reading if sessions else None
+    if newest is None or newest == known:
+        return {}
+    return {"readings": read_readings(store).model_dump(mode="json"), "last_reading": newest}
 
 
 def _speed(sessions: Sequence[TrainingSession]) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from service.settings import Settings
 from service.tables import Run
 from service.text import run_in_mlflow
 from service.tracking import Tracker, TrackingAway
-from trainer.contract.records import Result
+from trainer.contract.records import Readings, Result
 from trainer.store.objects import StorageError, open_store
 from trainer.store.rundir import list_checkpoints
 
@@ -40,6 +40,7 @@ def detail(db: Database, settings: Settings, run_id: str, project: str | None) -
         sessions=[SessionView.model_validate(item) for item in run.sessions],
         used_by=[UsedBy(experiment_id=e.id, experiment=e.name, arm=arm.name, seed=seed) for e, arm, seed in users],
         result=Result.model_validate(run.result) if run.result else None,
+        readings=Readings.model_validate(run.readings or {}),
     )
 
 

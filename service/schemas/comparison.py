@@ -152,6 +152,17 @@ class ArmRow(Part):
     """Trials that are not in the mean: still to come, failed or cancelled."""
 
 
+class AsOf(Part):
+    """A step of training at which runs were measured before their end."""
+
+    step: int
+    images: float
+    """Seen by then: mean over the runs."""
+
+    def __str__(self) -> str:
+        return f"as of step {self.step:,} ({self.images:,.0f} images)"
+
+
 class Comparison(Part):
     experiment_id: str
     name: str
@@ -169,6 +180,15 @@ class Comparison(Part):
     """Of every pair of such factors."""
     words: list[str]
     """What the table shows and what it does not."""
+    at: AsOf | None = None
+    """The step that the numbers are of; null: of the end of each run."""
+    steps: list[int] = Field(default_factory=list)
+    """At which a run was measured while it trained: the table can be had as of each."""
+
+    @property
+    def title(self) -> str:
+        """The experiment's name, with the step that the numbers are of, where that is not the end."""
+        return f"{self.name}, {self.at}" if self.at else self.name
 
 
 class Digest(Part):

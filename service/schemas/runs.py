@@ -5,7 +5,7 @@ from typing import Any
 
 from service.schemas.base import View
 from service.states import AttemptState, RunState
-from trainer.contract.records import Checkpoint, Result
+from trainer.contract.records import Checkpoint, Readings, Result
 
 
 class RunSummary(View):
@@ -97,6 +97,8 @@ class RunDetail(RunSummary):
     """World sizes over time."""
     used_by: list[UsedBy]
     result: Result | None
+    readings: Readings = Readings()
+    """What was measured while it trained (evaluation.every)."""
 
 
 class Checkpoints(View):

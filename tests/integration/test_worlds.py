@@ -96,7 +96,7 @@ def test_a_step_sends_its_gradient_once_its_keys_inside_the_team_and_a_handful_o
     for sent in trained.collectives:
         reduced = [numbers for name, numbers in sent if name == "all_reduce"]
         # Losses, gradient norm and what ranks want of each other.
-        assert min(reduced) <= 8
+        assert min(reduced) <= 9
         # One worker has nobody to send it to.
         assert sum(reduced) - min(reduced) == (gradient if size > 1 else 0)
         # One gather a group this rank's team has, of the slices that any of the team has most of.

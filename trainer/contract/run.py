@@ -306,7 +306,7 @@ class Evaluation(Asked):
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of the probe's images and annotations. Filled in on submission; if you give it, it is checked."""
     every: Annotated[Every | None, BeforeValidator(_steps)] = None
-    """Measures probe and sanity metrics while the run trains, too (docs/evaluation.md). Default: at the end only."""
+    """Measures probe and sanity metrics while the run trains, too (docs/comparison.md). Default: at the end only."""
     alignment: Alignment | None = None
     """Face alignment on a benchmark, as a stage after the last step. Default: no such stage."""
     parsing: Parsing | None = None

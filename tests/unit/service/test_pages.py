@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 from service.api.auth import COOKIE
 from service.compare.headline import headline
 from service.compare.table import ArmTrials, TrialRow, compare
-from service.experiments.curves import _over_seeds
+from service.experiments.curves import over_seeds
 from service.experiments.repository import TrackedTrial
 from service.settings import Settings
 from service.states import RunState, Scope
@@ -93,7 +93,9 @@ def test_without_a_finished_run_the_headline_names_no_arm() -> None:
 
 def test_a_curve_is_the_mean_of_the_seeds_that_have_got_so_far() -> None:
     trial = TrackedTrial(0, "arm", True, 0, "r0", RunState.RUNNING, 3, "m0", None)
-    found = _over_seeds(trial, [[(1, 4.0), (3, 2.0)], [(1, 2.0), (2, math.nan), (3, 1.0), (5, 0.5)]])
+    found = over_seeds(
+        trial.arm, trial.is_baseline, [[(1, 4.0), (3, 2.0)], [(1, 2.0), (2, math.nan), (3, 1.0), (5, 0.5)]]
+    )
     assert found.steps == [1, 3, 5]
     assert found.mean == [3.0, 1.5, 0.5]
     assert (found.low, found.high, found.seeds) == ([2.0, 1.0, 0.5], [4.0, 2.0, 0.5], [2, 2, 1])

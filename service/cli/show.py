@@ -95,6 +95,9 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
         "MLflow": found.tracking_url or "",
         "used by": ", ".join(f"{use.experiment} ({use.arm}, seed {use.seed})" for use in found.used_by),
     }
+    if made := found.readings.readings:
+        note = f"; {found.readings.note}" if found.readings.note else ""
+        rows["readings"] = f"{len(made)}, the last at step {made[-1].step}{note}"
     if found.stage and not found.result:
         rows["stage"] = found.stage
     if found.result and found.result.probe:
@@ -129,7 +132,7 @@ def comparison(found: Comparison) -> RenderableType:
         for run in row.missing
     ]
     return Group(
-        Text(f"{found.title} ({found.experiment_id})", style="bold"),
+        Text(found.heading, style="bold"),
         reached,
         "",
         beneath,

@@ -19,7 +19,7 @@ def markdown(table: Comparison) -> str:
     chosen = columns.choose(*COLUMNS)
     against = columns.choose("difference", "difference's interval", "p", "verdict")
     rest = columns.choose(*BENEATH, *columns.sanity, *COST, *columns.speed)
-    lines = [f"# {table.title} ({table.experiment_id})", "", *rows([*chosen, *against, *rest], table.arms)]
+    lines = [f"# {table.heading}", "", *rows([*chosen, *against, *rest], table.arms)]
     lines += ["", *(f"* {word}" for word in table.words)]
     if len(table.factors) > 1:
         lines += ["", "Factors, averaged over the others:", "", *_factors(table.factors)]

@@ -190,6 +190,12 @@ class Comparison(Part):
         """The experiment's name, with the step that the numbers are of, where that is not the end."""
         return f"{self.name}, {self.at}" if self.at else self.name
 
+    @property
+    def heading(self) -> str:
+        """The same with the experiment's id."""
+        named = f"{self.name} ({self.experiment_id})"
+        return f"{named}, {self.at}" if self.at else named
+
 
 class Digest(Part):
     """What the numbers are of."""

@@ -2,7 +2,7 @@
 
 Standard library only. The spec decides what happens: `contrastive.temperature` 0.5 = fails by its own error,
 0.7 = is killed without a word at the first two attempts. A step takes
-`ema.momentum` seconds. Two of it at work on one run leave a file DOUBLE.
+`ema.momentum` seconds. With `evaluation.every` it is read. Two of it at work on one run leave a file DOUBLE.
 """
 
 import fcntl
@@ -76,6 +76,13 @@ def train(spec: dict) -> int:
             },
             "started_at": started, "seen_at": now(),
         }  # fmt: skip
+        if every := spec["evaluation"].get("every"):
+            read = [result(spec, at, 1 - at / 100) for at in range(0, step + 1, every["steps"])]
+            kept = ("images_seen", "probe", "sanity")
+            made = [{"step": r["steps"], "seconds": 0.1, **{name: r[name] for name in kept}} for r in read]
+            write("readings.json", {"readings": made})
+            session |= {"last_reading": made[-1]["step"]}
+            session |= {"trouble": "it has stalled: nothing is learnt"} if temperature == 0.9 else {}
         write(f"sessions/{number:04d}.json", session)
         if temperature == 0.5:
             failed = {"verdict": "failed", "step": step, "reason": "the loss is not finite", "kind": "NonFiniteLoss"}
@@ -88,8 +95,8 @@ def train(spec: dict) -> int:
     return 0
 
 
-def result(spec: dict, step: int) -> dict:
-    value = 10 - 4 * spec["mask_ratio"] + 0.1 * spec["seed"] + 0.01 * ((spec["seed"] * 7) % 3)
+def result(spec: dict, step: int, more: float = 0.0) -> dict:
+    value = more + 10 - 4 * spec["mask_ratio"] + 0.1 * spec["seed"] + 0.01 * ((spec["seed"] * 7) % 3)
     return {
         "steps": step, "images_seen": step * spec["batch"]["global_batch"], "subset_size": 40,
         "subset_digest": "0" * 64, "held_out_digest": "1" * 64,

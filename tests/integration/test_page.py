@@ -172,6 +172,39 @@ def test_an_experiment_is_cancelled_by_keyboard(page: Page, service: Service, ti
     expect(page.get_by_role("link", name="Cancel")).to_have_count(0)
 
 
+def test_one_sees_what_ranks_while_runs_train_and_the_table_as_of_a_step(
+    page: Page, service: Service, tiny_faces: Path
+) -> None:
+    spec = cheap(tiny_faces, name="watched", steps=60, pause=0.1, factors={"mask_ratio": [0.75, 0.5]}, seeds=1)
+    spec["base"] |= {"evaluation": {"every": 10}, "contrastive": {"temperature": 0.9}}
+    experiment = Client(service.url).submit(spec)
+    page.goto(f"{service.url}/experiments/{experiment.id}")
+    expect(page.get_by_role("link", name="mask_ratio=0.75, seed 0").locator("..").first).to_contain_text(
+        "it has stalled", timeout=30_000
+    )
+    experiment.wait(poll_seconds=0.2)
+    page.reload()
+    chart = page.get_by_role("img", name="probe/landmark_nme over images seen")
+    expect(chart).to_be_visible(timeout=15_000)
+    expect(page.locator("#curves polyline")).to_have_count(2)
+
+    # By keyboard alone.
+    page.locator("#at").focus()
+    page.keyboard.type("20")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"at=20"))
+    expect(page.locator("#as-of")).to_contain_text("as of step 20 (1,280 images)")
+    # 0.8 above the end at step 20.
+    row = page.locator("#comparison").get_by_role("row", name=re.compile("mask_ratio=0.75 baseline 1 7.8"))
+    expect(row).to_be_visible()
+    assert page.get_by_role("link", name="CSV").get_attribute("href") == (
+        f"/v1/experiments/{experiment.id}/comparison.csv?at=20"
+    )
+    page.get_by_role("link", name="Show the end of the runs").click()
+    expect(page.locator("#as-of")).to_have_count(0)
+
+
 def test_axe_has_nothing_serious_to_say(browser: Browser, service: Service, tiny_faces: Path) -> None:
     client = Client(service.url)
     failing = cheap(tiny_faces, name="failing", seeds=1, factors={"contrastive.temperature": [0.2, 0.5, 0.7]})

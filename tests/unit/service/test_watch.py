@@ -29,7 +29,7 @@ def test_a_run_that_trains_and_learns_nothing_is_warned_of_and_one_that_waits_is
         return TrialView.model_construct(seed=seed, state=state, step=0, total_steps=4, waiting_reason=reason)
 
     trials = [
-        trial(0, RunState.RUNNING, "it has stalled"), trial(1, RunState.RUNNING, ""), trial(2, RunState.QUEUED, "no room")
+        trial(0, RunState.RUNNING, "it has stalled"), trial(1, RunState.RUNNING, ""), trial(2, RunState.QUEUED, "busy")
     ]  # fmt: skip
     arm = ArmView.model_construct(name="base", levels={}, is_baseline=True, trials=trials)
     assert warnings(ExperimentDetail.model_construct(arms=[arm])) == ["base, seed 0: it has stalled"]

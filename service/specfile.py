@@ -11,6 +11,7 @@ from trainer.contract import plain
 PATHS = (
     "data.uri", "data.keys", "data.index", "initial.source", "teacher.source", "evaluation.images",
     "evaluation.landmarks", "evaluation.labels", "evaluation.alignment.uri", "evaluation.parsing.uri",
+    "mask.landmarks", "contrastive.target_mask.landmarks",
 )  # fmt: skip
 NOT_PATHS = ("", "none", "random")
 

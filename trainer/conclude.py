@@ -30,11 +30,12 @@ STORE_PATIENCE_SECONDS = 300.0
 
 def conclude(
     run: RunSpec, store: Store, parts: Parts, images: Images, split: Split, stages: tuple[StageResult, ...],
-    known: Result | None, report: RankZero, device: torch.device,
+    known: Result | None, report: RankZero, device: torch.device, without_landmarks: int = 0,
 ) -> None:  # fmt: skip
     """Measure the trained model, export its encoder, and write result and outcome, which makes it final.
 
-    `known`: a result of the same weights whose probe and sanity metrics are those that are asked for.
+    `known`: a result of the same weights whose probe and sanity metrics are those that are asked for;
+    `without_landmarks`: images to train on, of a run whose masks go by them.
 
     Raises DataError when the probe's images are not what the spec says, StorageError when nothing can be written.
     """
@@ -45,7 +46,8 @@ def conclude(
         subset_digest=split.train.digest, held_out_digest=split.held_out.digest, probe=evaluated.probe,
         floors=evaluated.floors, probe_note=evaluated.probe_note, sanity=evaluated.sanity,
         stages=stages, losses=report.mean_losses(), export=export_address(store),
-        undecodable=tuple(sorted(parts.undecodable.values())), software=software(device),
+        undecodable=tuple(sorted(parts.undecodable.values())), without_landmarks=without_landmarks,
+        software=software(device),
     )  # fmt: skip
     for name, data in export(run, parts.model, result, store).items():
         report.log.artifact(name, data)

@@ -34,6 +34,7 @@ from trainer.elastic.distributed import NotEnoughGpus, World, joined_world
 from trainer.elastic.stop import INTERRUPTED, die_with_parent, exit_on_request, stop_agent
 from trainer.elastic.waiting import on_first
 from trainer.evaluation.evaluate import Reader
+from trainer.evaluation.mask_points import mask_points, num_without
 from trainer.evaluation.probe import probe_task
 from trainer.evaluation.stages.fitting import Diverged
 from trainer.evaluation.stages.runner import Faces, check_stage, run_stages
@@ -198,9 +199,14 @@ def train(run: RunSpec, store: Store) -> int:
         prepare(run, parts, model, plan, world, memory.cells_a_pass if memory else None)
         reported = restore(parts, host, checkpoints, checkpoints_in(earlier, run) if earlier else None, world)
         steps = range(parts.step, run.total_steps(parts.num_images))
-        batches = slices(run, images, split.train, plan, steps, world.device, ahead=parts.cells_a_pass)
-        first = None
+        points = mask_points(run, split.train)
+        batches = slices(run, images, split.train, plan, steps, world.device, parts.cells_a_pass, points)
+        first, unmarked = None, num_without(run, points, split.train)
         if world.is_first:
+            if unmarked:
+                logger.warning(
+                    "%d of %d images have no landmarks: their masks are random", unmarked, len(split.train)
+                )  # fmt: skip
             if not parts.step:
                 # Now, and not after days of training.
                 for stage in run.evaluation.stages.values():
@@ -234,7 +240,7 @@ def train(run: RunSpec, store: Store) -> int:
 
                 def finish(alone: World) -> None:
                     assert first
-                    conclude(run, store, parts, images, split, stages, known, first, alone.device)
+                    conclude(run, store, parts, images, split, stages, known, first, alone.device, unmarked)
 
                 # The others stay: a node that has ended well is a Job's sign that the run has (k8s/jobset.py).
                 on_first(world, 1, finish)

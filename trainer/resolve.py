@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.contract import Data, ExperimentSpec, Initial, Placement, Problem, RunSpec, SpecError, TeacherSpec
+from trainer.contract import Data, ExperimentSpec, Initial, Mask, Placement, Problem, RunSpec, SpecError, TeacherSpec
 from trainer.contract.ablation import Arm, across_arms, expand, parse_experiment
 from trainer.contract.frozen import MAX_INTEGER
 from trainer.contract.stage import FACES68, Stage
@@ -105,6 +105,7 @@ class _Look:
             updates["teacher"] = teacher
         if run.initial.is_file and (initial := self._initial(run, report)):
             updates["initial"] = initial
+        updates |= self._masks(run, report)
         measured: dict[str, Any] = {}
         if digest := self._annotations(run, report):
             measured["sha256"] = digest
@@ -187,6 +188,34 @@ class _Look:
         if digest and initial.sha256 not in (None, digest):
             report("initial.sha256", str(initial.sha256), f"{digest}, the digest of {source}")
         return initial.model_copy(update={"source": source, "sha256": digest})
+
+    def _masks(self, run: RunSpec, report: Report) -> dict[str, Any]:
+        """What changes in the run when the digests of its masks' landmarks are filled in."""
+        mask, theirs = self._mask("mask", run.mask, run, report), run.contrastive.target_mask
+        if theirs is None:
+            return {"mask": mask}
+        theirs = self._mask("contrastive.target_mask", theirs, run, report)
+        # Equal runs are equal specs, also where one of the two digests was given.
+        changed = {"target_mask": None if theirs == mask else theirs}
+        return {"mask": mask, "contrastive": run.contrastive.model_copy(update=changed)}
+
+    def _mask(self, field: str, mask: Mask, run: RunSpec, report: Report) -> Mask:
+        """The mask with the digest of its landmarks, where it has any."""
+        if mask.kind != "parts" or not mask.landmarks:
+            return mask
+        if not _absolute(mask.landmarks):
+            report(f"{field}.landmarks", mask.landmarks, "an absolute path or s3://bucket/key")
+            return mask
+        annotated = self._annotated(f"{field}.landmarks", mask.landmarks, _landmarked, report)
+        manifest = self._manifest(run, report) if run.data.uri else None
+        if not (annotated and manifest):
+            return mask
+        if all(manifest.find(key) is None for key in annotated.keys):
+            asked = f"{mask.landmarks}, which names none of the images, but {annotated.keys[0]!r}"
+            report(f"{field}.landmarks", asked, f"landmarks of images of {run.data.uri}")
+        if mask.sha256 not in (None, annotated.sha256):
+            report(f"{field}.sha256", str(mask.sha256), f"{annotated.sha256}, the digest of {mask.landmarks} today")
+        return mask.model_copy(update={"sha256": annotated.sha256})
 
     def _annotations(self, run: RunSpec, report: Report) -> str | None:
         """Digest of the probe's images and annotations; None where the run has no probe."""

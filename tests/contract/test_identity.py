@@ -42,13 +42,13 @@ def test_a_field_that_a_release_adds_changes_no_digest_at_its_default() -> None:
     later_ema = create_model("Ema", __base__=Ema, start=(float, 0.0))
     later_teacher = create_model("TeacherSpec", __base__=TeacherSpec, layers=(list[int], Field(default_factory=list)))
     later = create_model(
-        "RunSpec", __base__=RunSpec, mask=(str | None, None), ema=(later_ema, later_ema()),
+        "RunSpec", __base__=RunSpec, hiding=(str | None, None), ema=(later_ema, later_ema()),
         evaluation=(later_evaluation, later_evaluation()), teacher=(later_teacher, later_teacher()),
     )  # fmt: skip
     for name, asked in SPECS.items():
         taught = asked if isinstance(asked["teacher"], dict) else {**asked, "teacher": {"source": asked["teacher"]}}
         assert identity(later.model_validate(taught)) == KNOWN[name], name
-        assert identity(later.model_validate({**taught, "mask": "block"})) != KNOWN[name]
+        assert identity(later.model_validate({**taught, "hiding": "block"})) != KNOWN[name]
 
 
 def test_the_decoder_is_in_the_pretraining_where_it_is_not_the_cpus() -> None:

@@ -1,5 +1,6 @@
 """A run from its first step to its outcome, with real processes: what it leaves behind, and how it fails."""
 
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from tests.integration.torchruns import (
 )
 from trainer.contract import RunSpec
 from trainer.contract.records import OUT_OF_MEMORY, Verdict
+from trainer.data.batches import split_of
 from trainer.store.objects import DirectoryStore
 from trainer.store.rundir import list_checkpoints, read_memory_note, read_outcome, read_result, read_sessions
 
@@ -266,6 +268,44 @@ def test_a_run_trains_without_torchrun_and_says_which_settings_do_not_apply(tiny
 
 
 @pytest.mark.slow
+def test_a_run_may_hide_blocks_from_one_branch_and_random_patches_from_the_other(
+    tiny_faces: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    contrastive = {**small(tiny_faces).contrastive.model_dump(), "target_mask": {"kind": "random", "ratio": 0.5}}
+    run = small(tiny_faces, mask="block", contrastive=contrastive)
+    done = train_alone(run, tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = read_result(DirectoryStore(str(tmp_path / "run")))
+    assert result
+    assert result.losses["total"] > 0
+    expected, found = final_state(undisturbed, STEPS), final_state(tmp_path / "run", STEPS)
+    assert any(not torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_a_run_may_hide_parts_of_the_face_and_says_how_many_have_no_landmarks(faces: Path, tmp_path: Path) -> None:
+    landmarks = faces / "landmarks.json"
+    mask = {"kind": "parts", "landmarks": str(landmarks), "first": ["eyes", "nose", "mouth"]}
+    run = small(faces / "images", mask=mask, schedule={"unit": "steps", "length": 6, "warmup": 1})
+    done = train_alone(run, tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    usable = {key for key, face in json.loads(landmarks.read_text()).items() if face["landmarks_ok"]}
+    without = sum(key not in usable for key in set(split_of(run).train.keys()))
+    result = read_result(DirectoryStore(str(tmp_path / "run")))
+    assert result
+    assert result.without_landmarks == without > 0
+    assert f"{without} of 297 images have no landmarks: their masks are random" in done.stderr
+
+
+def test_landmarks_that_have_changed_fail_the_run_before_its_first_step(tiny_faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "landmarks.json").write_text("{}")
+    mask = {"kind": "parts", "landmarks": str(tmp_path / "landmarks.json"), "first": ["eyes"], "sha256": "0" * 64}
+    assert train_alone(small(tiny_faces, mask=mask), tmp_path / "run").returncode == 1
+    outcome = read_outcome(DirectoryStore(str(tmp_path / "run")))
+    assert outcome
+    assert (outcome.verdict, outcome.kind, outcome.step) == (Verdict.FAILED, "DataError", 0)
+    assert "has changed since the run was submitted" in outcome.reason
+
+
 def test_networks_may_be_compiled_and_features_kept_and_the_losses_stay(
     tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
     from trainer.contract import ExperimentSpec, RunSpec
 
-`run`, `stage` and `experiment` are what a user may write, `identity` what makes two of them the same,
+`run`, `mask`, `stage` and `experiment` are what a user may write, `identity` what makes two of them the same,
 `presets` and `recipe` the values that are filled in.
 `checks` finds what does not fit together, as `problems`. `ablation` expands an experiment into arms and runs.
 `records` is what a run writes into its directory. `request` is what `mcf evaluate` asks for.
@@ -10,6 +10,7 @@
 """
 
 from trainer.contract.experiment import ExperimentSpec, Placement
+from trainer.contract.mask import PARTS, Mask, Part
 from trainer.contract.problems import Problem, SpecError
 from trainer.contract.run import (
     ENCODERS,
@@ -34,7 +35,7 @@ from trainer.contract.run import (
 )  # fmt: skip
 
 __all__ = [
-    "ENCODERS", "EXPORTED_ARCH", "IMAGENET_MEAN", "IMAGENET_STD", "MAX_PIXELS", "Batch", "Cadence", "Contrastive",
-    "Data", "DecoderSpec", "Ema", "EncoderSpec", "Evaluation", "ExperimentSpec", "Initial", "Optimizer", "Pixels",
-    "Placement", "Problem", "RunSpec", "Schedule", "SpecError", "TeacherSpec",
+    "ENCODERS", "EXPORTED_ARCH", "IMAGENET_MEAN", "IMAGENET_STD", "MAX_PIXELS", "PARTS", "Batch", "Cadence",
+    "Contrastive", "Data", "DecoderSpec", "Ema", "EncoderSpec", "Evaluation", "ExperimentSpec", "Initial", "Mask",
+    "Optimizer", "Part", "Pixels", "Placement", "Problem", "RunSpec", "Schedule", "SpecError", "TeacherSpec",
 ]  # fmt: skip

@@ -24,6 +24,8 @@ from trainer.contract.run import RunSpec
 
 Model = TypeVar("Model", bound=BaseModel)
 Json = dict[str, Any]
+# Parts that a string may stand for, and which of their fields it then is.
+SHORT = {"teacher": "source", "mask": "kind", "target_mask": "kind"}
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,15 @@ def _label(level: Any) -> str:
     if isinstance(level, Mapping):
         if source := level.get("source"):
             return PurePosixPath(str(source)).stem
+        if kind := level.get("kind"):
+            # Two levels that differ in their files alone get numbers.
+            said = {key: value for key, value in level.items() if key not in ("kind", "landmarks", "sha256")}
+            return ",".join([_label(kind), *(f"{key}:{_label(value)}" for key, value in said.items())])
         return ",".join(f"{key}:{_label(value)}" for key, value in level.items())
     if isinstance(level, str):
         return PurePosixPath(level).stem if "/" in level else level
+    if isinstance(level, list) and level and all(isinstance(each, str) for each in level):
+        return "+".join(level)
     return json.dumps(level)
 
 
@@ -295,8 +303,8 @@ def _set(overlay: Json, dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         inner = overlay.get(parent)
-        if isinstance(inner, str) and parent == "teacher":
-            inner = {"source": inner}
+        if isinstance(inner, str) and parent in SHORT:
+            inner = {SHORT[parent]: inner}
         overlay[parent] = inner = inner if isinstance(inner, dict) else {}
         overlay = inner
     overlay[last] = value

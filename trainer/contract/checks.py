@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from trainer.contract.mask import mask_misfits
 from trainer.contract.problems import Problem
 from trainer.contract.stage import misfits as stage_misfits
 
@@ -44,6 +45,12 @@ def misfits(run: "RunSpec") -> Iterator[Problem]:
             field="contrastive.target_mask_ratio", asked=f"{theirs} of {run.num_patches} patches",
             possible="a ratio from 0 that keeps a patch, such as 0.5",
         )  # fmt: skip
+    for field, mask, holder, held in (
+        ("mask", run.mask, "mask_ratio", run.mask_ratio),
+        ("contrastive.target_mask", run.contrastive.target_mask, "contrastive.target_mask_ratio", theirs),
+    ):
+        for name, asked, possible in mask_misfits(mask, holder, held) if mask else ():
+            yield Problem(field=f"{field}.{name}", asked=asked, possible=possible)
     for name, part in ("encoder", run.encoder), ("decoder", run.decoder):
         if part.width % part.heads:
             yield Problem(

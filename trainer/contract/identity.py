@@ -13,15 +13,22 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Counted up when the same payload comes to mean other numbers."""
-ADDRESSES = {"data": ("uri", "format", "keys", "suffix", "index"), "teacher": ("source",), "initial": ("source",)}
+ADDRESSES = {
+    "data": ("uri", "format", "keys", "suffix", "index"), "teacher": ("source",), "initial": ("source",),
+    "mask": ("landmarks",), "contrastive.target_mask": ("landmarks",),
+}  # fmt: skip
 
 
 def pretraining(run: "RunSpec") -> str:
     """Digest of what decides the weights: everything but evaluation and cadence, and the images that are held out."""
     asked = run.model_dump(mode="json", exclude_defaults=True, exclude={"evaluation", "cadence"})
-    for part, addresses in ADDRESSES.items():
-        if part in asked:
-            asked[part] = _wherever(asked[part], addresses)
+    for name, addresses in ADDRESSES.items():
+        *above, part = name.split(".")
+        inner = asked
+        for each in above:
+            inner = inner.get(each, {})
+        if part in inner:
+            inner[part] = _wherever(inner[part], addresses)
     return _digest("pretraining", {**asked, "held_out": run.evaluation.held_out})
 
 

@@ -260,6 +260,8 @@ class Result(Frozen):
     held_out_digest: str
     undecodable: tuple[str, ...] = ()
     """Images of the subset that others stood in for, by key, with the reason."""
+    without_landmarks: int = 0
+    """Images of the subset whose masks were random for want of landmarks, in a run whose masks go by face parts."""
     probe: Metric | None
     """None where the data has neither landmarks nor labels."""
     floors: Floors | None

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from trainer.contract import identity
 from trainer.contract.checks import misfits
 from trainer.contract.frozen import Asked
+from trainer.contract.mask import Mask, with_ratios_in_place
 from trainer.contract.problems import SpecError
 from trainer.contract.stage import Alignment, Parsing, Stage
 
@@ -193,6 +194,24 @@ class Batch(Asked):
         return self.global_batch // self.slice
 
 
+def _shorthand(**known: Any) -> BeforeValidator:
+    """Lets a string stand for a whole part: `encoder: vit-b16`, `decoder: 512x8`, `mask: block`."""
+
+    def expand(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value in known.get("names", {}):
+            return known["names"][value]
+        if (pattern := known.get("pattern")) and (match := re.fullmatch(pattern, value)):
+            return {name: int(number) for name, number in match.groupdict().items() if number}
+        if field := known.get("field"):
+            return {field: value}
+        names = ", ".join(known.get("names", {})) or known.get("example", "")
+        raise ValueError(f"one of {names}, or the numbers themselves")
+
+    return BeforeValidator(expand)
+
+
 class Contrastive(Asked):
     """Contrastive learning between two random masks of an image."""
 
@@ -206,6 +225,9 @@ class Contrastive(Asked):
     """Length of queries and keys."""
     target_mask_ratio: float | None = None
     """Share of patches hidden from the target, which makes the keys. Default: mask_ratio (published). 0: none."""
+    target_mask: Annotated[Mask | None, _shorthand(field="kind")] = None
+    """Which patches are hidden from the target: the fields of `mask`. Default: as from the encoder (published), by a
+    draw of its own."""
 
 
 class Ema(Asked):
@@ -319,24 +341,6 @@ class Evaluation(Asked):
         return {name: stage for name, stage in asked.items() if stage}
 
 
-def _shorthand(**known: Any) -> BeforeValidator:
-    """Lets a string stand for a whole part: `encoder: vit-b16`, `decoder: 512x8`, `teacher: none`."""
-
-    def expand(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if value in known.get("names", {}):
-            return known["names"][value]
-        if (pattern := known.get("pattern")) and (match := re.fullmatch(pattern, value)):
-            return {name: int(number) for name, number in match.groupdict().items() if number}
-        if field := known.get("field"):
-            return {field: value}
-        names = ", ".join(known.get("names", {})) or known.get("example", "")
-        raise ValueError(f"one of {names}, or the numbers themselves")
-
-    return BeforeValidator(expand)
-
-
 ENCODERS = {
     "vit-tiny8": {"width": 96, "depth": 4, "heads": 3, "patch": 8},
     "vit-s16": {"width": 384, "depth": 12, "heads": 6, "patch": 16},
@@ -354,6 +358,7 @@ class RunSpec(Asked):
     """Side of the square input in pixels."""
     mask_ratio: float = 0.75
     """Share of patches hidden from the encoder. It sees floor(L * (1 - ratio)) of the L patches."""
+    mask: Annotated[Mask, _shorthand(field="kind")] = Mask()
     encoder: Annotated[EncoderSpec, _shorthand(names=ENCODERS)] = EncoderSpec(**ENCODERS["vit-b16"])
     decoder: Annotated[
         DecoderSpec, _shorthand(pattern=r"(?P<width>\d+)x(?P<depth>\d+)(x(?P<heads>\d+))?", example="512x8, 256x2x16")
@@ -381,6 +386,11 @@ class RunSpec(Asked):
     def visible_patches(self, ratio: float | None = None) -> int:
         """Patches kept at a mask ratio, with the published floating-point floor."""
         return int(self.num_patches * (1 - (self.mask_ratio if ratio is None else ratio)))
+
+    @property
+    def target_mask(self) -> Mask:
+        """What hides patches from the target."""
+        return self.contrastive.target_mask or self.mask
 
     @property
     def learning_rate(self) -> float:
@@ -419,6 +429,11 @@ class RunSpec(Asked):
     def measurements(self) -> dict[str, str]:
         """Digest of each measurement that is asked for, by name."""
         return identity.measurements(self)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ratios_are_kept_in_one_place(cls, asked: Any) -> Any:
+        return with_ratios_in_place(asked)
 
     @model_validator(mode="after")
     def _parts_fit_together(self, info: ValidationInfo) -> Self:

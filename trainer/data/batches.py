@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -19,10 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, RunSpec
 from trainer.data.decode import decode
 from trainer.data.decoded import Decoded, InMemory, OnDemand, Shown, Waiting
+from trainer.data.landmarks import FaceParts, Measured, Points
 from trainer.data.manifest import DataError, Images, Rows, Split, read_manifest
 from trainer.data.nvjpeg import GpuDecoder, OnGpu, Undecoded
-from trainer.method.draws import View, flips, images_at, mask_noise
+from trainer.method.draws import Drawn, View, flips, images_at
 from trainer.method.grid import StepPlan, first_position
+from trainer.method.masks import shaped_noise
 from trainer.store.objects import StorageError
 
 # Decoded subsets up to this size are held in memory by every rank.
@@ -68,11 +71,12 @@ def normalise(image_BCHW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def slices(
-    run: RunSpec, images: Images, rows: Rows, plan: StepPlan, steps: range, device: torch.device, ahead: int = 0
-) -> Iterator[Slice]:
+    run: RunSpec, images: Images, rows: Rows, plan: StepPlan, steps: range, device: torch.device, ahead: int = 0,
+    points: Points | None = None,
+) -> Iterator[Slice]:  # fmt: skip
     """This rank's cells of these steps, in the plan's order, on the device.
 
-    `ahead`: how many cells are on their way to a GPU before they are asked for.
+    `ahead`: how many cells are on their way to a GPU before they are asked for. `points`: what masks of parts go by.
 
     The worker processes are started by this call. Raises DataError when an image has changed or too many cannot be
     decoded, StorageError when one cannot be read.
@@ -81,6 +85,10 @@ def slices(
     workers = decoders(run, len(rows))
     gpu = run.data.decoder == "nvjpeg"
     limit = max_undecodable(run, len(rows))
+    parts = None
+    if points:
+        images = Measured(images, {rows[index] for index in points.indices})
+        parts = FaceParts(run, points, images, rows)
     subset = (images, rows, run.input_size, run.data.fit, limit, run.data.max_pixels)
     decoded: Decoded
     if workers:
@@ -88,7 +96,7 @@ def slices(
     else:
         decoded = InMemory(*subset, GpuDecoder(device) if gpu else decode)
     loader = DataLoader(
-        _Cells(run, decoded, len(rows)),
+        _Cells(run, decoded, len(rows), parts),
         batch_size=None,
         sampler=(first_position(run.batch, step, *cell) for step in steps for cell in cells),
         num_workers=workers,
@@ -127,8 +135,8 @@ class _Cells(Dataset):
     """Cell, not yet mirrored, by the position of its first image. An error is an item, to be raised where it is seen:
     out of a worker process its text would be a traceback."""
 
-    def __init__(self, run: RunSpec, decoded: Decoded, num_images: int) -> None:
-        self.run, self.decoded, self.num_images = run, decoded, num_images
+    def __init__(self, run: RunSpec, decoded: Decoded, num_images: int, parts: FaceParts | None) -> None:
+        self.run, self.decoded, self.num_images, self.parts = run, decoded, num_images, parts
 
     def __getitem__(self, first: int) -> Slice | DataError | StorageError:
         run = self.run
@@ -138,11 +146,19 @@ class _Cells(Dataset):
         except (DataError, StorageError) as error:
             return error
         mirrored = flips(run.seed, drawn) if run.data.flip else torch.zeros(run.batch.slice, dtype=torch.bool)
-        online_BL, target_BL = (torch.from_numpy(mask_noise(run.seed, drawn, view, run.num_patches)) for view in View)
+        online_BL, target_BL = (
+            torch.from_numpy(self._noise(view, drawn, shown.index_B, np.asarray(mirrored))) for view in View
+        )
         return Slice(
             shown.image_BCHW, online_BL, target_BL, torch.from_numpy(shown.index_B), torch.as_tensor(mirrored),
             shown.undecodable, shown.waiting,
         )  # fmt: skip
+
+    def _noise(self, view: View, drawn: Drawn, shown_B: np.ndarray, mirrored_B: np.ndarray) -> np.ndarray:
+        run = self.run
+        mask, ratio = (run.mask, None) if view == View.ONLINE else (run.target_mask, run.contrastive.target_mask_ratio)
+        part_BL = self.parts.of(view, shown_B, mirrored_B) if self.parts and mask.kind == "parts" else None
+        return shaped_noise(mask, run.visible_patches(ratio), run.seed, drawn, view, run.num_patches, part_BL)
 
 
 def on_device(

@@ -86,6 +86,12 @@ def corner(width: int, height: int, size: int) -> tuple[int, int]:
     return (width - size) // 2, (height - size) // 2
 
 
+def in_input(point_P2: np.ndarray, whole: tuple[int, int], size: int, fit: Fit) -> np.ndarray:
+    """Points [P, 2] in pixels of an upright image of this (width, height) -> in its input, 0..1 from edge to edge."""
+    resized = fitted_size(*whole, size, fit)
+    return (point_P2 * np.array(resized) / np.array(whole) - np.array(corner(*resized, size))) / size
+
+
 def check_pixels(width: int, height: int, size: int, fit: Fit, max_pixels: int) -> None:
     """Raises Undecodable, before there is memory for them. What lies on its side has as many."""
     if not (width and height):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.contract.records import Metric
-from trainer.data.decode import Fit, corner, fitted_size
+from trainer.data.decode import Fit, in_input
 from trainer.evaluation.bootstrap import mean_metric
 from trainer.evaluation.readers.annotations import EYES, NUM_POINTS, Faces, read_labels, read_landmarks
 
@@ -55,13 +55,10 @@ class Landmarks:
 
     def targets(self, keys: Sequence[str], sizes: Sequence[tuple[int, int]], input_size: int, fit: Fit) -> Tensor:
         """Points in coordinates of the input, 0..1 from edge to edge."""
-        rows = []
-        for key, size in zip(keys, sizes, strict=True):
-            fitted = fitted_size(*size, input_size, fit)
-            side, resized, cut = (
-                torch.tensor(pair, dtype=torch.float64) for pair in (size, fitted, corner(*fitted, input_size))
-            )
-            rows.append(((self._points[key] * resized / side - cut) / input_size).flatten())
+        rows = [
+            torch.from_numpy(in_input(self._points[key].numpy(), size, input_size, fit)).flatten()
+            for key, size in zip(keys, sizes, strict=True)
+        ]
         return torch.stack(rows)
 
     def score(self, guess_NT: Tensor, target_NT: Tensor) -> Metric:

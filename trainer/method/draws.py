@@ -28,6 +28,7 @@ class _Stream(IntEnum):
     FLIP = 1
     MASK = 2
     WEIGHTS = 3
+    SHAPE = 4
 
 
 class Drawn(NamedTuple):
@@ -57,6 +58,11 @@ def mask_noise(seed: int, drawn: Drawn, view: int, num_patches: int) -> np.ndarr
     """Noise [B, L], float32 in [0, 1): the patches with the smallest values stay visible."""
     words = _words(_Stream.MASK, seed, drawn, view, count=num_patches)
     return (words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def shape_words(seed: int, drawn: Drawn, view: int, count: int) -> np.ndarray:
+    """Random words [B, count], uint64, for the shape of each image's mask; more of them begin with the same ones."""
+    return _words(_Stream.SHAPE, seed, drawn, view, count=count)
 
 
 def weights_generator(seed: int, part: int) -> torch.Generator:

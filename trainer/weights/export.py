@@ -109,7 +109,7 @@ Sanity metrics show that training worked; they do not rank models.
 | --- | --- |
 | images | {result.subset_size}, digest `{result.subset_digest[:16]}` |
 | steps | {result.steps}, {result.images_seen} images in all |
-| mask ratio | {run.mask_ratio} |
+| mask | {run.mask.kind}, {run.mask_ratio} of the patches |
 | teacher | {_teacher(run)} |
 | seed | {run.seed} |
 | spec | `{run.digest}` |

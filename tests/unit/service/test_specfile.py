@@ -20,6 +20,7 @@ def test_paths_start_at_the_folder_of_the_spec_wherever_they_stand() -> None:
             "data.uri": ["lfw/faces", "more"],
             "data": [{"uri": "lfw/faces", "subset_size": 5}],
             "decoder": ["512x8"],
+            "mask": ["block", {"kind": "parts", "landmarks": "l.json"}],
         },
         "baseline": {"teacher": "w.pt", "data.uri": "more", "decoder": "512x8"},
     }  # fmt: skip
@@ -34,6 +35,7 @@ def test_paths_start_at_the_folder_of_the_spec_wherever_they_stand() -> None:
         "data.uri": ["/specs/lfw/faces", "/specs/more"],
         "data": [{"uri": "/specs/lfw/faces", "subset_size": 5}],
         "decoder": ["512x8"],
+        "mask": ["block", {"kind": "parts", "landmarks": "/specs/l.json"}],
     }
     assert found["baseline"] == {"teacher": "/specs/w.pt", "data.uri": "/specs/more", "decoder": "512x8"}
 

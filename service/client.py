@@ -229,7 +229,7 @@ class Experiment:
         return table.to_dataframe() if importlib.util.find_spec("pandas") else table
 
     def table(self, metric: str | None = None) -> Comparison:
-        """The comparison with everything the service says, by a metric such as alignment/nme_diag or the probe."""
+        """The comparison with everything the service says, ranked by this metric, or as the spec asks."""
         return self._connection.get(Comparison, f"/v1/experiments/{self.id}/comparison", metric=metric)
 
     def report(self) -> str:

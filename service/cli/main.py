@@ -178,14 +178,13 @@ def compare(
     other: Annotated[str | None, typer.Argument(help="A second experiment to show beside it.")] = None,
     form: Annotated[OutputFormat, typer.Option("--format", help="Output format.")] = OutputFormat.TABLE,
     metric: Annotated[
-        str | None, typer.Option(help="Metric to rank by, such as alignment/nme_diag; default: the probe.")
+        str | None,
+        typer.Option(help="Metric to rank by, such as alignment/nme_diag; default: evaluation.rank_by, or the probe."),
     ] = None,
 ) -> None:
     """Compare the arms of an experiment, finished or not; or two experiments, arm by arm."""
-    if other is not None and metric is not None:
-        raise typer.BadParameter("two experiments are compared by the probe", param_hint="--metric")
     if other is not None:
-        papers.across(ctx.obj(), name, other, as_json=_is_json(form))
+        papers.across(ctx.obj(), name, other, metric, as_json=_is_json(form))
         return
     found = ctx.obj().experiment(name).table(metric)
     if form is OutputFormat.TABLE:

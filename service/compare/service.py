@@ -50,7 +50,7 @@ class Comparisons:
 def comparison_of(
     session: Session, experiment_id: str, tracking_uri: str | None, metric: str | None = None
 ) -> Comparison:  # fmt: skip
-    """By the metric that is named, else by the probe. Raises NotFound."""
+    """By the metric that is named, else by `evaluation.rank_by`, else by the probe. Raises NotFound."""
     experiment, arms = _load(session, experiment_id, tracking_uri)
     try:
         return _compared(experiment, arms, metric)
@@ -86,4 +86,5 @@ def _trained_with(arms: Sequence[ArmTrials]) -> dict[str, list[str]]:
 
 
 def _compared(experiment: Experiment, arms: Sequence[ArmTrials], metric: str | None = None) -> Comparison:
-    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric)
+    rank_by = (experiment.spec["base"].get("evaluation") or {}).get("rank_by")
+    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric, rank_by)

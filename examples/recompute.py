@@ -15,6 +15,9 @@ import numpy as np
 from mlflow import MlflowClient
 from scipy import stats
 
+# Metric -> how the names of its floors begin; those of the probe: floor/.
+FLOORS = {"sanity/retrieval_top1": "floor/retrieval_", "sanity/neighbour_nme": "floor/neighbour_"}
+
 
 def main(uri: str, experiment_id: str) -> int:
     client = MlflowClient(uri)
@@ -32,6 +35,7 @@ def main(uri: str, experiment_id: str) -> int:
             factors = {name: level for name, level in tags.items() if name.startswith("mcf.factor.")}
             levels[tags["mcf.arm"]] = {name.removeprefix("mcf.factor."): level for name, level in factors.items()}
     name, base = told["metric"]["name"], told["baseline"]
+    floor = FLOORS.get(name, "floor/")
     probe = {arm: {seed: found[name] for seed, found in seeds.items()} for arm, seeds in runs.items()}
 
     check = Check()
@@ -43,8 +47,8 @@ def main(uri: str, experiment_id: str) -> int:
         check(f"{arm}: mean", row["probe"]["mean"], values.mean())
         check(f"{arm}: interval", row["probe"]["low"], low)
         check(f"{arm}: interval", row["probe"]["high"], high)
-        for kind in "pixels", "random_encoder":
-            found = np.mean([seeds[f"floor/{kind}"] for seeds in runs[arm].values()])
+        for kind in ("pixels", "random_encoder") if row["floors"] else ():
+            found = np.mean([seeds[floor + kind] for seeds in runs[arm].values()])
             check(f"{arm}: floor {kind}", row["floors"][kind], found)
         hours = sum(seeds["cost/process_hours"] for seeds in runs[arm].values())
         check(f"{arm}: process-hours", row["gpu_hours"], hours)

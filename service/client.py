@@ -229,7 +229,7 @@ class Experiment:
         return table.to_dataframe() if importlib.util.find_spec("pandas") else table
 
     def table(self, metric: str | None = None, *, at: int | None = None) -> Comparison:
-        """The comparison with everything the service says, by a metric such as alignment/nme_diag or the probe.
+        """The comparison with everything the service says, ranked by this metric, or as the spec asks.
 
         `at`: as of this step of training, else of the end of the runs. Raises NoSuchThing where nothing was measured.
         """

@@ -16,7 +16,9 @@ from service.schemas.comparison import Comparison
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["comparison"], responses=responses(NotFound))
 
 
-Asked = Annotated[str | None, Query(description="Rank by this, such as alignment/nme_diag; else by the probe.")]
+Asked = Annotated[
+    str | None, Query(description="Rank by this, such as alignment/nme_diag; else by evaluation.rank_by, or the probe.")
+]
 
 
 At = Annotated[int | None, Query(ge=0, description="The table as of this step of training; else of its end.")]

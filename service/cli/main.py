@@ -178,19 +178,18 @@ def compare(
     other: Annotated[str | None, typer.Argument(help="A second experiment to show beside it.")] = None,
     form: Annotated[OutputFormat, typer.Option("--format", help="Output format.")] = OutputFormat.TABLE,
     metric: Annotated[
-        str | None, typer.Option(help="Metric to rank by, such as alignment/nme_diag; default: the probe.")
+        str | None,
+        typer.Option(help="Metric to rank by, such as alignment/nme_diag; default: evaluation.rank_by, or the probe."),
     ] = None,
     at: Annotated[
         int | None, typer.Option(min=0, help="Show the table as of this step of training (evaluation.every).")
     ] = None,
 ) -> None:
     """Compare the arms of an experiment, finished or not; or two experiments, arm by arm."""
-    if other is not None and metric is not None:
-        raise typer.BadParameter("two experiments are compared by the probe", param_hint="--metric")
     if other is not None and at is not None:
         raise typer.BadParameter("two experiments are compared at their ends", param_hint="--at")
     if other is not None:
-        papers.across(ctx.obj(), name, other, as_json=_is_json(form))
+        papers.across(ctx.obj(), name, other, metric, as_json=_is_json(form))
         return
     found = ctx.obj().experiment(name).table(metric, at=at)
     if form is OutputFormat.TABLE:

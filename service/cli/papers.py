@@ -88,7 +88,7 @@ def reproduce(
     raise typer.Exit(MOVED if moved or not found else 0)
 
 
-def across(client: Client, name: str, other: str, *, as_json: bool) -> None:
+def across(client: Client, name: str, other: str, metric: str | None, *, as_json: bool) -> None:
     """Two experiments, arm by arm."""
     from service.compare.across import across as side_by_side
     from service.compare.across import dotted
@@ -97,7 +97,7 @@ def across(client: Client, name: str, other: str, *, as_json: bool) -> None:
     specs, other_specs = (
         {arm: dotted(spec) for arm, spec in experiment.specs().items()} for experiment in (one, two)
     )  # fmt: skip
-    found = side_by_side(one.table(), two.table(), specs, other_specs)
+    found = side_by_side(one.table(metric), two.table(metric), specs, other_specs)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:

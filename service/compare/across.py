@@ -7,6 +7,7 @@ from service.compare.ranking import kind
 from service.compare.stats import Paired, paired, unpaired
 from service.schemas.comparison import ArmRow, Comparison, Estimate, Part, RankingMetric
 
+APART = ("seed", "evaluation.rank_by")
 Specs = Mapping[str, Mapping[str, Any]]
 """Arm -> dotted field -> value, of any of its runs, without the seed."""
 
@@ -100,8 +101,8 @@ def _differing(spec: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
 
 
 def dotted(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted field -> value of a run's spec, without what does not tell arms apart: the seed, how often is logged."""
+    """Dotted field -> value of a run's spec, without what does not tell arms apart: seed, ranking, logging."""
     found: dict[str, Any] = {}
     for key, value in spec.items():
         found |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return {field: value for field, value in found.items() if field != "seed" and not field.startswith("cadence.")}
+    return {field: value for field, value in found.items() if field not in APART and not field.startswith("cadence.")}

@@ -23,6 +23,9 @@ NAMED = (
 STAGES = ("alignment", "parsing")
 """Parts of `evaluation` that are digested, too."""
 
+RANK_BY = ("base", "evaluation", "rank_by")
+"""In the spec of an experiment: it may change when more is measured, and no run with it."""
+
 Fingerprint = tuple[tuple[Any, ...], ...]
 
 
@@ -60,9 +63,10 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
     rows = session.execute(
         select(
             Trial.id, Run.id, Run.state, Run.ended_at, Run.reason, Run.process_seconds, Run.restarts,
-            Run.tracking_run_id, Run.last_reading,
+            Run.tracking_run_id, Run.last_reading, Experiment.spec[RANK_BY],
         )
         .join(Run, Run.id == Trial.run_id)
+        .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.id)
     )  # fmt: skip

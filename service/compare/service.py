@@ -53,7 +53,10 @@ class Comparisons:
 def comparison_of(
     session: Session, experiment_id: str, tracking_uri: str | None, metric: str | None = None, step: int | None = None
 ) -> Comparison:
-    """By the metric that is named, else by the probe; as of a step of training, else of its end. Raises NotFound."""
+    """By the metric that is named, else by `evaluation.rank_by`, else by the probe. Raises NotFound.
+
+    `step`: as of this step of training, else of its end.
+    """
     experiment, arms = _load(session, experiment_id, tracking_uri)
     try:
         return _compared(experiment, arms if step is None else as_of(arms, step), metric, step)
@@ -96,4 +99,5 @@ def _trained_with(arms: Sequence[ArmTrials]) -> dict[str, list[str]]:
 def _compared(
     experiment: Experiment, arms: Sequence[ArmTrials], metric: str | None = None, step: int | None = None
 ) -> Comparison:  # fmt: skip
-    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric, step)
+    rank_by = (experiment.spec["base"].get("evaluation") or {}).get("rank_by")
+    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric, rank_by, step)

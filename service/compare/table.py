@@ -7,7 +7,7 @@ from functools import partial
 from statistics import fmean
 
 from service.compare.factors import Cell, interactions, main_effects
-from service.compare.ranking import Evaluation, beside, measured, ranking
+from service.compare.ranking import Evaluation, beside, floors, measured, ranking
 from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
 from service.compare.words import describe
 from service.schemas.comparison import (
@@ -64,14 +64,14 @@ class ArmTrials:
 
 def compare(
     experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, asked: str | None = None,
-    step: int | None = None,
+    rank_by: str | None = None, step: int | None = None,
 ) -> Comparison:  # fmt: skip
-    """The table of an experiment, finished or not, by the metric `asked` for (ranking.py).
+    """The table of an experiment, finished or not, by the metric `asked` for, else `rank_by` of its spec (ranking.py).
 
     `step`: that the results are of; None = of the ends of the runs. Raises NoSuchMetric.
     """
     finished = [(trial.result, trial.evaluation) for arm in arms for trial in arm.trials if trial.result]
-    metric, doubt = ranking(finished, asked)
+    metric, doubt = ranking(finished, asked, rank_by)
     baseline = next((arm for arm in arms if arm.is_baseline), arms[0])
     base_values = _values(baseline, metric)
     differences = {arm.name: paired(_values(arm, metric), base_values) for arm in arms if arm is not baseline}
@@ -144,7 +144,7 @@ def _row(
         probe=Estimate(**vars(summarise(list(_values(arm, metric).values())))) if metric else None,
         difference=difference,
         floors=_floors(arm, metric),
-        sanity=_means([*(metric for result in results for metric in result.sanity), *beside(results)]),
+        sanity=_means(beside(results, metric.name if metric else "")),
         images_seen=fmean(result.images_seen for result in results) if results else None,
         gpu_hours=sum(trial.process_seconds for trial in arm.trials) / 3600,
         images_per_second=_mean([speed.images_per_second for speed in speeds]),
@@ -189,17 +189,18 @@ def _difference(
 
 
 def _floors(arm: ArmTrials, metric: RankingMetric | None) -> FloorCheck | None:
-    floors = [trial.result.floors for trial in arm.trials if trial.result and trial.result.floors]
-    values = _values(arm, metric)
-    probes = {trial.result.probe.name for trial in arm.trials if trial.result and trial.result.probe}
-    if not floors or not values or metric is None or metric.name not in probes:
+    if metric is None:
         return None
-    pixels = fmean(floor.pixels for floor in floors)
-    random_encoder = fmean(floor.random_encoder for floor in floors)
+    known = [found for trial in arm.trials if trial.result and (found := floors(trial.result, metric.name))]
+    values = _values(arm, metric)
+    if not known or not values:
+        return None
+    pixels = fmean(floor.pixels for floor in known)
+    random_encoder = fmean(floor.random_encoder for floor in known)
     sign = 1.0 if metric.higher_is_better else -1.0
     gains = {}
     for name, floor_of in ("untrained encoder", "random_encoder"), ("raw pixels", "pixels"):
-        floor = _values(arm, metric, partial(_floor, floor_of))
+        floor = _values(arm, metric, partial(_floor, metric.name, floor_of))
         gains[name] = summarise([sign * (values[seed] - floor[seed]) for seed in values.keys() & floor.keys()])
     above: bool | None
     fewest = min(gain.n for gain in gains.values())
@@ -212,8 +213,8 @@ def _floors(arm: ArmTrials, metric: RankingMetric | None) -> FloorCheck | None:
     return FloorCheck(pixels=pixels, random_encoder=random_encoder, above=above, words=words)
 
 
-def _floor(name: str, result: Result) -> float | None:
-    found: float | None = getattr(result.floors, name, None)
+def _floor(metric: str, name: str, result: Result) -> float | None:
+    found: float | None = getattr(floors(result, metric), name, None)
     return found
 
 

@@ -29,7 +29,8 @@ def describe(table: Comparison, doubt: str) -> list[str]:
         words += _floors(table.arms)
     beside = dict.fromkeys(name for row in table.arms for name in row.sanity)
     if any(name.startswith("sanity/") for name in beside):
-        words.append(SANITY)
+        ranks = table.metric is not None and table.metric.name.startswith("sanity/")
+        words.append(SANITY.replace("The", "The other", 1) if ranks else SANITY)
     # Beside the sanity metrics stand their floors; a stage's name has no slash (ranking.beside).
     if stages := [name for name in beside if "/" not in name]:
         words.append(f"The table also shows these stages of evaluation, and can rank by them: {_list(stages)}.")

@@ -126,11 +126,12 @@ class ArmRow(Part):
     seeds: int
     """Trials that were asked for."""
     probe: Estimate | None
-    """Of the ranking metric, which is the probe unless another was asked for."""
+    """Of the ranking metric, which is the probe unless another was asked for, here or by `evaluation.rank_by`."""
     difference: Difference | None
     floors: FloorCheck | None
     sanity: dict[str, float]
-    """Means of metrics that show that training works, and of each stage of evaluation; these do not rank here."""
+    """Means of metrics that show that training works, of the probe, and of each stage of evaluation; but for the one
+    that ranks here."""
     images_seen: float | None
     """Mean over the finished runs."""
     gpu_hours: float

@@ -22,6 +22,7 @@ SAME = {
     ),
     "a default said": ({**BASE, "ema": {"momentum": 0.99}, "encoder": "vit-b16", "decoder": "512x8x16"}, BASE),
     "cadence": (SPECS["cadence"], BASE),
+    "ranking": ({**BASE, "evaluation": {**PROBE, "rank_by": "sanity/psnr"}}, {**BASE, "evaluation": PROBE}),
 }
 
 

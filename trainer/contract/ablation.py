@@ -23,6 +23,8 @@ from trainer.contract.problems import Problem
 from trainer.contract.run import RunSpec
 
 Model = TypeVar("Model", bound=BaseModel)
+RANK_BY = "evaluation.rank_by"
+ONE_RANKING = "one metric for all arms, in base.evaluation.rank_by and in no factor"
 Json = dict[str, Any]
 # Parts that a string may stand for, and which of their fields it then is.
 SHORT = {"teacher": "source", "mask": "kind", "target_mask": "kind"}
@@ -84,6 +86,7 @@ def expand(spec: ExperimentSpec) -> tuple[list[Arm], list[Problem]]:
     problems.extend(across_arms(found, total=len(list(itertools.product(*factors.values())))))
     wrong = {name for name, _ in found}
     problems.extend(_duplicates([arm for arm in arms if arm.name not in wrong]))
+    problems.extend(_rankings(spec, arms))
     return arms, problems
 
 
@@ -137,6 +140,10 @@ def _experiment_problems(spec: ExperimentSpec) -> Iterator[Problem]:
             yield Problem(
                 field="factors.seed", asked="seeds as a factor", possible="seeds: N, repeats of every arm, not an axis"
             )
+        elif name == RANK_BY:
+            yield Problem(
+                field=f"factors.{name}", asked="arms that are ranked by different metrics", possible=ONE_RANKING
+            )
         elif not _is_field(name):
             yield Problem(field=f"factors.{name}", asked=repr(name), possible=_field_names(RunSpec, name))
         if not levels:
@@ -183,6 +190,18 @@ def _duplicates(arms: list[Arm]) -> Iterator[Problem]:
             asked = f"{first[digest]!r} and {arm.name!r}, which are the same run"
             yield Problem(field="factors", asked=asked, possible="arms that differ")
         first.setdefault(digest, arm.name)
+
+
+def _rankings(spec: ExperimentSpec, arms: list[Arm]) -> Iterator[Problem]:
+    """A level that is a whole part may bring a ranking of its own, or replace the base's."""
+    if RANK_BY in spec.factors:
+        return
+    for arm in arms:
+        found = next(iter(arm.runs.values())).evaluation.rank_by
+        if found != spec.rank_by and (found or "evaluation" in spec.factors):
+            asked = f"{found or 'nothing'} in {arm.name!r} and {spec.rank_by or 'nothing'} in base"
+            yield Problem(field=RANK_BY, asked=asked, possible=ONE_RANKING)
+            return
 
 
 def _distinct(levels: list[Any]) -> list[Any]:

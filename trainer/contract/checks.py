@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from trainer.contract import ranking
 from trainer.contract.mask import mask_misfits
 from trainer.contract.problems import Problem
 from trainer.contract.stage import misfits as stage_misfits
@@ -111,6 +112,11 @@ def misfits(run: "RunSpec") -> Iterator[Problem]:
         yield Problem(
             field="evaluation.labels", asked="labels beside landmarks", possible="one of the two: a run has one probe"
         )
+    if (metric := run.evaluation.rank_by) and not ranking.is_rankable(run.evaluation, metric):
+        yield Problem(
+            field="evaluation.rank_by", asked=f"{metric}, which no such run has",
+            possible=", ".join(ranking.rankable(run.evaluation)),
+        )  # fmt: skip
     for name, stage in run.evaluation.stages.items():
         for field, asked, possible in stage_misfits(stage, run.encoder.patch, run.encoder.depth):
             yield Problem(field=f"evaluation.{name}.{field}", asked=asked, possible=possible)

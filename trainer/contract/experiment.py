@@ -75,6 +75,12 @@ class ExperimentSpec(Asked):
     def seed_list(self) -> list[int]:
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
+    @property
+    def rank_by(self) -> str | None:
+        """What `base.evaluation` asks to rank by."""
+        evaluation = self.base.get("evaluation")
+        return evaluation.get("rank_by") if isinstance(evaluation, Mapping) else None
+
 
 def _is_seed(value: Any) -> bool:
     # In Python, true is the number 1.

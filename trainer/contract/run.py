@@ -333,6 +333,9 @@ class Evaluation(Asked):
     """Face alignment on a benchmark, as a stage after the last step. Default: no such stage."""
     parsing: Parsing | None = None
     """Face parsing on a benchmark, as a stage after the last step. Default: no such stage."""
+    rank_by: str | None = None
+    """The metric that ranks arms, such as `sanity/retrieval_top1` or `alignment/nme_diag`; the same in every arm.
+    Default: the probe, else the first stage. It is in no digest: another one trains and measures nothing again."""
 
     @property
     def stages(self) -> dict[str, Stage]:

@@ -12,7 +12,7 @@ from trainer.data.batches import normalise
 from trainer.data.decoded import OnDemand, load_images
 from trainer.data.manifest import Images, Split
 from trainer.evaluation.probe import ProbeTask, encoder_features, pixel_features, probe_task
-from trainer.evaluation.sanity import sanity_metrics
+from trainer.evaluation.sanity import sanity_floors, sanity_metrics
 from trainer.evaluation.team import Dealt, Team
 from trainer.method.mcf import Mcf, build
 
@@ -38,13 +38,13 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
     Raises DataError when the probe's images are not what the spec says.
     """
     held_out = load_images(images, split.held_out, run.input_size, run.data.fit, run.data.max_pixels)
-    sanity = sanity_metrics(run, model, normalise(held_out.to(device), model.encoder.cls_token.dtype))
+    image_NCHW, untrained = normalise(held_out.to(device), model.encoder.cls_token.dtype), build(run).encoder.to(device)
+    sanity = sanity_metrics(run, model, image_NCHW) + sanity_floors(run, untrained, image_NCHW)
     task = probe_task(run)
     if task is None:
         return Evaluated(None, None, "no probe: the spec names neither landmarks nor labels", sanity)
     probe, neighbour = _read_off(task, encoder_features(model.encoder, task.image_nCHW, device), NEIGHBOURS)
     pixels, of_pixels = _read_off(task, pixel_features(task.image_nCHW, device), "floor/neighbour_pixels")
-    untrained = build(run).encoder.to(device)
     random_encoder, of_random = _read_off(
         task, encoder_features(untrained, task.image_nCHW, device), "floor/neighbour_random_encoder"
     )

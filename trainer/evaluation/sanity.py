@@ -17,14 +17,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainer.contract import RunSpec
+from trainer.contract.ranking import FLOORS_OF, PSNR, RETRIEVAL
 from trainer.contract.records import Metric
 from trainer.evaluation.team import Dealt
 from trainer.method.draws import Drawn, View, mask_noise
 from trainer.method.mcf import Mcf
-from trainer.tracking.pictures import denormalise, hidden_pixels
+from trainer.method.vit import Encoder
+from trainer.tracking.pictures import denormalise, hidden_pixels, hide
 
 # Not a run's seed: every arm and every seed sees the same masks.
 NOISE_SEED = 20_240_117
+
+Features = Callable[[Tensor, Tensor, int], Tensor]
+"""Of masked views [B, F]: images, mask noise, and how many patches are seen."""
 
 
 def sanity_metrics(run: RunSpec, model: Mcf, image_NCHW: Tensor, dealt: Dealt | None = None) -> list[Metric]:
@@ -35,11 +40,25 @@ def sanity_metrics(run: RunSpec, model: Mcf, image_NCHW: Tensor, dealt: Dealt | 
     dealt = dealt or Dealt(len(image_NCHW))
     if not dealt.count:
         return []
-    found = psnr(run, model, image_NCHW, dealt), retrieval(run, model, image_NCHW, dealt)
     return [
-        Metric(name="sanity/psnr", value=found[0], unit="dB", higher_is_better=True),
-        Metric(name="sanity/retrieval_top1", value=found[1], unit="%", higher_is_better=True),
+        Metric(name=PSNR, value=psnr(run, model, image_NCHW, dealt), unit="dB", higher_is_better=True),
+        _percent(RETRIEVAL, retrieval(run, cls_features(model.encoder), image_NCHW, dealt)),
     ]
+
+
+def sanity_floors(run: RunSpec, untrained: Encoder, image_NCHW: Tensor) -> list[Metric]:
+    """View retrieval on the same images and masks without any training; none without images."""
+    if not len(image_NCHW):
+        return []
+    features = {"pixels": seen_pixels, "random_encoder": cls_features(untrained)}
+    return [
+        _percent(f"{FLOORS_OF[RETRIEVAL]}_{floor}", retrieval(run, of_view, image_NCHW))
+        for floor, of_view in features.items()
+    ]
+
+
+def _percent(name: str, value: float) -> Metric:
+    return Metric(name=name, value=value, unit="%", higher_is_better=True)
 
 
 def held_out_noise(run: RunSpec, count: int, view: View = View.ONLINE) -> Tensor:
@@ -64,17 +83,25 @@ def psnr(run: RunSpec, model: Mcf, image_NCHW: Tensor, dealt: Dealt | None = Non
     return float((-10 * error_N.clamp(min=1e-10).log10()).mean())
 
 
-def retrieval(run: RunSpec, model: Mcf, image_NCHW: Tensor, dealt: Dealt | None = None) -> float:
-    """Share of images in % whose first view's nearest second view, by cosine of cls features, is their own."""
+def cls_features(encoder: Encoder) -> Features:
+    return lambda image_BCHW, noise_BL, visible: encoder(image_BCHW, noise_BL, visible)[:, 0]
+
+
+def seen_pixels(image_BCHW: Tensor, noise_BL: Tensor, visible: int) -> Tensor:
+    """The pixels of the visible patches, in their places; hidden ones are ImageNet's mean."""
+    return hide(image_BCHW, noise_BL, visible).flatten(1)
+
+
+def retrieval(run: RunSpec, features: Features, image_NCHW: Tensor, dealt: Dealt | None = None) -> float:
+    """Share of images in % whose first view's nearest second view, by cosine of the features, is their own."""
     dealt = dealt or Dealt(len(image_NCHW))
     visible = run.visible_patches(run.evaluation.mask_ratio)
 
-    def cls_features(image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
-        return model.encoder(image_BCHW, noise_BL, visible)[:, 0]
+    def of_view(image_BCHW: Tensor, noise_BL: Tensor) -> Tensor:
+        return features(image_BCHW, noise_BL, visible)
 
     one_ND, other_ND = (
-        normalize(_of_all(cls_features, image_NCHW, held_out_noise(run, dealt.count, view), dealt), dim=1)
-        for view in View
+        normalize(_of_all(of_view, image_NCHW, held_out_noise(run, dealt.count, view), dealt), dim=1) for view in View
     )
     found = (one_ND @ other_ND.T).argmax(dim=1)
     return 100 * float((found == torch.arange(len(found), device=found.device)).double().mean())

@@ -217,6 +217,80 @@ def test_a_stage_s_metric_ranks_when_it_is_asked_for_in_its_own_direction_and_sa
         assert compare("e1", "t", [arms[0], other], NOW, "alignment/nme_inter_ocular").metric is None
 
 
+def by_retrieval(name: str, *values: float, seeds_with_floors: int = 9) -> ArmTrials:
+    """The probe says the opposite. Raw pixels find 5 %, the untrained encoder 20 to 24 %."""
+    trials = []
+    for seed, value in enumerate(values):
+        numbers = {"sanity/psnr": 20.0, "sanity/retrieval_top1": value}
+        if seed < seeds_with_floors:
+            numbers |= {"floor/retrieval_pixels": 5.0, "floor/retrieval_random_encoder": 20.0 + 2 * seed}
+        sanity = [Metric(name=name, value=number, unit="%", higher_is_better=True) for name, number in numbers.items()]
+        found = trial(seed, 100 - value, sanity=sanity)
+        trials.append(replace(found, evaluation={"held_out": 40, "mask_ratio": 0.75, "sha256": "a" * 64}))
+    return ArmTrials(name, {"arm": name}, name == "base", trials)
+
+
+def test_a_spec_may_rank_by_a_sanity_metric_which_is_called_one_and_held_against_its_own_floors() -> None:
+    arms = by_retrieval("base", 20.0, 24.0, 22.0), by_retrieval("good", 40.0, 45.0, 43.0)
+    assert compare("e1", "t", arms, NOW).metric.name == "NME"  # type: ignore[union-attr]
+    made = compare("e1", "t", arms, NOW, rank_by="sanity/retrieval_top1")
+    assert made == compare("e1", "t", arms, NOW, "sanity/retrieval_top1")
+    good, base = made.arms
+    assert (good.name, good.difference and good.difference.verdict) == ("good", "better")
+    assert made.metric
+    assert made.metric.name == "sanity/retrieval_top1"
+    for told in (
+        "finds the other masked view of the same face, among 40 held-out faces (by chance: 2.5 %)", "sanity metric",
+        "does not say how good the features are for a task", "The other sanity metrics",
+        "Better than both floors (raw pixels, the untrained encoder): good.",
+    ):  # fmt: skip
+        assert told in words(made)
+    assert good.floors
+    assert base.floors
+    assert (good.floors.pixels, good.floors.random_encoder, good.floors.above) == (5.0, 22.0, True)
+    assert base.floors.words == "not shown to be better than: untrained encoder"
+    # Neither itself nor its floors stand beside it; the probe, which no longer ranks, does.
+    assert set(good.sanity) == {"sanity/psnr (%)", "NME (%)"}
+    # Whoever looks may still ask for another one.
+    probed = compare("e1", "t", arms, NOW, "NME", "sanity/retrieval_top1")
+    assert [row.name for row in probed.arms] == ["good", "base"]
+    assert probed.metric
+    assert (probed.metric.name, probed.metric.higher_is_better) == ("NME", False)
+
+
+def test_runs_of_before_their_floors_were_measured_are_ranked_without_them() -> None:
+    old = compare(
+        "e1", "t", [by_retrieval("base", 20.0, 24.0, 22.0, seeds_with_floors=0)], NOW, "sanity/retrieval_top1"
+    )
+    assert (old.arms[0].rank, old.arms[0].floors) == (1, None)
+    mixed = compare("e1", "t", [by_retrieval("base", 40.0, 44.0, 42.0, seeds_with_floors=2)], NOW, "sanity/psnr")
+    assert mixed.arms[0].floors is None
+    mixed = compare(
+        "e1", "t", [by_retrieval("base", 40.0, 44.0, 42.0, seeds_with_floors=2)], NOW, "sanity/retrieval_top1"
+    )
+    assert mixed.arms[0].floors
+    assert mixed.arms[0].floors.words == "n = 2: no verdict"
+
+
+def test_sanity_metrics_do_not_rank_unasked_and_not_over_other_faces_or_masks() -> None:
+    bare = [replace(each, result=each.result.model_copy(update={"probe": None, "floors": None}))
+            for each in by_retrieval("base", 20.0, 24.0, 22.0).trials if each.result]  # fmt: skip
+    unasked = compare("e1", "t", [ArmTrials("base", {}, True, bare)], NOW)
+    assert unasked.metric is None
+    assert "possible with evaluation.rank_by: sanity/psnr, sanity/retrieval_top1" in words(unasked)
+    for change in {"mask_ratio": 0.5}, {"sha256": "b" * 64}:
+        base, other = by_retrieval("base", 20.0, 24.0), by_retrieval("other", 20.0, 24.0)
+        trials = [replace(each, evaluation={**each.evaluation, **change}) for each in other.trials]
+        made = compare("e1", "t", [base, replace(other, trials=trials)], NOW, "sanity/retrieval_top1")
+        assert (made.metric is None) == ("mask_ratio" in change)
+
+
+def test_a_ranking_that_no_finished_run_has_is_said_and_does_not_break_the_table() -> None:
+    made = compare("e1", "t", [arm("base", 5.0, baseline=True)], NOW, rank_by="alignment/nme_diag")
+    assert made.metric is None
+    assert "No finished run has the metric alignment/nme_diag of evaluation.rank_by" in words(made)
+
+
 def test_different_probes_are_not_ranked_together() -> None:
     accuracy = Metric(name="accuracy", value=0.9, unit="", higher_is_better=True)
     made = table(arm("base", 1.0, baseline=True), ArmTrials("other", {}, False, [trial(0, 1.0, probe=accuracy)]))

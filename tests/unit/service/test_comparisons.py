@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.compare.service import Comparisons, comparison_of
+from service.compare.service import Comparisons, comparison_of, report_of
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
 from service.schemas.comparison import Comparison
@@ -41,3 +41,32 @@ def test_a_kept_comparison_is_the_one_that_would_be_made_now(bench: Bench, spec:
     with counting_statements(bench.db.engine) as statements, bench.db.read() as session:
         kept.of(session, experiment)
     assert sum(text.startswith("SELECT") for text in statements) == 1
+
+
+def test_the_spec_says_what_ranks_and_may_say_it_later_without_training(bench: Bench, spec: dict[str, Any]) -> None:
+    kept, experiment = Comparisons(None), bench.submit({**spec, "seeds": 1})
+
+    def ranked_by() -> str | None:
+        with bench.db.read() as session:
+            found = kept.of(session, experiment)
+            assert report_of(session, experiment, None).comparison.metric == found.metric
+        return found.metric.name if found.metric else None
+
+    for _ in range(4):
+        for name in bench.cluster.live():
+            bench.cluster.succeed(name)
+        bench.reconciler.wake()
+        bench.go(2)
+    probe, trained = ranked_by(), sum(bench.cluster.submissions.values())
+    assert probe
+    assert probe.startswith("probe/")
+    asked = {**spec, "base": {**spec["base"], "evaluation": {"rank_by": "sanity/psnr"}}, "seeds": 1, "name": "other"}
+    other = bench.submit(asked)
+    extend(bench.db, experiment, Extension(evaluation={"rank_by": "sanity/psnr"}), FILES_ONLY, None)
+    assert ranked_by() == "sanity/psnr"
+    bench.go(4)
+    with bench.db.read() as session:
+        found = kept.of(session, other)
+    assert found.metric
+    assert (found.metric.name, found.complete) == ("sanity/psnr", True)
+    assert sum(bench.cluster.submissions.values()) == trained

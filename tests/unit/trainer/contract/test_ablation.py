@@ -115,3 +115,21 @@ def test_what_a_preset_says_is_kept_where_the_request_is_silent(tiny_faces: Path
 )  # fmt: skip
 def test_an_arm_is_called_by_as_much_of_its_factor_as_only_it_has(factor: str, shown: str) -> None:
     assert arm_name({factor: "1"}) == f"{shown}=1"
+
+
+def test_one_ranking_holds_for_all_arms_and_every_run_will_have_its_metric(tiny_faces: Path) -> None:
+    def ask(rank_by: str, **evaluation: Any) -> dict[str, Any]:
+        return request(tiny_faces, base={"evaluation": {"held_out": 20, "rank_by": rank_by, **evaluation}})
+
+    for name in "sanity/psnr", "sanity/retrieval_top1":
+        assert check_and_resolve(ask(name)).spec.rank_by == name
+    for name in "probe/landmark_nme", "sanity/neighbour_nme", "alignment/nme_diag", "retrieval_top1", "loss/total":
+        told = problems(ask(name))
+        assert told == {"evaluation.rank_by": f"{name}, which no such run has; sanity/psnr, sanity/retrieval_top1"}
+    factor = request(tiny_faces, factors={"evaluation.rank_by": ["sanity/psnr", "sanity/retrieval_top1"]})
+    assert "one metric for all arms" in problems(factor)["factors.evaluation.rank_by"]
+    whole = [{"held_out": 20, "mask_ratio": ratio, "rank_by": "sanity/psnr"} for ratio in (0.5, 0.75)]
+    told = problems(request(tiny_faces, factors={"evaluation": whole}))
+    assert told["evaluation.rank_by"].startswith("sanity/psnr in 'evaluation=")
+    same = request(tiny_faces, base={"evaluation": {"rank_by": "sanity/psnr"}}, factors={"evaluation": whole})
+    assert check_and_resolve(same).spec.rank_by == "sanity/psnr"

@@ -72,8 +72,25 @@ def test_retrieval_of_identical_images_is_chance_and_of_a_colour_code_is_perfect
     model = build(run)
     code = torch.linspace(-2, 2, 10).view(10, 1, 1, 1).expand(10, 3, 64, 64)
     code = code * torch.tensor([1.0, -1.0, 0.3]).view(1, 3, 1, 1)
-    assert sanity.retrieval(run, model, code) >= 90
-    assert sanity.retrieval(run, model, torch.zeros(10, 3, 64, 64)) <= 20
+    cls = sanity.cls_features(model.encoder)
+    assert sanity.retrieval(run, cls, code) >= 90
+    assert sanity.retrieval(run, cls, torch.zeros(10, 3, 64, 64)) <= 20
+
+
+def test_raw_pixels_find_a_view_by_what_both_views_show(run: RunSpec) -> None:
+    angle = torch.arange(10) * (2 * torch.pi / 10)
+    code = torch.stack([angle.cos(), angle.sin(), torch.zeros(10)], dim=1).view(10, 3, 1, 1).expand(10, 3, 64, 64)
+    most_seen = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"mask_ratio": 0.1})})
+    assert sanity.retrieval(most_seen, sanity.seen_pixels, code) == 100
+    assert sanity.retrieval(most_seen, sanity.seen_pixels, torch.zeros(10, 3, 64, 64)) <= 20
+
+
+def test_hidden_pixels_do_not_help_to_find_a_view(run: RunSpec, images: torch.Tensor) -> None:
+    noise_NL, visible = sanity.held_out_noise(run, len(images)), run.visible_patches()
+    hidden = pictures.hidden_pixels(images, noise_NL, visible)
+    seen, other = (sanity.seen_pixels(image, noise_NL, visible) for image in (images, images.masked_fill(hidden, 9.0)))
+    assert torch.equal(seen, other)
+    assert not torch.equal(seen, sanity.seen_pixels(images.masked_fill(~hidden, 9.0), noise_NL, visible))
 
 
 def test_a_panel_shows_image_masked_image_and_reconstruction(run: RunSpec, images: torch.Tensor) -> None:
@@ -99,11 +116,14 @@ def test_the_evaluation_has_every_number_of_the_result(run: RunSpec) -> None:
     assert "36 of the images were trained on" in found.probe_note
     assert final_metrics(found).keys() == {
         "probe/accuracy", "probe/accuracy/low", "probe/accuracy/high", "floor/pixels", "floor/random_encoder",
-        "sanity/psnr", "sanity/retrieval_top1",
+        "sanity/psnr", "sanity/retrieval_top1", "floor/retrieval_pixels", "floor/retrieval_random_encoder",
     }  # fmt: skip
+    logged = final_metrics(found)
+    assert logged["floor/retrieval_random_encoder"] == logged["sanity/retrieval_top1"]
     bare = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"labels": None})})
     without = evaluate.evaluate(bare, build(run), split, open_images(run.data, split.manifest), CPU)
     assert (without.probe, without.floors) == (None, None)
+    assert without.sanity == found.sanity
 
 
 def test_the_export_is_a_plain_timm_vit(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from trainer.contract import RunSpec, records
+from trainer.contract.ranking import RETRIEVAL
 from trainer.contract.records import Metric, Reading, Readings
 from trainer.evaluation.evaluate import NotFinite, Reader
 from trainer.method.mcf import Mcf
@@ -86,7 +87,10 @@ class Watch:
     def _tell(self, reading: Reading) -> None:
         assert self._report
         self._report.reading(reading)
-        words = stalled(self.readings.at(0), reading, self._every.stalled_after * self._total_steps, self._total_steps)
+        words = stalled(
+            self.readings.at(0), reading, self._every.stalled_after * self._total_steps, self._total_steps,
+            self._run.evaluation.rank_by,
+        )  # fmt: skip
         if words and not self._report.stalled:
             logger.warning("%s", words)
         self._report.stalled = words
@@ -124,11 +128,13 @@ def thinned(index: int, count: int, cost: float, budget: float) -> int | None:
     return None
 
 
-def stalled(first: Reading | None, now: Reading, from_step: float, total_steps: int) -> str:
+def stalled(
+    first: Reading | None, now: Reading, from_step: float, total_steps: int, rank_by: str | None = None
+) -> str:  # fmt: skip
     """In words, that a run is no better than before its first step; empty where it is, or where it is too early."""
     if first is None or now.step < max(1, from_step):
         return ""
-    before, after = ranking(first), ranking(now)
+    before, after = ranking(first, rank_by), ranking(now, rank_by)
     if before is None or after is None or before.name != after.name:
         return ""
     gain = after.value - before.value if after.higher_is_better else before.value - after.value
@@ -145,10 +151,10 @@ def _number(metric: Metric) -> str:
     return f"{metric.value:.4g} {metric.unit}".rstrip()
 
 
-def ranking(reading: Reading) -> Metric | None:
-    """What arms are ranked by: the probe, else view retrieval."""
-    named = {metric.name: metric for metric in reading.sanity}
-    return reading.probe or named.get("sanity/retrieval_top1")
+def ranking(reading: Reading, rank_by: str | None) -> Metric | None:
+    """What arms are ranked by, as far as a reading has it: a stage's metric is measured at the end alone."""
+    named = {metric.name: metric for metric in reading.metrics}
+    return named.get(rank_by or "") or reading.probe or named.get(RETRIEVAL)
 
 
 def _measured_alike(run: RunSpec, earlier: Store) -> bool:

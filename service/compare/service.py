@@ -64,9 +64,10 @@ def comparison_of(
         raise NotFound(str(error)) from error
 
 
-def arms_of(session: Session, experiment_id: str) -> list[ArmTrials]:
-    """All that is known of an experiment's runs. Raises NotFound."""
-    return _load(session, experiment_id, None)[1]
+def arms_of(session: Session, experiment_id: str) -> tuple[list[ArmTrials], str | None]:
+    """All that is known of an experiment's runs, and `evaluation.rank_by` of its spec. Raises NotFound."""
+    experiment, arms = _load(session, experiment_id, None)
+    return arms, _rank_by(experiment)
 
 
 def report_of(session: Session, experiment_id: str, tracking_uri: str | None) -> Report:
@@ -99,5 +100,9 @@ def _trained_with(arms: Sequence[ArmTrials]) -> dict[str, list[str]]:
 def _compared(
     experiment: Experiment, arms: Sequence[ArmTrials], metric: str | None = None, step: int | None = None
 ) -> Comparison:  # fmt: skip
-    rank_by = (experiment.spec["base"].get("evaluation") or {}).get("rank_by")
-    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric, rank_by, step)
+    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric, _rank_by(experiment), step)
+
+
+def _rank_by(experiment: Experiment) -> str | None:
+    found: str | None = (experiment.spec["base"].get("evaluation") or {}).get("rank_by")
+    return found

@@ -85,8 +85,9 @@ def curves(request: Request, experiment_id: str, arms: Arms, metric: str = "", s
     trials, shown = _shown(request, experiment_id, arms)
     names, mine = _names(trials), [trial for trial in trials if trial.position in shown]
     with state.db.read() as session:
-        ranks, of_arms = state.comparisons.of(session, experiment_id).metric, arms_of(session, experiment_id)
-    read = reading_curves.names(of_arms, ranks.name if ranks else None)
+        ranks = state.comparisons.of(session, experiment_id).metric
+        of_arms, rank_by = arms_of(session, experiment_id)
+    read = reading_curves.names(of_arms, ranks.name if ranks else rank_by)
     drawn = metric if metric in read else next(iter(read), "")
     found = reading_curves.curves(of_arms, drawn)
     try:

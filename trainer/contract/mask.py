@@ -3,13 +3,12 @@
 How many it hides is kept in `mask_ratio` and `contrastive.target_mask_ratio` alone, wherever it was asked for.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from trainer.contract.frozen import Asked
+from trainer.contract.frozen import MAX_NUMBER, Asked
 
 Part = Literal["eyes", "brows", "nose", "mouth", "contour"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -78,7 +77,7 @@ def _moved(part: dict[str, Any], name: str, holder: str) -> dict[str, Any]:
     if not isinstance(mask, Mapping) or mask.get("ratio") is None:
         return part
     ratio = mask["ratio"]
-    if type(ratio) not in (int, float) or not math.isfinite(ratio):
+    if type(ratio) not in (int, float) or not -MAX_NUMBER < ratio < MAX_NUMBER:
         return part  # its own check has the words for it
     if part.get(holder) not in (None, ratio):
         return part

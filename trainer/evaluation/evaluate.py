@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer.contract import RunSpec
+from trainer.contract.ranking import NEIGHBOUR_NME
 from trainer.contract.records import Floors, Metric, StageResult
 from trainer.data.batches import normalise
 from trainer.data.decoded import OnDemand, load_images
@@ -17,8 +18,6 @@ from trainer.evaluation.team import Dealt, Team
 from trainer.method.mcf import Mcf, build
 
 logger = logging.getLogger(__name__)
-
-NEIGHBOURS = "sanity/neighbour_nme"
 
 
 class Evaluated(NamedTuple):
@@ -43,7 +42,7 @@ def evaluate(run: RunSpec, model: Mcf, split: Split, images: Images, device: tor
     task = probe_task(run)
     if task is None:
         return Evaluated(None, None, "no probe: the spec names neither landmarks nor labels", sanity)
-    probe, neighbour = _read_off(task, encoder_features(model.encoder, task.image_nCHW, device), NEIGHBOURS)
+    probe, neighbour = _read_off(task, encoder_features(model.encoder, task.image_nCHW, device), NEIGHBOUR_NME)
     pixels, of_pixels = _read_off(task, pixel_features(task.image_nCHW, device), "floor/neighbour_pixels")
     random_encoder, of_random = _read_off(
         task, encoder_features(untrained, task.image_nCHW, device), "floor/neighbour_random_encoder"
@@ -94,7 +93,7 @@ class Reader:
         sanity = sanity_metrics(self._run, model, held_out_nCHW, self._held_out)
         if self._task is None or feature_nF is None:
             return None, sanity
-        probe, neighbour = _read_off(self._task, feature_nF, NEIGHBOURS)
+        probe, neighbour = _read_off(self._task, feature_nF, NEIGHBOUR_NME)
         return probe, [*sanity, *([neighbour] if neighbour else [])]
 
     def _is_bad_anywhere(self, feature_nF: Tensor) -> bool:

@@ -216,6 +216,7 @@ def test_whether_a_run_has_stalled_is_asked_of_the_metric_that_ranks() -> None:
     assert "probe/landmark_nme" in stalled(reading(0, 10, 40), reading(9, 11, 80), 5, 10)
     assert stalled(reading(0, None, 40), reading(9, None, 80), 5, 10) == ""
     assert "sanity/retrieval_top1" in stalled(reading(0, None, 40), reading(9, None, 30), 5, 10)
+    assert "sanity/retrieval_top1" in stalled(reading(0, 10, 40), reading(9, 9, 30), 5, 10, "sanity/retrieval_top1")
     assert stalled(None, reading(9, None, 30), 5, 10) == ""
 
 

@@ -141,6 +141,8 @@ def _mlflow(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
 def _service(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
     host, port = state.url.removeprefix("http://").split(":")
     settings = {
+        # Whoever starts this is who submits to it, and runs Python on this machine anyway.
+        "MCF_USER_CODE": os.environ.get("MCF_USER_CODE", "true"),
         "MCF_HOST": host,
         "MCF_PORT": port,
         "MCF_DATABASE_URL": sqlite_url(folder / "mcf.db"),

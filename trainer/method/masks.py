@@ -13,7 +13,7 @@ import numpy as np
 from trainer.contract import Mask, Part
 from trainer.method.draws import Drawn, mask_noise, shape_words
 
-# As in BEiT (Bao, Dong and Wei 2021): blocks of this many patches or more, until fewer are left to hide.
+# After BEiT (Bao, Dong and Wei 2021): blocks of this many patches or more, until fewer are left to hide.
 SMALLEST_BLOCK = 4
 # Height over width, evenly spaced in the logarithm. Written out, because no two libraries promise the same `exp`.
 ASPECTS = np.array([0.3, 0.356, 0.423, 0.503, 0.597, 0.71, 0.843, 1, 1.186, 1.408, 1.675, 1.988, 2.364, 2.809, 3.333])

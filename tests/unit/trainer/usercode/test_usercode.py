@@ -97,15 +97,28 @@ def test_a_submission_digests_the_code_and_executes_nothing(tiny_faces: Path, tm
     assert all(code.sha256 for code in before.user_code.values())
     assert list(before.user_code) == ["mask.code", "teacher.code", "teacher.loss"]
     assert not (tmp_path / "executed").exists()
-    # Contents make the run, and not where they are.
-    moved = before.model_copy(update={"mask": before.mask.model_copy(
-        update={"code": before.mask.code.model_copy(update={"uri": "s3://there/other.py"})})})  # fmt: skip
-    assert moved.digest == before.digest
     for changed in file, loss, teacher:
         changed.write_text(changed.read_text() + "\n# changed")
         after = check_and_resolve(asked).arms[1].runs[0]
         assert after.digest != before.digest
         before = after
+
+
+def test_contents_of_the_code_make_the_run_and_not_where_they_are() -> None:
+    def digest(field: str, uri: str, sha256: str | None) -> str:
+        code = {"uri": uri, "sha256": sha256}
+        mask: dict[str, object] = {"kind": "code", "code": code}
+        asked = {
+            "mask": {"mask": mask}, "target": {"contrastive": {"target_mask": mask}},
+            "teacher": {"teacher": {"source": "random", "arch": "code", "code": code}},
+            "loss": {"teacher": {"source": "random", "loss": code}},
+        }[field]  # fmt: skip
+        return RunSpec.model_validate({"data": {"uri": "/data"}, "teacher": "none", **asked}).digest
+
+    for field in "mask", "target", "teacher", "loss":
+        assert digest(field, "/a.py", "a" * 64) == digest(field, "s3://there/b.py", "a" * 64)
+        assert digest(field, "/a.py", "a" * 64) != digest(field, "/a.py", "b" * 64)
+        assert digest(field, "/a.py", None) != digest(field, "/b.py", None)
 
 
 def test_code_that_cannot_be_used_is_refused_on_submission_all_at_once(tiny_faces: Path, tmp_path: Path) -> None:

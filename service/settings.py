@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     namespace: str = "default"
     """On Kubernetes: the namespace that attempts run in."""
 
+    user_code: bool = False
+    """Whether specs may name user code: Python files that workers execute with their own rights (docs/user-code.md).
+    `mcf up` allows it. The service itself never executes any."""
+
     tick_seconds: float = Field(0.5, gt=0)
     """Pause between two looks of the reconciler; one look is a few milliseconds of SQL."""
     observe_seconds: float = Field(1.0, gt=0)

@@ -11,7 +11,8 @@ from trainer.contract import plain
 PATHS = (
     "data.uri", "data.keys", "data.index", "initial.source", "teacher.source", "evaluation.images",
     "evaluation.landmarks", "evaluation.labels", "evaluation.alignment.uri", "evaluation.parsing.uri",
-    "mask.landmarks", "contrastive.target_mask.landmarks",
+    "mask.landmarks", "contrastive.target_mask.landmarks", "mask.code", "mask.code.uri", "contrastive.target_mask.code",
+    "contrastive.target_mask.code.uri", "teacher.code", "teacher.code.uri", "teacher.loss", "teacher.loss.uri",
 )  # fmt: skip
 NOT_PATHS = ("", "none", "random")
 

@@ -10,6 +10,7 @@ tracking/               what a run says while it trains: journal, MLflow, pictur
 elastic/                processes that come and go
 data/                   from images on a disk or in S3 to the batches of a step
 method/                 networks, losses, optimizer, the grid of a step, random draws
+usercode/               Python files that a run names, and what goes wrong in them
 store/                  objects by address, and the layout of a run's directory
 contract/               what a run and an experiment are; pydantic only
 """

@@ -49,11 +49,13 @@ from trainer.store.objects import StorageError, Store, open_store, split_uri
 from trainer.store.rundir import list_checkpoints, read_fault, read_memory_note, read_outcome, read_spec
 from trainer.teachers import TeacherError
 from trainer.teachers import build as build_teacher
+from trainer.teachers.comparing import user_comparison
 from trainer.teachers.tapcache import TapCache, cache_bytes
 from trainer.tracking.journal import Journal
 from trainer.tracking.log import RunLog
 from trainer.tracking.report import RankZero, Silent
 from trainer.tracking.speed import Loading, Speedometer, images_at_peak
+from trainer.usercode.loading import UserCodeError
 from trainer.watch import Watch
 from trainer.weights.files import WeightsError
 from trainer.weights.initial import start
@@ -61,7 +63,7 @@ from trainer.weights.initial import start
 logger = logging.getLogger("trainer")
 
 # The run's own errors: every other attempt would meet them again.
-OWN_ERRORS = (NonFiniteLoss, Diverged, DataError, TeacherError, WeightsError)
+OWN_ERRORS = (NonFiniteLoss, Diverged, DataError, TeacherError, WeightsError, UserCodeError)
 OUT_OF_MEMORY = "OutOfMemory"
 # Ranks that run out of memory in the same step do so at about the same time, and that is once.
 SAME_STEP = timedelta(seconds=15)
@@ -205,7 +207,7 @@ def train(run: RunSpec, store: Store) -> int:
         if world.is_first:
             if unmarked:
                 logger.warning(
-                    "%d of %d images have no landmarks: their masks are random", unmarked, len(split.train)
+                    "%d of %d images have no landmarks: their masks cannot go by them", unmarked, len(split.train)
                 )  # fmt: skip
             if not parts.step:
                 # Now, and not after days of training.
@@ -275,6 +277,7 @@ def told_to_the_end(report: RankZero | None) -> Iterator[None]:
 def build_parts(run: RunSpec, world: World, train: Rows) -> Parts:
     """Everything as it is before the first step, the same on every rank."""
     model, target = start(run)
+    model.compare = user_comparison(run)
     model = model.to(world.device)
     target = target and target.to(world.device)
     teacher = build_teacher(run, world.device)

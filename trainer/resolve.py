@@ -12,9 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.contract import Data, ExperimentSpec, Initial, Mask, Placement, Problem, RunSpec, SpecError, TeacherSpec
+from trainer.contract import (
+    Code,
+    Data,
+    ExperimentSpec,
+    Initial,
+    Mask,
+    Placement,
+    Problem,
+    RunSpec,
+    SpecError,
+    TeacherSpec,
+)
 from trainer.contract.ablation import Arm, across_arms, expand, parse_experiment
 from trainer.contract.frozen import MAX_INTEGER
+from trainer.contract.mask import OF_KINDS
 from trainer.contract.stage import FACES68, Stage
 from trainer.data.manifest import DataError, Manifest, read_manifest
 from trainer.evaluation.readers import GLANCERS, READERS
@@ -23,6 +35,8 @@ from trainer.evaluation.readers.faces68 import read_points
 from trainer.evaluation.readers.record import sample
 from trainer.evaluation.readers.source import LOOKED_AT, Files, digest_of_faces
 from trainer.store.objects import OutOfTime, StorageError, read_object, within
+from trainer.usercode import reading
+from trainer.usercode.reading import LOSS, MASK, TEACHER, Wanted
 from trainer.weights import sources
 from trainer.weights.sources import UnknownWeights
 
@@ -46,8 +60,12 @@ class Resolved:
     """What there was no time to look at; the run does before its first step."""
 
 
-def check_and_resolve(payload: Mapping[str, Any], library: sources.Library = sources.FILES_ONLY) -> Resolved:
+def check_and_resolve(
+    payload: Mapping[str, Any], library: sources.Library = sources.FILES_ONLY, no_user_code: str = ""
+) -> Resolved:
     """Expand a request and check all of it. `library` knows what `run:` and `mlflow:` mean.
+
+    `no_user_code`: what to do where no user code is allowed, in words; such files are not even read then.
 
     Raises SpecError with every problem at once; then nothing has happened.
     """
@@ -56,7 +74,7 @@ def check_and_resolve(payload: Mapping[str, Any], library: sources.Library = sou
         raise SpecError(problems)
     arms, more = expand(spec)
     problems += more
-    look = _Look(library)
+    look = _Look(library, no_user_code)
     found: list[tuple[str, Problem]] = []
     resolved, num_images = [], {}
     for arm in arms:
@@ -72,13 +90,14 @@ def check_and_resolve(payload: Mapping[str, Any], library: sources.Library = sou
 
 
 Report = Callable[[str, str, str], None]
+Part = TypeVar("Part", Mask, TeacherSpec)
 
 
 class _Look:
     """Checks runs against the world, reading every file once however many runs name it."""
 
-    def __init__(self, library: sources.Library) -> None:
-        self._library = library
+    def __init__(self, library: sources.Library, no_user_code: str) -> None:
+        self._library, self._no_user_code = library, no_user_code
         self._seen: dict[tuple[object, ...], object] = {}
         self._until: float | None = None
         """Of all looks into benchmarks on a store, from the first."""
@@ -105,6 +124,7 @@ class _Look:
             updates["teacher"] = teacher
         if run.initial.is_file and (initial := self._initial(run, report)):
             updates["initial"] = initial
+        updates["teacher"] = self._with_code("teacher", updates.get("teacher", run.teacher), report)
         updates |= self._masks(run, report)
         measured: dict[str, Any] = {}
         if digest := self._annotations(run, report):
@@ -200,8 +220,9 @@ class _Look:
         return {"mask": mask, "contrastive": run.contrastive.model_copy(update=changed)}
 
     def _mask(self, field: str, mask: Mask, run: RunSpec, report: Report) -> Mask:
-        """The mask with the digest of its landmarks, where it has any."""
-        if mask.kind != "parts" or not mask.landmarks:
+        """The mask with the digests of its landmarks and its code, where it has any."""
+        mask = self._with_code(field, mask, report)
+        if not mask.landmarks or mask.kind not in OF_KINDS["landmarks"]:
             return mask
         if not _absolute(mask.landmarks):
             report(f"{field}.landmarks", mask.landmarks, "an absolute path or s3://bucket/key")
@@ -216,6 +237,39 @@ class _Look:
         if mask.sha256 not in (None, annotated.sha256):
             report(f"{field}.sha256", str(mask.sha256), f"{annotated.sha256}, the digest of {mask.landmarks} today")
         return mask.model_copy(update={"sha256": annotated.sha256})
+
+    def _with_code(self, field: str, part: Part, report: Report) -> Part:
+        """The mask or teacher with the digests of its user code, which is looked at and not executed."""
+        if isinstance(part, Mask):
+            named = {"code": (part.code, MASK)} if part.kind == "code" else {}
+        else:
+            named = {"code": (part.code, TEACHER)} if part.arch == "code" else {}
+            named = {**named, "loss": (part.loss, LOSS)} if part.source != "none" else {}
+        found = {
+            name: self._code(f"{field}.{name}", code, wanted, report) for name, (code, wanted) in named.items() if code
+        }
+        return part.model_copy(update=found)
+
+    def _code(self, field: str, code: Code, wanted: Wanted, report: Report) -> Code:
+        if self._no_user_code:
+            report(field, "user code, which is not allowed here", self._no_user_code)
+            return code
+        if not _absolute(code.uri):
+            report(field, code.uri, "an absolute path or s3://bucket/key")
+            return code
+
+        def look() -> str:
+            text, digest = within(NAMING_SECONDS, lambda: reading.read(code), f"reading {code.uri}")
+            reading.check(text, reading.file_name(code), wanted)
+            return digest
+
+        def fail(error: Exception) -> None:
+            report(field, code.uri, f"user code that can be used: {error}")
+
+        digest: str | None = self._once(("code", code.uri, wanted), look, fail)
+        if digest and code.sha256 not in (None, digest):
+            report(f"{field}.sha256", str(code.sha256), f"{digest}, the digest of {code.uri} today")
+        return code.model_copy(update={"sha256": digest})
 
     def _annotations(self, run: RunSpec, report: Report) -> str | None:
         """Digest of the probe's images and annotations; None where the run has no probe."""

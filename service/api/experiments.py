@@ -65,7 +65,8 @@ def submit(
     if idempotency_key and not dry_run and (replay := service.find_replay(state.db, home, idempotency_key, digest)):
         response.headers["Idempotency-Replayed"] = "true"
         return service.show(state.db, state.settings, replay.id)
-    resolved = service.check(body, Shelf(state.db, state.settings, principal.project), state.pools)
+    shelf = Shelf(state.db, state.settings, principal.project)
+    resolved = service.check(body, shelf, state.pools, user_code=state.settings.user_code)
     if dry_run:
         response.status_code = 200
         return service.plan(state.db, resolved, state.settings, state.launcher)
@@ -152,6 +153,7 @@ def extend(request: Request, experiment_id: str, more: Extension, principal: Sub
     Doing it twice is harmless.
     """
     state = request.app.state
-    extending.extend(state.db, experiment_id, more, Shelf(state.db, state.settings, principal.project), state.pools)
+    shelf = Shelf(state.db, state.settings, principal.project)
+    extending.extend(state.db, experiment_id, more, shelf, state.pools, user_code=state.settings.user_code)
     state.reconciler.wake()
     return service.show(state.db, state.settings, experiment_id)

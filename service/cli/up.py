@@ -141,6 +141,8 @@ def _mlflow(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
 def _service(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
     host, port = state.url.removeprefix("http://").split(":")
     settings = {
+        # A machine of one's own, where one runs Python anyway; docs/user-code.md has the word for shared ones.
+        "MCF_USER_CODE": os.environ.get("MCF_USER_CODE", "true"),
         "MCF_HOST": host,
         "MCF_PORT": port,
         "MCF_DATABASE_URL": sqlite_url(folder / "mcf.db"),

@@ -96,6 +96,6 @@ def _measured(session: Session) -> dict[tuple[object, ...], float]:
 
 def _shape(spec: RunSpec) -> tuple[object, ...]:
     """What decides the speed of a run."""
-    teacher = (spec.teacher.source == "none", spec.teacher.arch, spec.teacher.taps)
+    teacher = (spec.teacher.source == "none", spec.teacher.arch, spec.teacher.code, spec.teacher.taps)
     stages = tuple(spec.evaluation.stages.values())
     return (spec.encoder, spec.decoder, spec.input_size, spec.mask_ratio, spec.batch, *teacher, spec.precision, stages)

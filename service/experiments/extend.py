@@ -36,8 +36,9 @@ class Extension(BaseModel):
 
 
 def extend(
-    db: Database, experiment_id: str, more: Extension, library: Library, pools: Mapping[str, Pool] | None
-) -> None:
+    db: Database, experiment_id: str, more: Extension, library: Library, pools: Mapping[str, Pool] | None, *,
+    user_code: bool = False,
+) -> None:  # fmt: skip
     """Add what is not there yet, and queue it; asking again is harmless.
 
     Raises NotFound, InvalidSpec with every problem, and NotExtendable where the experiment was cancelled, what it was
@@ -48,7 +49,7 @@ def extend(
             experiment = service.get(session, experiment_id)
             _refuse_cancelled(experiment)
             before = experiment.spec
-        resolved = service.check(extended(before, more), library, pools)
+        resolved = service.check(extended(before, more), library, pools, user_code=user_code)
         try:
             if _write(db, experiment_id, before, resolved, measured_anew=bool(more.evaluation)):
                 return

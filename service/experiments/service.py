@@ -30,15 +30,23 @@ from trainer.weights.sources import Library
 # One request for more is a slip of the keyboard; before anything is expanded.
 MAX_RUNS_OF_EXPERIMENT = 10_000
 CONCURRENT_WRITES = 3
+NO_USER_CODE = (
+    "what mcf has; or ask the operator to allow user code: MCF_USER_CODE=true, in the chart service.settings.userCode"
+)
 # Of a run's digest in its id; more where another one begins with the same.
 DIGITS, MORE_DIGITS = 12, 15
 
 
-def check(payload: Mapping[str, Any], library: Library, pools: Mapping[str, Pool] | None = None) -> Resolved:
-    """Raises InvalidSpec with every problem. `pools`: those of the cluster; None = any name will do."""
+def check(
+    payload: Mapping[str, Any], library: Library, pools: Mapping[str, Pool] | None = None, *, user_code: bool = False
+) -> Resolved:  # fmt: skip
+    """Raises InvalidSpec with every problem. `pools`: those of the cluster; None = any name will do.
+
+    `user_code`: whether the operator allows it.
+    """
     try:
         _refuse_too_many(payload)
-        resolved = check_and_resolve(payload, library)
+        resolved = check_and_resolve(payload, library, "" if user_code else NO_USER_CODE)
         if problems := list(_misplaced(resolved, pools)):
             raise SpecError(problems)
         return resolved

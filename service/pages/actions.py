@@ -83,7 +83,8 @@ def extend(
     request: Request, experiment_id: str, principal: Submitter, more: Annotated[Extension, Depends(wanted)]
 ) -> Response:
     state = request.app.state
-    extending.extend(state.db, experiment_id, more, Shelf(state.db, state.settings, principal.project), state.pools)
+    shelf = Shelf(state.db, state.settings, principal.project)
+    extending.extend(state.db, experiment_id, more, shelf, state.pools, user_code=state.settings.user_code)
     return _back(request, experiment_id)
 
 

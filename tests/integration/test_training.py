@@ -293,7 +293,7 @@ def test_a_run_may_hide_parts_of_the_face_and_says_how_many_have_no_landmarks(fa
     result = read_result(DirectoryStore(str(tmp_path / "run")))
     assert result
     assert result.without_landmarks == without > 0
-    assert f"{without} of 297 images have no landmarks: their masks are random" in done.stderr
+    assert f"{without} of 297 images have no landmarks: their masks cannot go by them" in done.stderr
 
 
 def test_landmarks_that_have_changed_fail_the_run_before_its_first_step(tiny_faces: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ RANK_BY = "evaluation.rank_by"
 ONE_RANKING = "one metric for all arms, in base.evaluation.rank_by and in no factor"
 Json = dict[str, Any]
 # Parts that a string may stand for, and which of their fields it then is.
-SHORT = {"teacher": "source", "mask": "kind", "target_mask": "kind"}
+SHORT = {"teacher": "source", "mask": "kind", "target_mask": "kind", "code": "uri", "loss": "uri"}
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,10 @@ def _labels(levels: list[Any]) -> list[str]:
 def _label(level: Any) -> str:
     if isinstance(level, Mapping):
         if source := level.get("source"):
-            return PurePosixPath(str(source)).stem
+            code = level.get("code") if level.get("arch") == "code" else None
+            return ",".join(PurePosixPath(str(_address(each))).stem for each in (source, code) if each)
+        if level.get("kind") == "code" and level.get("code"):
+            return PurePosixPath(str(_address(level["code"]))).stem
         if kind := level.get("kind"):
             # Two levels that differ in their files alone get numbers.
             said = {key: value for key, value in level.items() if key not in ("kind", "landmarks", "sha256")}
@@ -231,6 +234,10 @@ def _label(level: Any) -> str:
     if isinstance(level, list) and level and all(isinstance(each, str) for each in level):
         return "+".join(level)
     return json.dumps(level)
+
+
+def _address(code: Any) -> Any:
+    return code.get("uri") if isinstance(code, Mapping) else code
 
 
 # ---------------------------------------------------------------- building one model

@@ -88,6 +88,26 @@ def misfits(run: "RunSpec") -> Iterator[Problem]:
         yield Problem(
             field="teacher.taps", asked=str(list(teacher.taps)), possible=f"blocks 0 to {depth - 1} of {teacher.arch}"
         )
+    if teacher.arch == "code" and teacher.source != "none" and not teacher.code:
+        yield Problem(
+            field="teacher.code", asked="nothing", possible="a Python file for arch code, by its path or s3:// address"
+        )
+    if teacher.code and teacher.arch != "code":
+        yield Problem(
+            field="teacher.code", asked=f"user code for arch {teacher.arch}", possible="user code with arch code only"
+        )
+    if teacher.arch == "code" and teacher.source.startswith("run:"):
+        yield Problem(
+            field="teacher.arch", asked=f"code for {teacher.source}, which brings its own architecture",
+            possible="random, or the address of a weights file",
+        )  # fmt: skip
+    if teacher.loss and teacher.source == "none":
+        yield Problem(field="teacher.loss", asked="a loss without a teacher", possible="a loss beside a teacher")
+    if teacher.loss and teacher.normalise != "tokens":
+        yield Problem(
+            field="teacher.normalise", asked=f"{teacher.normalise} beside user code that compares features as they are",
+            possible="one of the two: teacher.loss, teacher.normalise",
+        )  # fmt: skip
     if run.initial.sha256 and not run.initial.is_file:
         yield Problem(
             field="initial.sha256", asked="a digest for source none", possible="a digest with a weights file only"

@@ -15,7 +15,8 @@ SCHEMA = 1
 """Counted up when the same payload comes to mean other numbers."""
 ADDRESSES = {
     "data": ("uri", "format", "keys", "suffix", "index"), "teacher": ("source",), "initial": ("source",),
-    "mask": ("landmarks",), "contrastive.target_mask": ("landmarks",),
+    "mask": ("landmarks",), "mask.code": ("uri",), "contrastive.target_mask": ("landmarks",),
+    "contrastive.target_mask.code": ("uri",), "teacher.code": ("uri",), "teacher.loss": ("uri",),
 }  # fmt: skip
 
 
@@ -26,8 +27,8 @@ def pretraining(run: "RunSpec") -> str:
         *above, part = name.split(".")
         inner = asked
         for each in above:
-            inner = inner.get(each, {})
-        if part in inner:
+            inner = inner.get(each) or {}
+        if inner.get(part):
             inner[part] = _wherever(inner[part], addresses)
     return _digest("pretraining", {**asked, "held_out": run.evaluation.held_out})
 

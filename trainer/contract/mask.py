@@ -4,33 +4,42 @@ How many it hides is kept in `mask_ratio` and `contrastive.target_mask_ratio` al
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from trainer.contract.code import Code
 from trainer.contract.frozen import MAX_NUMBER, Asked
+from trainer.contract.shorthand import shorthand
 
 Part = Literal["eyes", "brows", "nose", "mouth", "contour"]
 PARTS: tuple[Part, ...] = get_args(Part)
+# Fields that mean something with one kind, or two, alone.
+OF_KINDS = {
+    "landmarks": ("parts", "code"), "sha256": ("parts", "code"), "first": ("parts",), "keep": ("parts",),
+    "code": ("code",),
+}  # fmt: skip
 
 
 class Mask(Asked):
     """Which patches are hidden (docs/masks.md). `mask: block` stands for `mask: {kind: block}`."""
 
-    kind: Literal["random", "block", "grid", "parts"] = "random"
+    kind: Literal["random", "block", "grid", "parts", "code"] = "random"
     """`random`: every patch is as likely (published). `block`: rectangles. `grid`: an even pattern. `parts`: parts of
-    the face come first, by landmarks."""
+    the face come first, by landmarks. `code`: user code says it."""
     ratio: float | None = Field(None, strict=True)
     """Another way to write `mask_ratio`, or in `contrastive.target_mask` its `target_mask_ratio`, where it is kept."""
     landmarks: str | None = None
-    """Of `parts`: a file as for `evaluation.landmarks`, a path or s3:// address. A face without landmarks gets a
-    `random` mask."""
+    """Of `parts`, and of `code` if it goes by them: a file as for `evaluation.landmarks`, a path or s3:// address. With
+    `parts`, a face without landmarks gets a `random` mask."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Digest of the landmark file. Filled in on submission; if you give it, it is checked."""
     first: tuple[Part, ...] = ()
     """Of `parts`: which are hidden first: `eyes`, `brows`, `nose`, `mouth`, `contour` (jaw and chin)."""
     keep: bool = False
     """Of `parts`: they stay visible first, instead of being hidden first."""
+    code: Annotated[Code | None, shorthand(field="uri")] = None
+    """Of `code`: a Python file whose `mask(noise, side, num_visible, landmarks)` says which patches stay visible."""
 
     @field_validator("first")
     @classmethod
@@ -60,15 +69,17 @@ def mask_misfits(mask: Mask, holder: str, held: float | None) -> Iterator[tuple[
     """What does not fit together in one mask, as (field, asked, possible); `holder`: the field of its ratio."""
     if mask.ratio is not None:
         yield "ratio", f"{mask.ratio} beside {holder} = {held}", "one of the two"
-    if mask.kind != "parts":
-        given = [name for name in ("landmarks", "sha256", "first", "keep") if getattr(mask, name)]
-        for name in given:
-            yield name, f"{name} for a mask of kind {mask.kind}", f"{name} with kind parts only"
-        return
-    if not mask.landmarks:
+    for name, kinds in OF_KINDS.items():
+        if getattr(mask, name) and mask.kind not in kinds:
+            yield name, f"{name} for a mask of kind {mask.kind}", f"{name} with kind {' or '.join(kinds)} only"
+    if mask.kind == "parts" and not mask.landmarks:
         yield "landmarks", "nothing", "a landmark file for a mask of kind parts, by its path or s3:// address"
-    if not mask.first:
+    if mask.kind == "parts" and not mask.first:
         yield "first", "no parts", f"one or more of {', '.join(PARTS)}, for a mask of kind parts"
+    if mask.kind == "code" and not mask.code:
+        yield "code", "nothing", "a Python file for a mask of kind code, by its path or s3:// address"
+    if mask.sha256 and not mask.landmarks:
+        yield "sha256", "a digest without landmarks", "a digest with a landmark file only"
 
 
 def _moved(part: dict[str, Any], name: str, holder: str) -> dict[str, Any]:

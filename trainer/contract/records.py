@@ -261,7 +261,7 @@ class Result(Frozen):
     undecodable: tuple[str, ...] = ()
     """Images of the subset that others stood in for, by key, with the reason."""
     without_landmarks: int = 0
-    """Images of the subset whose masks were random for want of landmarks, in a run whose masks go by face parts."""
+    """Images of the subset without landmarks, in a run whose masks go by them."""
     probe: Metric | None
     """None where the data has neither landmarks nor labels."""
     floors: Floors | None

@@ -12,9 +12,11 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from trainer.contract import identity
 from trainer.contract.checks import misfits
+from trainer.contract.code import Code
 from trainer.contract.frozen import Asked
 from trainer.contract.mask import Mask, with_ratios_in_place
 from trainer.contract.problems import SpecError
+from trainer.contract.shorthand import shorthand
 from trainer.contract.stage import Alignment, Parsing, Stage
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -116,8 +118,13 @@ class TeacherSpec(Asked):
     """Digest of the weights file. Filled in on submission; if you give it, it is checked."""
     arch: str = "mocov3-vit-b16"
     """The teacher's architecture: the name of a timm ViT, `mocov3-vit-b16`, `face-api` (a small convolutional face
-    network), `as-encoder` (same as the run's encoder), or `vit-WIDTHxDEPTHxHEADS-pPATCH`. The encoder of an earlier run
-    brings its own."""
+    network), `as-encoder` (same as the run's encoder), `vit-WIDTHxDEPTHxHEADS-pPATCH`, or `code`. The encoder of an
+    earlier run brings its own."""
+    code: Annotated[Code | None, shorthand(field="uri")] = None
+    """Of `arch: code`: a Python file whose `teacher()` makes the network."""
+    loss: Annotated[Code | None, shorthand(field="uri")] = None
+    """A Python file whose `feature_loss(predicted, wanted)` compares the features of one tap. Default: the published
+    comparison."""
     taps: tuple[int, ...] = (2, 5, 8, 11)
     """The blocks whose outputs are compared, counted from 0."""
     tokens: Literal["all", "patches"] = "all"
@@ -194,24 +201,6 @@ class Batch(Asked):
         return self.global_batch // self.slice
 
 
-def _shorthand(**known: Any) -> BeforeValidator:
-    """Lets a string stand for a whole part: `encoder: vit-b16`, `decoder: 512x8`, `mask: block`."""
-
-    def expand(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if value in known.get("names", {}):
-            return known["names"][value]
-        if (pattern := known.get("pattern")) and (match := re.fullmatch(pattern, value)):
-            return {name: int(number) for name, number in match.groupdict().items() if number}
-        if field := known.get("field"):
-            return {field: value}
-        names = ", ".join(known.get("names", {})) or known.get("example", "")
-        raise ValueError(f"one of {names}, or the numbers themselves")
-
-    return BeforeValidator(expand)
-
-
 class Contrastive(Asked):
     """Contrastive learning between two random masks of an image."""
 
@@ -225,7 +214,7 @@ class Contrastive(Asked):
     """Length of queries and keys."""
     target_mask_ratio: float | None = None
     """Share of patches hidden from the target, which makes the keys. Default: mask_ratio (published). 0: none."""
-    target_mask: Annotated[Mask | None, _shorthand(field="kind")] = None
+    target_mask: Annotated[Mask | None, shorthand(field="kind")] = None
     """Which patches are hidden from the target: the fields of `mask`. Default: as from the encoder (published), by a
     draw of its own."""
 
@@ -361,12 +350,12 @@ class RunSpec(Asked):
     """Side of the square input in pixels."""
     mask_ratio: float = 0.75
     """Share of patches hidden from the encoder. It sees floor(L * (1 - ratio)) of the L patches."""
-    mask: Annotated[Mask, _shorthand(field="kind")] = Mask()
-    encoder: Annotated[EncoderSpec, _shorthand(names=ENCODERS)] = EncoderSpec(**ENCODERS["vit-b16"])
+    mask: Annotated[Mask, shorthand(field="kind")] = Mask()
+    encoder: Annotated[EncoderSpec, shorthand(names=ENCODERS)] = EncoderSpec(**ENCODERS["vit-b16"])
     decoder: Annotated[
-        DecoderSpec, _shorthand(pattern=r"(?P<width>\d+)x(?P<depth>\d+)(x(?P<heads>\d+))?", example="512x8, 256x2x16")
+        DecoderSpec, shorthand(pattern=r"(?P<width>\d+)x(?P<depth>\d+)(x(?P<heads>\d+))?", example="512x8, 256x2x16")
     ] = DecoderSpec(width=512, depth=8)
-    teacher: Annotated[TeacherSpec, _shorthand(field="source")] = TeacherSpec()
+    teacher: Annotated[TeacherSpec, shorthand(field="source")] = TeacherSpec()
     pixels: Pixels = Pixels()
     initial: Initial = Initial()
     batch: Batch = Batch()
@@ -394,6 +383,15 @@ class RunSpec(Asked):
     def target_mask(self) -> Mask:
         """What hides patches from the target."""
         return self.contrastive.target_mask or self.mask
+
+    @property
+    def user_code(self) -> dict[str, Code]:
+        """The files of user code that the run names, by field."""
+        asked = {
+            "mask.code": self.mask.code, "teacher.code": self.teacher.code, "teacher.loss": self.teacher.loss,
+            "contrastive.target_mask.code": self.target_mask.code if self.contrastive.target_mask else None,
+        }  # fmt: skip
+        return {field: code for field, code in asked.items() if code}
 
     @property
     def learning_rate(self) -> float:

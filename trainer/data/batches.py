@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, RunSpec
+from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, Mask, RunSpec
 from trainer.data.decode import decode
 from trainer.data.decoded import Decoded, InMemory, OnDemand, Shown, Waiting
 from trainer.data.landmarks import FaceParts, Measured, Points
 from trainer.data.manifest import DataError, Images, Rows, Split, read_manifest
 from trainer.data.nvjpeg import GpuDecoder, OnGpu, Undecoded
+from trainer.data.usermasks import UserMask
 from trainer.method.draws import Drawn, View, flips, images_at
 from trainer.method.grid import StepPlan, first_position
 from trainer.method.masks import shaped_noise
 from trainer.store.objects import StorageError
+from trainer.usercode.loading import UserCodeError
 
 # Decoded subsets up to this size are held in memory by every rank.
 MAX_BYTES_IN_MEMORY = 512 << 20
@@ -79,7 +81,7 @@ def slices(
     `ahead`: how many cells are on their way to a GPU before they are asked for. `points`: what masks of parts go by.
 
     The worker processes are started by this call. Raises DataError when an image has changed or too many cannot be
-    decoded, StorageError when one cannot be read.
+    decoded, StorageError when one cannot be read, UserCodeError when a mask's code fails.
     """
     cells = [(group.index, index) for group in plan.groups for index in group.slices]
     workers = decoders(run, len(rows))
@@ -96,13 +98,22 @@ def slices(
     else:
         decoded = InMemory(*subset, GpuDecoder(device) if gpu else decode)
     loader = DataLoader(
-        _Cells(run, decoded, len(rows), parts),
+        _Cells(run, decoded, len(rows), parts, user_masks(run)),
         batch_size=None,
         sampler=(first_position(run.batch, step, *cell) for step in steps for cell in cells),
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
     return on_device(iter(loader), device, ahead, OnGpu(*subset, device) if gpu and workers else None)
+
+
+def user_masks(run: RunSpec) -> dict[View, UserMask]:
+    """Of the views whose masks are user code. Raises UserCodeError, StorageError."""
+    return {view: UserMask(mask) for view, mask in masks_of(run).items() if mask.kind == "code"}
+
+
+def masks_of(run: RunSpec) -> dict[View, Mask]:
+    return {View.ONLINE: run.mask, View.TARGET: run.target_mask}
 
 
 def decoders(run: RunSpec, num_images: int) -> int:
@@ -131,38 +142,50 @@ def max_undecodable(run: RunSpec, num_images: int) -> int:
     return int(run.data.max_undecodable * num_images)
 
 
+Item = Slice | DataError | StorageError | UserCodeError
+"""What comes out of a process that decodes."""
+
+
 class _Cells(Dataset):
     """Cell, not yet mirrored, by the position of its first image. An error is an item, to be raised where it is seen:
     out of a worker process its text would be a traceback."""
 
-    def __init__(self, run: RunSpec, decoded: Decoded, num_images: int, parts: FaceParts | None) -> None:
-        self.run, self.decoded, self.num_images, self.parts = run, decoded, num_images, parts
+    def __init__(
+        self, run: RunSpec, decoded: Decoded, num_images: int, parts: FaceParts | None, user: Mapping[View, UserMask]
+    ) -> None:  # fmt: skip
+        self.run, self.decoded, self.num_images, self.parts, self.user = run, decoded, num_images, parts, user
 
-    def __getitem__(self, first: int) -> Slice | DataError | StorageError:
+    def __getitem__(self, first: int) -> Item:
         run = self.run
         drawn = images_at(run.seed, first, run.batch.slice, self.num_images)
         try:
             shown = self.decoded.get(drawn.index_B.tolist())
-        except (DataError, StorageError) as error:
+            mirrored_B = flips(run.seed, drawn) if run.data.flip else np.zeros(run.batch.slice, bool)
+            online_BL, target_BL = (
+                torch.from_numpy(self._noise(view, drawn, shown.index_B, mirrored_B)) for view in View
+            )
+        except (DataError, StorageError, UserCodeError) as error:
             return error
-        mirrored = flips(run.seed, drawn) if run.data.flip else torch.zeros(run.batch.slice, dtype=torch.bool)
-        online_BL, target_BL = (
-            torch.from_numpy(self._noise(view, drawn, shown.index_B, np.asarray(mirrored))) for view in View
-        )
         return Slice(
-            shown.image_BCHW, online_BL, target_BL, torch.from_numpy(shown.index_B), torch.as_tensor(mirrored),
+            shown.image_BCHW, online_BL, target_BL, torch.from_numpy(shown.index_B), torch.from_numpy(mirrored_B),
             shown.undecodable, shown.waiting,
         )  # fmt: skip
 
     def _noise(self, view: View, drawn: Drawn, shown_B: np.ndarray, mirrored_B: np.ndarray) -> np.ndarray:
         run = self.run
-        mask, ratio = (run.mask, None) if view == View.ONLINE else (run.target_mask, run.contrastive.target_mask_ratio)
+        mask = masks_of(run)[view]
+        num_visible = run.visible_patches(None if view == View.ONLINE else run.contrastive.target_mask_ratio)
         part_BL = self.parts.of(view, shown_B, mirrored_B) if self.parts and mask.kind == "parts" else None
-        return shaped_noise(mask, run.visible_patches(ratio), run.seed, drawn, view, run.num_patches, part_BL)
+
+        def scores(noise_BL: np.ndarray) -> np.ndarray:
+            points = self.parts.points(view, shown_B, mirrored_B) if self.parts else [None] * len(shown_B)
+            return self.user[view].scores(noise_BL, run.input_size // run.encoder.patch, num_visible, points)
+
+        return shaped_noise(mask, num_visible, run.seed, drawn, view, run.num_patches, part_BL, scores)
 
 
 def on_device(
-    cells: Iterator[Slice | DataError | StorageError], device: torch.device, ahead: int, gpu: OnGpu | None = None
+    cells: Iterator[Item], device: torch.device, ahead: int, gpu: OnGpu | None = None
 ) -> Iterator[Slice]:  # fmt: skip
     """The cells on the device. To a GPU they travel, and there they are decoded, on a stream of their own, beside what
     is computed."""
@@ -188,7 +211,7 @@ def on_device(
         yield arrived()
 
 
-def _on_device(cell: Slice | DataError | StorageError, device: torch.device, gpu: OnGpu | None) -> Slice:
+def _on_device(cell: Item, device: torch.device, gpu: OnGpu | None) -> Slice:
     if isinstance(cell, Exception):
         raise cell
     if gpu:

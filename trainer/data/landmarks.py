@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.contract import Mask, RunSpec
+from trainer.contract import RunSpec
 from trainer.data.decode import in_input, upright_size
 from trainer.data.manifest import Images, Rows
 from trainer.data.pictures import Undecodable
@@ -69,26 +69,40 @@ class Measured:
 
 
 class FaceParts:
-    """Which patches the parts of a face touch, of images that have been read."""
+    """Where the parts of a face lie, of images that have been read."""
 
     def __init__(self, run: RunSpec, points: Points, images: Measured, rows: Rows) -> None:
         self._run, self._points, self._images, self._rows = run, points, images, rows
 
+    def points(self, view: View, index_B: np.ndarray, mirrored_B: np.ndarray) -> list[np.ndarray | None]:
+        """[68, 2] of each image as the network sees it, 0..1 from edge to edge; None for images without landmarks.
+
+        Points keep their numbers in a mirrored image.
+        """
+        return [
+            point_P2 if point_P2 is None or not mirrored else np.array([1, 0]) + point_P2 * np.array([-1, 1])
+            for point_P2, mirrored in zip(self._in_input(view, index_B), mirrored_B, strict=True)
+        ]
+
     def of(self, view: View, index_B: np.ndarray, mirrored_B: np.ndarray) -> np.ndarray:
         """bool [B, L], in the image as the network sees it; nowhere for images without landmarks."""
-        run, points = self._run, self._points.of(view)
-        mask: Mask = run.mask if view == View.ONLINE else run.target_mask
+        run = self._run
+        mask = run.mask if view == View.ONLINE else run.target_mask
         side = run.input_size // run.encoder.patch
         part_BSS = np.zeros((len(index_B), side, side), bool)
-        sizes = {int(index): self._images.size.get(self._rows[int(index)]) for index in index_B}
-        known_K = np.array(
-            [b for b, index in enumerate(index_B.tolist()) if index in points and sizes[index]], np.int64
-        )
-        if len(known_K):
-            inputs = [
-                in_input(points[index].astype(np.float64), size, run.input_size, run.data.fit)
-                for index in index_B[known_K].tolist()
-                if (size := sizes[index])
-            ]
-            part_BSS[known_K] = patches_of(mask.first, np.stack(inputs), side).reshape(-1, side, side)
+        known = {
+            place: point_P2 for place, point_P2 in enumerate(self._in_input(view, index_B)) if point_P2 is not None
+        }
+        if known:
+            part_BSS[list(known)] = patches_of(mask.first, np.stack(list(known.values())), side).reshape(-1, side, side)
         return np.where(mirrored_B[:, None, None], part_BSS[:, :, ::-1], part_BSS).reshape(len(index_B), -1)
+
+    def _in_input(self, view: View, index_B: np.ndarray) -> list[np.ndarray | None]:
+        run, points, found = self._run, self._points.of(view), list[np.ndarray | None]()
+        for index in index_B.tolist():
+            point_P2, size = points.get(index), self._images.size.get(self._rows[index])
+            if point_P2 is None or size is None:
+                found.append(None)
+            else:
+                found.append(in_input(point_P2.astype(np.float64), size, run.input_size, run.data.fit))
+        return found

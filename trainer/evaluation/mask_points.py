@@ -1,4 +1,4 @@
-"""The landmark files that a run's masks of face parts go by."""
+"""The landmark files that a run's masks go by."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ def mask_points(run: RunSpec, rows: Rows) -> Points | None:
     """
     read = cache(_read)
     online, target = (
-        in_subset(read(mask.landmarks, mask.sha256), rows) if mask.kind == "parts" and mask.landmarks else {}
+        in_subset(read(mask.landmarks, mask.sha256), rows) if mask.landmarks else {}
         for mask in (run.mask, run.target_mask)
     )
-    return Points(online, target) if "parts" in (run.mask.kind, run.target_mask.kind) else None
+    return Points(online, target) if run.mask.landmarks or run.target_mask.landmarks else None
 
 
 def num_without(run: RunSpec, points: Points | None, rows: Rows) -> int:
-    """Images to train on that get a random mask, in either view, for want of landmarks."""
+    """Images to train on without landmarks, of a run whose masks go by them, in either view."""
     if points is None:
         return 0
     asked: list[tuple[Mask, Mapping[int, np.ndarray]]] = [(run.mask, points.online), (run.target_mask, points.target)]
-    return len(rows) - min(len(known) for mask, known in asked if mask.kind == "parts")
+    return len(rows) - min(len(known) for mask, known in asked if mask.landmarks)
 
 
 def _read(address: str, sha256: str | None) -> Mapping[str, np.ndarray]:

@@ -16,7 +16,7 @@ def feature_loss(predicted: list[Tensor], wanted: list[Tensor], along: Literal["
     axis = 1 if along == "tokens" else 2
     total = torch.zeros((), device=predicted[0].device)
     for tap, target in zip(predicted, wanted, strict=True):
-        unit, target_unit = (normalize(_wide(x), dim=axis, eps=1e-12) for x in (tap, target.detach()))
+        unit, target_unit = (normalize(wide(x), dim=axis, eps=1e-12) for x in (tap, target.detach()))
         total = total + (unit - target_unit).square().mean()
     return total
 
@@ -26,18 +26,18 @@ def info_nce(query_BE: Tensor, key_GE: Tensor, first_label: int | Tensor, temper
 
     Both are scaled to length 1 here. Keys carry no gradient.
     """
-    query, key = (normalize(_wide(x), dim=1, eps=1e-12) for x in (query_BE, key_GE.detach()))
+    query, key = (normalize(wide(x), dim=1, eps=1e-12) for x in (query_BE, key_GE.detach()))
     label = first_label + torch.arange(query.shape[0], device=query.device)
     return 2 * temperature * cross_entropy(query @ key.T / temperature, label)
 
 
 def pixel_loss(predicted_BLK: Tensor, patch_BLK: Tensor, counted_BL: Tensor, normalise: str = "image") -> Tensor:
     """Mean squared error over the counted patches, in ImageNet-normalised pixels or in units of each patch (MAE)."""
-    wanted_BLK = _wide(patch_BLK)
+    wanted_BLK = wide(patch_BLK)
     if normalise == "patch":
         mean, deviation = patch_statistics(wanted_BLK)
         wanted_BLK = (wanted_BLK - mean) / deviation
-    error_BL = (_wide(predicted_BLK) - wanted_BLK).square().mean(dim=2)
+    error_BL = (wide(predicted_BLK) - wanted_BLK).square().mean(dim=2)
     return (error_BL * counted_BL).sum() / counted_BL.sum()
 
 
@@ -46,6 +46,6 @@ def patch_statistics(patch_BLK: Tensor) -> tuple[Tensor, Tensor]:
     return patch_BLK.mean(dim=2, keepdim=True), (patch_BLK.var(dim=2, keepdim=True) + 1e-6).sqrt()
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """float32 at least: half precision would lose the small differences of unit vectors."""
     return x if x.dtype == torch.float64 else x.float()

@@ -6,14 +6,14 @@ function of (seed, epoch, index, view) and, with `parts`, of the image's landmar
 Letters: B images, L patches, S the side of the square of patches, P points of a part.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from trainer.contract import Mask, Part
 from trainer.method.draws import Drawn, mask_noise, shape_words
 
-# As in BEiT (Bao, Dong and Wei 2021): blocks of this many patches or more, until fewer are left to hide.
+# After BEiT (Bao, Dong and Wei 2021): blocks of this many patches or more, until fewer are left to hide.
 SMALLEST_BLOCK = 4
 # Height over width, evenly spaced in the logarithm. Written out, because no two libraries promise the same `exp`.
 ASPECTS = np.array([0.3, 0.356, 0.423, 0.503, 0.597, 0.71, 0.843, 1, 1.186, 1.408, 1.675, 1.988, 2.364, 2.809, 3.333])
@@ -32,11 +32,12 @@ HULLS: dict[Part, tuple[tuple[int, ...], ...]] = {
 
 def shaped_noise(
     mask: Mask, num_visible: int, seed: int, drawn: Drawn, view: int, num_patches: int,
-    part_BL: np.ndarray | None = None,
+    part_BL: np.ndarray | None = None, scores: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Noise [B, L], float32: the `num_visible` patches with the smallest values stay visible.
 
     `part_BL`: whether a patch is of the parts that the mask names, bool; nowhere for an image without landmarks.
+    `scores`: what user code makes of noise [B, L], by which the smallest stay visible.
     """
     noise_BL = mask_noise(seed, drawn, view, num_patches)
     side = round(num_patches**0.5)
@@ -50,6 +51,9 @@ def shaped_noise(
         case "parts":
             assert part_BL is not None, "a mask of parts without parts"
             return ranks(~part_BL if mask.keep else part_BL, noise_BL)
+        case "code":
+            assert scores is not None, "a mask of user code without the code"
+            return ranks(scores(noise_BL), noise_BL)
 
 
 def ranks(score_BL: np.ndarray, noise_BL: np.ndarray) -> np.ndarray:

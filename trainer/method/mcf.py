@@ -22,6 +22,10 @@ Features = Callable[[Tensor], list[Tensor]]
 """A teacher as the method sees it: images [B, 3, H, W] -> what is compared, [B, P, D] of every tap."""
 
 
+Compare = Callable[[list[Tensor], list[Tensor]], Tensor]
+"""Features of the prediction and of the image, [S, B, P, D] of every tap -> the loss [S] of every slice."""
+
+
 class Losses(NamedTuple):
     """Means over one slice, or over each of several [S]; unweighted but for `total`. Zero for what a run has not."""
 
@@ -56,6 +60,8 @@ class Mcf(nn.Module):
         contrasts = run.contrastive.weight > 0
         self.projector = projector(run.encoder.width, run.contrastive) if contrasts else None
         self.predictor = predictor(run.contrastive) if contrasts else None
+        self.compare: Compare | None = None
+        """In place of the published comparison, where user code says how (trainer.teachers.comparing)."""
 
     def forward(
         self, image_BCHW: Tensor, noise_BL: Tensor, keys_GE: Tensor | None, first_label: int, teacher: Features | None,
@@ -120,6 +126,8 @@ class Mcf(nn.Module):
             with torch.no_grad():
                 wanted = teacher(image_NCHW)
         found, known = ([_by_slice(tap, count) for tap in taps] for taps in (predicted, wanted))
+        if self.compare is not None:
+            return self.compare(found, known)
         return _of_each(lambda mine, theirs: feature_loss(mine, theirs, self.run.teacher.normalise), found, known)
 
     def _pixel(self, patch_NLK: Tensor, image_NCHW: Tensor, hidden_NL: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, RunSpec, TeacherSpec
 from trainer.teachers import face_api, loading
 from trainer.teachers.errors import TeacherError
-from trainer.teachers.networks import Network, make, num_prefix_tokens, own_encoder
+from trainer.teachers.networks import Network, UserNetwork, make, num_prefix_tokens, own_encoder
 from trainer.weights.mlflow_files import MlflowFiles
 from trainer.weights.sources import UnknownWeights, settled
 
@@ -99,6 +99,8 @@ def build(run: RunSpec, device: torch.device, weights: Mapping[str, Tensor] | No
         origin = loading.load(network, teacher, library)
     else:
         origin = _sha256("random", teacher.seed, own.model_dump() if (own := own_encoder(teacher.arch, run)) else None)
+    if isinstance(network, UserNetwork):
+        origin = _sha256(origin, network.sha256)
     if teacher.arch == "face-api":
         if (teacher.mean, teacher.std) != (IMAGENET_MEAN, IMAGENET_STD):
             logger.warning("teacher.mean and teacher.std are not applied: face-api has statistics of its own")

@@ -14,7 +14,7 @@ from trainer.contract import TeacherSpec
 from trainer.store.objects import ObjectMissing
 from trainer.teachers.errors import TeacherError
 from trainer.teachers.face_api import state_from_npz
-from trainer.teachers.networks import Network, TimmVit
+from trainer.teachers.networks import Network, TimmVit, UserNetwork
 from trainer.weights import sources
 from trainer.weights.files import WeightsError, read_weights
 from trainer.weights.sources import UnknownWeights
@@ -52,7 +52,13 @@ def load(network: Network, teacher: TeacherSpec, library: sources.Library) -> st
 
 def fit(network: Network, state: Mapping[str, Tensor], source: str, arch: str) -> None:
     """Put weights by the network's names into it. Raises TeacherError where they do not fit."""
-    into = network.vit if isinstance(network, TimmVit) else network
+    match network:
+        case TimmVit():
+            into = network.vit
+        case UserNetwork():
+            into = network.network
+        case _:
+            into = network
     if misfits := _misfits(state, into.state_dict()):
         raise TeacherError(f"{source} does not fit {arch}: {'; '.join(misfits)}")
     into.load_state_dict(state, strict=False, assign=True)

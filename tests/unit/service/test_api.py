@@ -399,6 +399,29 @@ def test_on_a_cluster_a_spec_names_one_of_its_pools(tmp_path: Path, spec: dict[s
     }
 
 
+def test_user_code_is_off_unless_the_operator_allows_it_and_the_service_never_executes_it(
+    tmp_path: Path, spec: dict[str, Any]
+) -> None:
+    (tmp_path / "mask.py").write_text(
+        f"open({str(tmp_path / 'executed')!r}, 'w')\ndef mask(noise, side, num_visible, landmarks): return noise\n"
+    )
+    mask = {"kind": "code", "code": str(tmp_path / "mask.py")}
+    asked = {**spec, "base": {**spec["base"], "mask": mask}}
+    refused = Scene(Settings(work_dir=tmp_path / "off")).http.post("/v1/experiments", json=asked)
+    assert refused.status_code == 422
+    [problem] = refused.json()["problems"]
+    assert problem["field"] == "mask.code"
+    assert "MCF_USER_CODE=true" in problem["possible"]
+    assert "service.settings.userCode" in problem["possible"]
+    allowed = Scene(Settings(work_dir=tmp_path / "on", user_code=True)).http
+    assert allowed.post("/v1/experiments?dry_run=true", json=asked).status_code == 200
+    assert allowed.post("/v1/experiments", json=asked).status_code == 201
+    assert not (tmp_path / "executed").exists()
+    (tmp_path / "mask.py").write_text("def mask(:\n")
+    [problem] = allowed.post("/v1/experiments?dry_run=true", json=asked).json()["problems"]
+    assert "mask.py, line 1: SyntaxError" in problem["possible"]
+
+
 def test_the_gpus_decoder_is_refused_in_a_pool_without_gpus(tmp_path: Path, spec: dict[str, Any]) -> None:
     (tmp_path / "pools.yaml").write_text("cpu: {image: mcf-trainer}\na100: {image: mcf-trainer, gpus: 2}\n")
     settings = Settings(

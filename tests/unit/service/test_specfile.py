@@ -20,7 +20,8 @@ def test_paths_start_at_the_folder_of_the_spec_wherever_they_stand() -> None:
             "data.uri": ["lfw/faces", "more"],
             "data": [{"uri": "lfw/faces", "subset_size": 5}],
             "decoder": ["512x8"],
-            "mask": ["block", {"kind": "parts", "landmarks": "l.json"}],
+            "mask": ["block", {"kind": "parts", "landmarks": "l.json"}, {"kind": "code", "code": "mask.py"}],
+            "teacher.loss": [None, "loss.py", {"uri": "loss.py"}],
         },
         "baseline": {"teacher": "w.pt", "data.uri": "more", "decoder": "512x8"},
     }  # fmt: skip
@@ -35,7 +36,8 @@ def test_paths_start_at_the_folder_of_the_spec_wherever_they_stand() -> None:
         "data.uri": ["/specs/lfw/faces", "/specs/more"],
         "data": [{"uri": "/specs/lfw/faces", "subset_size": 5}],
         "decoder": ["512x8"],
-        "mask": ["block", {"kind": "parts", "landmarks": "/specs/l.json"}],
+        "mask": ["block", {"kind": "parts", "landmarks": "/specs/l.json"}, {"kind": "code", "code": "/specs/mask.py"}],
+        "teacher.loss": [None, "/specs/loss.py", {"uri": "/specs/loss.py"}],
     }
     assert found["baseline"] == {"teacher": "/specs/w.pt", "data.uri": "/specs/more", "decoder": "512x8"}
 

@@ -100,11 +100,11 @@ def test_arms_whose_target_has_the_mask_it_would_have_anyway_are_the_same_run(ti
 @pytest.mark.parametrize(
     ("asked", "field", "words"),
     [
-        ({"mask": "blocks"}, "mask", "'random', 'block', 'grid' or 'parts'"),
-        ({"mask": {"kind": "Block"}}, "mask.kind", "'random', 'block', 'grid' or 'parts'"),
+        ({"mask": "blocks"}, "mask", "'random', 'block', 'grid', 'parts' or 'code'"),
+        ({"mask": {"kind": "Block"}}, "mask.kind", "'random', 'block', 'grid', 'parts' or 'code'"),
         ({"mask": {"kind": "block", "first": ["eyes"]}}, "mask.first", "first with kind parts only"),
         ({"mask": {"keep": True}}, "mask.keep", "keep with kind parts only"),
-        ({"mask": {"kind": "grid", "landmarks": "/l.json"}}, "mask.landmarks", "landmarks with kind parts only"),
+        ({"mask": {"kind": "grid", "landmarks": "/l.json"}}, "mask.landmarks", "with kind parts or code only"),
         ({"mask": {"kind": "parts", "first": ["eyes"]}}, "mask.landmarks", "a landmark file for a mask"),
         ({"mask": {"kind": "parts", "landmarks": "/l.json"}}, "mask.first", "one or more of eyes, brows, nose, mouth"),
         ({"mask": {**PARTS, "first": ["ears"]}}, "mask.first", "'eyes', 'brows', 'nose', 'mouth' or 'contour'"),

@@ -1,6 +1,7 @@
 """One training process, and everything it needs. Each room may use the rooms below it; import-linter checks that.
 
-main, conclude, loop    the path of a run: join the others, train, write down what came of it
+main, loop, conclude    the path of a run: join the others, train, write down what came of it
+watch, passes           what is measured on the way, and how many cells go through the networks together
 resolve                 the last look at a request before anything runs; no torch
 evaluation/             what is measured on a trained encoder
 teachers/               frozen networks whose features are compared

@@ -7,12 +7,12 @@ import logging
 import time
 from collections.abc import Callable
 
-from trainer.contract import RunSpec, records
+from trainer.contract import RunSpec
 from trainer.contract.ranking import RETRIEVAL
 from trainer.contract.records import Metric, Reading, Readings
 from trainer.evaluation.evaluate import NotFinite, Reader
 from trainer.method.mcf import Mcf
-from trainer.store.objects import StorageError, Store
+from trainer.store.objects import Store
 from trainer.store.rundir import read_readings, read_spec
 from trainer.tracking.report import RankZero
 
@@ -32,18 +32,17 @@ class Watch:
         """
         every = run.evaluation.every
         assert every, "a run that is not watched"
-        self._run, self._reader, self._store, self._report, self._clock = run, reader, store, report, clock
+        self._run, self._reader, self._report, self._clock = run, reader, report, clock
         self._every, self._total_steps = every, total_steps
         self._pause = every.in_steps(run.batch.global_batch)
         self._factor: int | None = 1
         """Every so manyth reading is made; None = no more of them."""
         self.readings = Readings()
         if report:
-            self.readings = read_readings(store)
-            if not self.readings.readings and earlier and _measured_alike(run, earlier):
-                self._keep(read_readings(earlier))
-            if self.readings.readings:
-                report.journal.read(self.readings.readings[-1].step)
+            found = read_readings(store)
+            if not found.readings and earlier and _measured_alike(run, earlier):
+                found = read_readings(earlier)
+            self._keep(found)
 
     def due(self, step: int) -> bool:
         """Whether this step is to be read: for rank 0 to ask, before it asks the others to take part."""
@@ -109,12 +108,10 @@ class Watch:
             self._keep(self.readings.model_copy(update={"note": words}))
 
     def _keep(self, readings: Readings) -> None:
+        assert self._report
         self.readings = readings
-        try:
-            self._store.put(records.READINGS, readings.model_dump_json(indent=1).encode())
-        except StorageError as error:
-            # The next one is written with all before it; MLflow has its numbers.
-            logger.warning("the readings cannot be written, training goes on: %s", error)
+        # By a thread of its own: the store may be away for a while.
+        self._report.journal.keep(readings)
 
 
 def thinned(index: int, count: int, cost: float, budget: float) -> int | None:

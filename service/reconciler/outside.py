@@ -12,7 +12,7 @@ from service.reconciler.directories import Directories
 from service.reconciler.facts import Action, Observed, RunFacts
 from service.reconciler.repository import RunLease
 from service.settings import Settings
-from service.tables import Experiment
+from service.tables import Experiment, Run
 from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingDeleted, TrackingGone
 from trainer.contract import Placement, RunSpec
 from trainer.contract.records import SPEC, UNSENT, UNSENT_FILES, Result, Verdict
@@ -70,7 +70,8 @@ class Outside:
             seen = replace(seen, log_tail=self._tail(lease.run.id, number, placement))
         if _may_open(facts, seen, now):
             seen, tracked = self._prepare(lease, replace(seen, pool=self.launcher.choose(placement)))
-        return Look(seen, _progress(sessions) | _readings(store, sessions, lease.run.last_reading), result, tracked)
+        progress = _progress(sessions) | _readings(store, sessions, lease.run, has_ended=outcome is not None)
+        return Look(seen, progress, result, tracked)
 
     def act(self, action: Action, lease: RunLease, facts: RunFacts) -> None:
         """Do it outside; raises what the store or the scheduler raise, and is then done again."""
@@ -197,12 +198,16 @@ def _progress(sessions: Sequence[TrainingSession]) -> dict[str, Any]:
     }
 
 
-def _readings(store: Store, sessions: Sequence[TrainingSession], known: int | None) -> dict[str, Any]:
-    """What is measured while it trains, where there is news of it."""
+def _readings(store: Store, sessions: Sequence[TrainingSession], run: Run, *, has_ended: bool) -> dict[str, Any]:
+    """What is measured while it trains, where there is news of it, and once more at its end."""
     newest = sessions[-1].last_reading if sessions else None
-    if newest is None or newest == known:
+    watched = (run.spec.get("evaluation") or {}).get("every")
+    if newest in (None, run.last_reading) and not (has_ended and watched):
         return {}
-    return {"readings": read_readings(store).model_dump(mode="json"), "last_reading": newest}
+    found = read_readings(store)
+    if not found.readings:
+        return {}
+    return {"readings": found.model_dump(mode="json"), "last_reading": found.readings[-1].step}
 
 
 def _speed(sessions: Sequence[TrainingSession]) -> dict[str, float | None]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import psutil
 
 from trainer.contract import records
-from trainer.contract.records import Outcome, Result, Session, Speed
+from trainer.contract.records import Outcome, Readings, Result, Session, Speed
 from trainer.store.objects import StorageError, Store, insist
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class Journal:
         self.trouble: Callable[[], str] = str
         self.speed: Callable[[], Speed] = Speed
         """Asked at every write, both of them."""
+        self._readings, self._unwritten = Readings(), False
         self._number = 0
         self._store_away = False
         self._news = threading.Event()
@@ -61,9 +62,9 @@ class Journal:
         self._session = self._session.model_copy(update=update)
         self._news.set()
 
-    def read(self, step: int) -> None:
-        """There is a reading of this step."""
-        self._session = self._session.model_copy(update={"last_reading": step})
+    def keep(self, readings: Readings) -> None:
+        """All readings so far, for the next write."""
+        self._readings, self._unwritten = readings, True
         self._news.set()
 
     def close(self, stage: str | None = None) -> None:
@@ -76,10 +77,12 @@ class Journal:
         self._write()
 
     def finish(self, outcome: Outcome, result: Result | None = None, *, patience_seconds: float = 300.0) -> None:
-        """Write how the run ended, its result first: who sees the outcome finds the result.
+        """Write how the run ended, its result first: who sees the outcome finds the result and all readings.
 
         Tries again for `patience_seconds`, then raises StorageError.
         """
+        if self._unwritten:
+            self._insist(records.READINGS, self._readings.model_dump_json(indent=1), patience_seconds)
         if result is not None:
             self._insist(records.RESULT, result.model_dump_json(indent=1), patience_seconds)
         self._insist(records.OUTCOME, outcome.model_dump_json(indent=1), patience_seconds)
@@ -98,6 +101,7 @@ class Journal:
         try:
             if not self._number:
                 self._number = self._next_number()
+            self._write_readings()
             session = self._session.model_copy(
                 update={
                     "number": self._number, "trouble": self.trouble(), "speed": self.speed(),
@@ -111,6 +115,21 @@ class Journal:
             self._store_away = True
         else:
             self._store_away = False
+
+    def _write_readings(self) -> None:
+        """Before the session, which says that there are any. Raises StorageError."""
+        if not self._unwritten:
+            return
+        # In this order: `keep` may come in between.
+        self._unwritten = False
+        readings = self._readings
+        try:
+            self.store.put(records.READINGS, readings.model_dump_json(indent=1).encode())
+        except StorageError:
+            self._unwritten = True
+            raise
+        if readings.readings:
+            self._session = self._session.model_copy(update={"last_reading": readings.readings[-1].step})
 
     def _next_number(self) -> int:
         names = [entry.name for entry in self.store.list(records.SESSIONS)]

@@ -69,10 +69,9 @@ class RankZero:
             self.speed.end()
 
     def reading(self, reading: Reading) -> None:
-        """What was measured of the encoder at a step, again where the step is taken again."""
+        """Log what was measured of the encoder at a step, again where the step is taken again."""
         values = {name: value for metric in reading.metrics for name, value in metric.logged.items()}
         self.log.metrics(reading.step, values)
-        self.journal.read(reading.step)
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"log": self.log.state_dict(), "losses": self._losses}

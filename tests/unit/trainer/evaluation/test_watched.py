@@ -11,7 +11,7 @@ import torch
 from tests.unit.trainer.teamwork import together
 from trainer.contract import RunSpec
 from trainer.contract.presets import TINY
-from trainer.contract.records import Metric, Reading, Readings, Speed
+from trainer.contract.records import READINGS, Metric, Reading, Readings, Speed
 from trainer.data.batches import split_of
 from trainer.data.manifest import open_images
 from trainer.evaluation import evaluate, ridge
@@ -109,8 +109,8 @@ def test_readings_are_thinned_by_powers_of_two_to_what_the_budget_holds() -> Non
 class Told:
     """A report that remembers, with steps of one second."""
 
-    def __init__(self) -> None:
-        self.stalled, self.readings = "", list[int]()
+    def __init__(self, store: DirectoryStore) -> None:
+        self.stalled, self.readings, self.store = "", list[int](), store
         self.journal = self
         self.speed = self
         self.seconds_a_step, self.reading_seconds, self.so_far = 1.0, 0.0, Speed()
@@ -118,8 +118,8 @@ class Told:
     def reading(self, reading: Reading) -> None:
         self.readings.append(reading.step)
 
-    def read(self, step: int) -> None:
-        self.step = step
+    def keep(self, readings: Readings) -> None:
+        self.store.put(READINGS, readings.model_dump_json().encode())
 
 
 class Slow:
@@ -139,7 +139,8 @@ def metric(value: float, name: str = "probe/landmark_nme", higher: bool = False)
 
 def watched(run: RunSpec, folder: Path, slow: Slow, **every: Any) -> tuple[Watch, Told]:
     evaluation = run.evaluation.model_copy(update={"every": run.evaluation.every.model_copy(update=every)})  # type: ignore[union-attr]
-    told, store = Told(), DirectoryStore(str(folder))
+    store = DirectoryStore(str(folder))
+    told = Told(store)
     spec: Any = run.model_copy(update={"evaluation": evaluation})
     report: Any = told
     reader: Any = slow

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.contract import records
-from trainer.contract.records import Outcome, Verdict
+from trainer.contract.records import Outcome, Reading, Readings, Verdict
 from trainer.store import rundir
 from trainer.store.objects import DirectoryStore, StorageError
 from trainer.tracking.journal import Journal
@@ -71,3 +71,22 @@ def test_a_run_directory_that_is_empty_or_spoilt_reads_as_such(tmp_path: Path) -
     store.put(records.OUTCOME, b"{}")
     with pytest.raises(StorageError, match=r"outcome.json is not a Outcome"):
         rundir.read_outcome(store)
+
+
+def test_readings_are_there_before_the_session_says_so_and_before_the_outcome(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way")
+    store = DirectoryStore(str(tmp_path / "run"))
+    journal = Journal(store, 1, world_size=1, device="cpu", total_steps=60)
+    reading = Reading(step=20, images_seen=40, probe=None, sanity=[], seconds=0.5)
+    journal.keep(Readings(readings=(reading,)))  # waits for no store
+    journal._write()
+    (tmp_path / "run").unlink()
+    journal._write()
+    assert rundir.read_readings(store).readings == (reading,)
+    assert rundir.read_sessions(store)[-1].last_reading == 20
+
+    journal.keep(Readings(readings=(reading,), note="one is left out"))
+    journal.finish(ENDED, patience_seconds=1)
+    assert rundir.read_outcome(store) == ENDED
+    assert rundir.read_readings(store).note == "one is left out"
+    journal.close()

@@ -53,6 +53,7 @@ class UserMask:
                 f"possible: {len(noise_L)} numbers, one a patch"
             )
         score_L = score_L.astype(np.float64)
-        if np.isnan(score_L).any():
-            raise self._function.wrong(f"{int(np.isnan(score_L).sum())} of its {len(noise_L)} scores are NaN")
+        if odd := int((~np.isfinite(score_L)).sum()):
+            # Also infinite ones: in NumPy a division by zero is no exception.
+            raise self._function.wrong(f"{odd} of its {len(noise_L)} scores are NaN or infinite")
         return score_L

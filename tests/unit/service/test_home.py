@@ -139,3 +139,16 @@ def test_databases_are_in_the_folder_whatever_it_is_called(
     assert (folder / "work" / "mcf.db").stat().st_size > 0
     assert list(tmp_path.iterdir()) == [folder]
     assert (children["MLflow"].folder, "sqlite:///mlflow.db" in children["MLflow"].command) == (folder, True)
+
+
+def test_user_code_is_allowed_on_a_machine_of_ones_own_unless_one_says_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allowed() -> bool:
+        service = _children(tmp_path, Home(tmp_path).choose(s3=None))[-1]
+        return Settings(user_code=service.env["MCF_USER_CODE"]).user_code
+
+    monkeypatch.delenv("MCF_USER_CODE", raising=False)
+    assert allowed()
+    monkeypatch.setenv("MCF_USER_CODE", "false")
+    assert not allowed()

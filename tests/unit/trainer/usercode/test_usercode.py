@@ -27,6 +27,7 @@ from trainer.usercode.reading import LOSS, MASK, UnusableCode, check
 
 GOOD = "def mask(noise, side, num_visible, landmarks):\n    return noise\n"
 LANDMARKS = None
+ROOT = Path(__file__).parents[4]
 
 
 def written(file: Path, text: str) -> Path:
@@ -160,6 +161,14 @@ def test_where_user_code_is_not_allowed_it_is_not_even_read(tiny_faces: Path) ->
         check_and_resolve(asked, no_user_code="ask her")
 
 
+def test_the_example_of_the_page_is_the_file_and_can_be_used() -> None:
+    text = (ROOT / "examples/user_code/centre.py").read_text()
+    assert f"```python\n{text}```" in (ROOT / "docs/user-code.md").read_text()
+    mask = UserMask(Mask(kind="code", code=Code(uri=str(ROOT / "examples/user_code/centre.py"))))
+    score_BL = scores(mask, 400).reshape(-1, 8, 8)
+    assert score_BL[:, 3:5, 3:5].mean() > score_BL[:, 0].mean() + 0.2, "the middle is hidden first"
+
+
 # ---------------------------------------------------------------- executed, in workers
 
 
@@ -187,7 +196,8 @@ def test_scores_decide_and_noise_breaks_their_ties(tmp_path: Path) -> None:
         ("return 1 / 0", "mask.py, line 2, in mask: ZeroDivisionError: division by zero"),
         ("return noise[:3]", "mask.py, in mask: it returned float32 of shape [3]; possible: 64 numbers, one a patch"),
         ("return None", "mask.py, in mask: it returned object of shape []; possible: 64 numbers"),
-        ("return noise * float('nan')", "mask.py, in mask: 64 of its 64 scores are NaN"),
+        ("return noise * float('nan')", "mask.py, in mask: 64 of its 64 scores are NaN or infinite"),
+        ("return noise + float('inf')", "mask.py, in mask: 64 of its 64 scores are NaN or infinite"),
         ("import numpy as np; return np.random.rand(64)", "mask.py, in mask: called twice with the same arguments"),
         ("return [[1], [1, 2]]", "mask.py: ValueError: setting an array element"),
         ("import sys; sys.exit(3)", "mask.py, line 2, in mask: SystemExit: 3"),

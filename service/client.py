@@ -223,17 +223,24 @@ class Experiment:
                 )
             time.sleep(poll_seconds)
 
-    def comparison(self, metric: str | None = None, *, at: int | None = None) -> "pandas.DataFrame | Comparison":
+    def comparison(
+        self, metric: str | None = None, *, at: int | None = None, forecast: int | None = None
+    ) -> "pandas.DataFrame | Comparison":
         """The comparison as a DataFrame, for notebooks; as `table()` where pandas is not installed."""
-        table = self.table(metric, at=at)
+        table = self.table(metric, at=at, forecast=forecast)
         return table.to_dataframe() if importlib.util.find_spec("pandas") else table
 
-    def table(self, metric: str | None = None, *, at: int | None = None) -> Comparison:
+    def table(
+        self, metric: str | None = None, *, at: int | None = None, forecast: int | None = None
+    ) -> Comparison:  # fmt: skip
         """The comparison with everything the service says, ranked by this metric, or as the spec asks.
 
-        `at`: as of this step of training, else of the end of the runs. Raises NoSuchThing where nothing was measured.
+        `at`: as of this step of training, else of the end of the runs. `forecast`: images that arms are forecast at.
+        Raises NoSuchThing where nothing was measured.
         """
-        return self._connection.get(Comparison, f"/v1/experiments/{self.id}/comparison", metric=metric, at=at)
+        return self._connection.get(
+            Comparison, f"/v1/experiments/{self.id}/comparison", metric=metric, at=at, forecast=forecast
+        )
 
     def report(self) -> str:
         """Table, figures, spec and digests in one HTML file."""

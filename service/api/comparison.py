@@ -12,6 +12,7 @@ from service.compare.plot import svg
 from service.compare.service import Comparisons, report_of
 from service.errors import NotFound, NothingToDraw
 from service.schemas.comparison import Comparison
+from trainer.contract.frozen import MAX_INTEGER
 
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["comparison"], responses=responses(NotFound))
 
@@ -22,12 +23,18 @@ Asked = Annotated[
 
 
 At = Annotated[int | None, Query(ge=0, description="The table as of this step of training; else of its end.")]
+Size = Annotated[
+    int | None,
+    Query(ge=1, le=MAX_INTEGER, description="Forecast the arms at so many images; else at `forecast` of the spec."),
+]
 
 
-def _comparison(request: Request, experiment_id: str, metric: Asked = None, at: At = None) -> Comparison:
+def _comparison(
+    request: Request, experiment_id: str, metric: Asked = None, at: At = None, forecast: Size = None
+) -> Comparison:
     kept: Comparisons = request.app.state.comparisons
     with request.app.state.db.read() as session:
-        return kept.of(session, experiment_id, metric, at)
+        return kept.of(session, experiment_id, metric, at, forecast)
 
 
 def _answers(kinds: Iterable[str]) -> dict[int | str, dict[str, Any]]:

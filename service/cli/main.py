@@ -184,14 +184,19 @@ def compare(
     at: Annotated[
         int | None, typer.Option(min=0, help="Show the table as of this step of training (evaluation.every).")
     ] = None,
+    forecast: Annotated[
+        int | None, typer.Option(min=1, help="Forecast the arms at so many images, from the sizes of data.subset_size.")
+    ] = None,
 ) -> None:
     """Compare the arms of an experiment, finished or not; or two experiments, arm by arm."""
+    if other is not None and forecast is not None:
+        raise typer.BadParameter("two experiments are compared without forecasts", param_hint="--forecast")
     if other is not None and at is not None:
         raise typer.BadParameter("two experiments are compared at their ends", param_hint="--at")
     if other is not None:
         papers.across(ctx.obj(), name, other, metric, as_json=_is_json(form))
         return
-    found = ctx.obj().experiment(name).table(metric, at=at)
+    found = ctx.obj().experiment(name).table(metric, at=at, forecast=forecast)
     if form is OutputFormat.TABLE:
         show.terminal().print(show.comparison(found))
     elif form is OutputFormat.JSON:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from service.schemas.comparison import ArmRow, Comparison, Estimate, Tested
+from service.schemas.comparison import ArmRow, Comparison, Estimate, Predicted, Tested
 from service.text import duration, hours, metric_name, percent, short, speed
 
 ABOVE = {True: "yes", False: "not shown", None: "no verdict"}
@@ -151,6 +151,10 @@ def mean_and_sd(found: Estimate | None) -> str:
 
 def interval(found: Estimate | None) -> str:
     return f"{short(found.low)} to {short(found.high)}" if found and found.low is not None else ""
+
+
+def predicted_interval(found: Predicted) -> str:
+    return f"{short(found.low)} to {short(found.high)}"
 
 
 def signed(found: Estimate | None) -> str:

@@ -74,11 +74,21 @@ def why_not(table: Comparison, name: str) -> str:
         return "No arm has a seed in common with the baseline yet, so there is no difference to draw."
     if name == "factors" and not any(_known(level.estimate) for f in table.factors for level in f.levels):
         return "No factor has two levels with a whole seed yet, so there is no effect to draw."
+    if name == "forecast":
+        return _why_no_forecast(table)
     if name == "interactions" and not table.interactions:
         return "Interactions are of two factors or more, each with two levels or more; this experiment has fewer."
     if name == "interactions" and not any(_known(cell.estimate) for pair in table.interactions for cell in pair.cells):
         return "No seed has finished in any cell of two factors yet, so there is nothing to draw."
     return ""
+
+
+def _why_no_forecast(table: Comparison) -> str:
+    if table.forecast is None:
+        return "No forecast was asked for; ask with ?forecast=IMAGES, or with `forecast` in the spec."
+    if any(arm.curve for arm in table.forecast.arms):
+        return ""
+    return f"There is no forecast: {table.forecast.declined or table.forecast.arms[0].declined}."
 
 
 def _forest(table: Comparison, figure: "Figure") -> None:
@@ -155,17 +165,45 @@ def _cost(table: Comparison, figure: "Figure") -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 
+def _forecast(table: Comparison, figure: "Figure") -> None:
+    """The curve of each arm over the sizes of the subset, and on to the size that is asked for."""
+    assert table.forecast
+    figure.set_size_inches(INCHES, 3.2)
+    axes = figure.subplots()
+    for index, arm in enumerate(arm for arm in table.forecast.arms if arm.curve):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        sizes = [point.size for point in arm.curve]
+        axes.fill_between(
+            sizes, [point.low for point in arm.curve], [point.high for point in arm.curve], color=colour, alpha=0.15,
+            linewidth=0,
+        )  # fmt: skip
+        axes.plot(sizes, [point.value for point in arm.curve], color=colour, linewidth=1.1, linestyle="dashed")
+        axes.plot(
+            [n for n, _ in arm.means], [mean for _, mean in arm.means], color=colour, marker=marker, linestyle="none",
+            label=first_line(arm.name, 50),
+        )  # fmt: skip
+        if arm.check:
+            axes.plot([arm.means[-1][0]], [arm.check.value], color=colour, marker=marker, markerfacecolor="white")
+    axes.set_xscale("log")
+    axes.set_xlabel("images (data.subset_size)")
+    axes.set_ylabel(_axis(_metric(table)))
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
 FIGURES: dict[str, Callable[[Comparison, "Figure"], None]] = {
     "forest": _forest,
     "factors": _factors,
     "interactions": _interactions,
     "cost": _cost,
+    "forecast": _forecast,
 }
 CAPTIONS = {
     "forest": "Each arm's difference to the baseline, paired over seeds, with its 95 % interval.",
     "factors": "Each level of a factor, averaged over the other factors, with its 95 % interval over seeds.",
     "interactions": "Two factors at a time: where lines are not parallel, the effect of one depends on the other.",
     "cost": "The result of each arm against the cost of one of its runs.",
+    "forecast": "What each arm would be with more images: the curve a + b n^-c through the sizes, with its 95 % "
+    "interval. Open marks: the largest size as forecast from the smaller ones.",
 }
 
 

@@ -2,7 +2,7 @@ r"""The comparison as a LaTeX table: \input it into a paper that loads booktabs.
 
 from collections.abc import Sequence
 
-from service.compare.columns import Column, Columns
+from service.compare.columns import Column, Columns, predicted_interval
 from service.compare.words import count_states
 from service.schemas.comparison import ArmRow, Comparison
 
@@ -89,10 +89,22 @@ def _notes(table: Comparison) -> list[str]:
     if floors := [row.floors for row in table.arms if row.floors]:
         pixels, random = _range([floor.pixels for floor in floors]), _range([floor.random_encoder for floor in floors])
         notes.append(f"Floors: {pixels} on raw pixels, {random} with the untrained encoder.")
+    notes += [escape(sentence) for sentence in _forecast(table)]
     below = [escape(row.name) for row in table.arms if row.floors and not row.floors.above]
     if below:
         notes.append(f"Not shown to be better than both floors: {'; '.join(below)}.")
     return notes or ["No run has finished."]
+
+
+def _forecast(table: Comparison) -> list[str]:
+    found = table.forecast
+    if found is None:
+        return []
+    return [
+        f"Forecast with {found.size:,} images: {arm.name} {arm.at_size.value:.4g} ({predicted_interval(arm.at_size)})."
+        for arm in found.arms
+        if arm.at_size
+    ]
 
 
 def _range(values: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from service.compare import figures
-from service.compare.columns import Columns, interval, mean_and_sd, p_value, signed, signed_interval
+from service.compare.columns import Columns, interval, mean_and_sd, p_value, predicted_interval, signed, signed_interval
 from service.compare.headline import headline
 from service.schemas.comparison import Report
 from service.text import first_line, short
@@ -33,7 +33,7 @@ _jinja = jinja2.Environment(
 )  # fmt: skip
 _jinja.filters |= {
     "short": short, "first_line": first_line, "interval": interval, "mean_and_sd": mean_and_sd, "p_value": p_value,
-    "signed": signed, "signed_interval": signed_interval,
+    "signed": signed, "signed_interval": signed_interval, "predicted_interval": predicted_interval,
 }  # fmt: skip
 
 REACHED = (

@@ -4,8 +4,8 @@ import csv
 import io
 from collections.abc import Sequence
 
-from service.compare.columns import Column, Columns, interval, p_value, signed, signed_interval
-from service.schemas.comparison import ArmRow, Comparison, Factor, Interaction, Tested
+from service.compare.columns import Column, Columns, interval, p_value, predicted_interval, signed, signed_interval
+from service.schemas.comparison import ArmRow, Comparison, Factor, Forecasts, Interaction, Tested
 from service.text import first_line, short
 
 COLUMNS = ("rank", "arm", "seeds", "mean", "sd", "interval")
@@ -25,6 +25,8 @@ def markdown(table: Comparison) -> str:
         lines += ["", "Factors, averaged over the others:", "", *_factors(table.factors)]
     for pair in table.interactions:
         lines += ["", f"{pair.factor} with {pair.other}:", "", *_interaction(pair)]
+    if table.forecast and table.forecast.arms:
+        lines += ["", f"Forecast with {table.forecast.size:,} images:", "", *_forecast(table.forecast)]
     missing = [(row.name, run) for row in table.arms for run in row.missing]
     if missing:
         lines += ["", "Missing runs:", "", line(["arm", "seed", "run", "state", "reason"]), line(["---"] * 5)]
@@ -75,6 +77,20 @@ def _interaction(pair: Interaction) -> list[str]:
         mean, contrast = cell.estimate, contrasts.get((cell.level, cell.other_level))
         versus = _tested(contrast) if contrast else ["", "", "", ""]
         lines.append(line([cell.level, cell.other_level, str(mean.n), short(mean.mean), interval(mean), *versus]))
+    return lines
+
+
+def _forecast(found: Forecasts) -> list[str]:
+    header = ["arm", "forecast", "95 % interval", "largest size", "was", "would have been forecast", "95 % interval"]
+    lines = [line(header), line(["---"] * len(header))]
+    for arm in found.arms:
+        if not (arm.at_size and arm.check):
+            lines.append(line([arm.name, f"none: {arm.declined}", *[""] * (len(header) - 2)]))
+            continue
+        lines.append(line([
+            arm.name, short(arm.at_size.value), predicted_interval(arm.at_size), f"{arm.means[-1][0]:,}",
+            short(arm.seen), short(arm.check.value), predicted_interval(arm.check),
+        ]))  # fmt: skip
     return lines
 
 

@@ -29,20 +29,23 @@ class Comparisons:
 
     def __init__(self, tracking_uri: str | None) -> None:
         self._tracking_uri = tracking_uri
-        self._kept: OrderedDict[tuple[str, str | None, int | None], tuple[Fingerprint, Comparison]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str | None, int | None, int | None], tuple[Fingerprint, Comparison]] = (
+            OrderedDict()
+        )
         self._lock = threading.Lock()
 
     def of(
-        self, session: Session, experiment_id: str, metric: str | None = None, step: int | None = None
+        self, session: Session, experiment_id: str, metric: str | None = None, step: int | None = None,
+        size: int | None = None,
     ) -> Comparison:  # fmt: skip
         """As `comparison_of`; not to be changed. Raises NotFound."""
-        key, found = (experiment_id, metric, step), repository.fingerprint(session, experiment_id)
+        key, found = (experiment_id, metric, step, size), repository.fingerprint(session, experiment_id)
         with self._lock:
             if known := self._kept.get(key):
                 self._kept.move_to_end(key)
         if known and known[0] == found:
             return known[1].model_copy(update={"made_at": datetime.now(UTC)})
-        made = comparison_of(session, experiment_id, self._tracking_uri, metric, step)
+        made = comparison_of(session, experiment_id, self._tracking_uri, metric, step, size)
         with self._lock:
             self._kept[key] = found, made
             while len(self._kept) > MAX_KEPT:
@@ -51,15 +54,17 @@ class Comparisons:
 
 
 def comparison_of(
-    session: Session, experiment_id: str, tracking_uri: str | None, metric: str | None = None, step: int | None = None
-) -> Comparison:
+    session: Session, experiment_id: str, tracking_uri: str | None, metric: str | None = None, step: int | None = None,
+    size: int | None = None,
+) -> Comparison:  # fmt: skip
     """By the metric that is named, else by `evaluation.rank_by`, else by the probe. Raises NotFound.
 
-    `step`: as of this step of training, else of its end.
+    `step`: as of this step of training, else of its end. `size`: images that arms are forecast at, else `forecast` of
+    the spec.
     """
     experiment, arms = _load(session, experiment_id, tracking_uri)
     try:
-        return _compared(experiment, arms if step is None else as_of(arms, step), metric, step)
+        return _compared(experiment, arms if step is None else as_of(arms, step), metric, step, size)
     except (NoSuchMetric, NoSuchStep) as error:
         raise NotFound(str(error)) from error
 
@@ -98,9 +103,11 @@ def _trained_with(arms: Sequence[ArmTrials]) -> dict[str, list[str]]:
 
 
 def _compared(
-    experiment: Experiment, arms: Sequence[ArmTrials], metric: str | None = None, step: int | None = None
+    experiment: Experiment, arms: Sequence[ArmTrials], metric: str | None = None, step: int | None = None,
+    size: int | None = None,
 ) -> Comparison:  # fmt: skip
-    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric, _rank_by(experiment), step)
+    size = size or experiment.spec.get("forecast")
+    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric, _rank_by(experiment), step, size)
 
 
 def _rank_by(experiment: Experiment) -> str | None:

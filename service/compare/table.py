@@ -7,6 +7,7 @@ from functools import partial
 from statistics import fmean
 
 from service.compare.factors import Cell, interactions, main_effects
+from service.compare.forecasts import SizedArm, forecasts
 from service.compare.ranking import Evaluation, beside, floors, measured, ranking
 from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
 from service.compare.words import describe
@@ -17,6 +18,7 @@ from service.schemas.comparison import (
     Difference,
     Estimate,
     FloorCheck,
+    Forecasts,
     RankingMetric,
     SeedValue,
 )
@@ -64,11 +66,12 @@ class ArmTrials:
 
 def compare(
     experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, asked: str | None = None,
-    rank_by: str | None = None, step: int | None = None,
+    rank_by: str | None = None, step: int | None = None, size: int | None = None,
 ) -> Comparison:  # fmt: skip
     """The table of an experiment, finished or not, by the metric `asked` for, else `rank_by` of its spec (ranking.py).
 
-    `step`: that the results are of; None = of the ends of the runs. Raises NoSuchMetric.
+    `step`: that the results are of; None = of the ends of the runs. `size`: images that arms are forecast at. Raises
+    NoSuchMetric.
     """
     finished = [(trial.result, trial.evaluation) for arm in arms for trial in arm.trials if trial.result]
     metric, doubt = ranking(finished, asked, rank_by)
@@ -99,9 +102,21 @@ def compare(
         interactions=interactions(cells, baseline.levels, metric.higher_is_better) if metric else [],
         words=[],
         at=_as_of(finished, step) if step is not None else None,
+        forecast=_forecast(arms, metric, size) if metric and size and step is None else None,
         steps=sorted({r.step for arm in arms for trial in arm.trials for r in trial.readings.readings}),
     )
     return table.model_copy(update={"words": describe(table, doubt)})
+
+
+def _forecast(arms: Sequence[ArmTrials], metric: RankingMetric, size: int) -> Forecasts:
+    sized = [
+        SizedArm(
+            arm.levels, arm.is_baseline, max((t.result.subset_size for t in arm.trials if t.result), default=None),
+            _values(arm, metric),
+        )
+        for arm in arms
+    ]  # fmt: skip
+    return forecasts(sized, size, higher_is_better=metric.higher_is_better)
 
 
 def _as_of(results: Sequence[tuple[Result, Evaluation]], step: int) -> AsOf:

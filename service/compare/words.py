@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
-from service.schemas.comparison import ArmRow, Comparison, Factor, FactorLevel, Interaction, SeedValue
+from service.schemas.comparison import ArmRow, Comparison, Factor, FactorLevel, Interaction, SeedValue, Standing
+from service.text import short
 
 BEYOND_CHANCE = "by more than chance would explain"
 TESTED = "paired t test over seeds, Holm-adjusted, 5 % level"
@@ -26,6 +27,7 @@ def describe(table: Comparison, doubt: str) -> list[str]:
         words += _power(table.arms)
         words += _effects(table)
         words += _interactions(table.interactions)
+        words += _forecast(table)
         words += _floors(table.arms)
     beside = dict.fromkeys(name for row in table.arms for name in row.sanity)
     if any(name.startswith("sanity/") for name in beside):
@@ -139,6 +141,48 @@ def _interactions(found: Sequence[Interaction]) -> list[str]:
     if not shown:
         return []
     return [f"The effect of one factor depends on the other, so compare single arms and not averages: {_list(shown)}."]
+
+
+def _forecast(table: Comparison) -> list[str]:
+    found, metric = table.forecast, table.metric
+    if found is None or metric is None:
+        return []
+    if found.declined:
+        return [f"There is no forecast for {found.size:,} images: {found.declined}."]
+    told = []
+    for arm in found.arms:
+        if arm.at_size and arm.check:
+            check = f"{short(arm.check.value)} ({short(arm.check.low)} to {short(arm.check.high)})"
+            largest = f"{arm.means[-1][0]:,} images"
+            told.append(
+                f"Forecast for {arm.name} with {found.size:,} images: {short(arm.at_size.value)} {metric.unit} "
+                f"({short(arm.at_size.low)} to {short(arm.at_size.high)}), if the curve a + b n^-c through "
+                f"{len(arm.means)} sizes goes on. From the smaller sizes alone the largest ({largest}) "
+                f"would have been forecast as {check}; it was {short(arm.seen)}."
+            )
+        else:
+            told.append(f"There is no forecast for {arm.name}: {arm.declined}.")
+    told += [_standing(standing, found.size) for standing in found.standings]
+    if found.is_far:
+        told.append(
+            f"{found.size:,} images are more than a hundred times the largest subset ({found.largest:,}): take the "
+            "forecast for a guess, whatever its interval."
+        )
+    return told
+
+
+def _standing(standing: Standing, size: int) -> str:
+    now = "ahead of" if standing.is_ahead else "behind"
+    gap = standing.forecast
+    order = {
+        "stays": f"and is forecast to stay {'ahead' if standing.is_ahead else 'behind'} with {size:,} images",
+        "changes": f"and is forecast to be {'behind' if standing.is_ahead else 'ahead'} with {size:,} images",
+        "not shown": f"and it is not shown which of them is ahead with {size:,} images",
+    }[standing.order]
+    return (
+        f"{standing.name} is {now} the baseline's curve at the largest size, {order} (difference of the forecasts "
+        f"{gap.value:+.3g}, 95 % interval {gap.low:+.3g} to {gap.high:+.3g})."
+    )
 
 
 def _levels(table: Comparison) -> list[tuple[Factor, FactorLevel]]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -15,6 +16,7 @@ from service.experiments import service as experiments
 from service.experiments.curves import tracked_trials
 from service.experiments.repository import TrackedTrial
 from service.pages import reading_curves
+from service.pages.forecast_chart import forecast_chart
 from service.pages.forest import forest
 from service.pages.overlay import overlay
 from service.pages.render import PageRoute, page
@@ -29,6 +31,7 @@ router = APIRouter(route_class=PageRoute, prefix="/experiments/{experiment_id}",
 NUM_ARMS = 6
 """Arms whose curves and pictures are shown unless others are asked for: more colours cannot be told apart."""
 NUM_REASONS = 5
+MAX_DIGITS = 11
 REACHED = ("rank", "arm", "seeds", "mean and sd", "verdict", "difference", "p", "hours")
 FLOORS, SPENT = ("pixels", "untrained", "above"), ("images", "restarts", "processes")
 
@@ -55,13 +58,14 @@ def experiment(
     step: str = "",
     said: str = "",
     at: str = "",
+    forecast: str = "",
 ) -> Response:
     """`said` is what a screen reader has been told last, so that it is not told again; `at`: a step that the table is
-    to be of."""
+    to be of; `forecast`: images that arms are to be forecast at."""
     state = request.app.state
     detail = experiments.show(state.db, state.settings, experiment_id)
     with state.db.read() as session:
-        comparison = state.comparisons.of(session, experiment_id, None, int(at) if at.isdecimal() else None)
+        comparison = state.comparisons.of(session, experiment_id, None, _number(at), _number(forecast))
     columns = Columns(comparison)
     return page(
         "experiment.html", experiment=detail, comparison=comparison, head=headline(comparison), said=said,
@@ -71,7 +75,8 @@ def experiment(
         shown=arms or _first_arms(detail, comparison), metric=metric, step=step,
         most=NUM_ARMS, columns=columns, reached=REACHED,
         beneath=["arm", *FLOORS, *columns.sanity, *SPENT, *columns.speed],
-        may_submit=principal.scope.includes(Scope.SUBMIT),
+        may_submit=principal.scope.includes(Scope.SUBMIT), asked=_asked(comparison, forecast),
+        sizes=forecast_chart(comparison.forecast) if comparison.forecast else None,
     )  # fmt: skip
 
 
@@ -179,6 +184,17 @@ def _reasons(detail: ExperimentDetail) -> list[tuple[int, str]]:
     reasons = Counter(trial.waiting_reason for trial in waiting if trial.state is not RunState.RUNNING)
     told = [(count, reason or "not looked at yet") for reason, count in reasons.most_common(NUM_REASONS)]
     return told
+
+
+def _asked(comparison: Comparison, forecast: str) -> str:
+    """What the page was asked to show, as the end of an address."""
+    asked = {"at": comparison.at.step if comparison.at else None, "forecast": _number(forecast)}
+    return urlencode({name: value for name, value in asked.items() if value is not None})
+
+
+def _number(text: str) -> int | None:
+    """None for what is none, or is larger than any step or data set."""
+    return int(text) if text.isdecimal() and len(text) < MAX_DIGITS else None
 
 
 def _warnings(detail: ExperimentDetail) -> list[tuple[str, TrialView]]:

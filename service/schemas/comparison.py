@@ -153,6 +153,68 @@ class ArmRow(Part):
     """Trials that are not in the mean: still to come, failed or cancelled."""
 
 
+class Predicted(Part):
+    """A number that was not measured, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class CurvePoint(Predicted):
+    size: float
+    """In images."""
+
+
+class ArmForecast(Part):
+    """Arms that differ in `data.subset_size` alone: the curve a + b n^-c through them, and where it leads."""
+
+    name: str
+    """The levels of the other factors."""
+    levels: dict[str, str]
+    is_baseline: bool
+    declined: str
+    """Why there is no forecast; empty where there is one, and then nothing below is null."""
+    at_size: Predicted | None = None
+    check: Predicted | None = None
+    """The largest size, as predicted from the smaller ones."""
+    seen: float | None = None
+    """What it was there: mean over the seeds that have finished at every size."""
+    seeds: int | None = None
+    limit: float | None = None
+    """a: what no number of images would get past, if the curve holds."""
+    means: list[tuple[int, float]] = Field(default_factory=list)
+    """Size in images, and the mean there."""
+    curve: list[CurvePoint] = Field(default_factory=list)
+
+
+class Standing(Part):
+    """An arm against the baseline: at the largest size, and at the size that is forecast."""
+
+    name: str
+    seen: float
+    """Its mean minus the baseline's, at the largest size."""
+    forecast: Predicted
+    """The same of the forecasts, as if they were independent."""
+    is_ahead: bool
+    """At the largest size."""
+    order: Literal["stays", "changes", "not shown"]
+
+
+class Forecasts(Part):
+    """What the arms would be if they were trained on so many images."""
+
+    size: int
+    largest: int | None
+    """Images of the largest subset."""
+    is_far: bool
+    """More than a hundred times the largest subset: a guess."""
+    declined: str
+    """Why there are none."""
+    arms: list[ArmForecast]
+    standings: list[Standing]
+
+
 class AsOf(Part):
     """A step of training at which runs were measured before their end."""
 
@@ -183,6 +245,8 @@ class Comparison(Part):
     """What the table shows and what it does not."""
     at: AsOf | None = None
     """The step that the numbers are of; null: of the end of each run."""
+    forecast: Forecasts | None = None
+    """With more images, where that was asked for."""
     steps: list[int] = Field(default_factory=list)
     """At which a run was measured while it trained: the table can be had as of each."""
 

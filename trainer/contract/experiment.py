@@ -58,6 +58,8 @@ class ExperimentSpec(Asked):
     placement: Placement = Placement()
     gpu_hours: float | None = Field(None, gt=0)
     """Cap on GPU-hours over all runs (process-hours on CPUs). When it is reached, what still runs is cancelled."""
+    forecast: int | None = Field(None, ge=1)
+    """Images that the comparison forecasts the arms at, where `data.subset_size` is a factor (docs/comparison.md)."""
     share: bool = True
     """`false` trains runs again that another experiment has already trained."""
 

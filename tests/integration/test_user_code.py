@@ -87,6 +87,18 @@ def test_an_error_in_a_file_ends_the_run_at_its_first_attempt_with_the_line(
     assert "\n" not in outcome.reason
 
 
+def test_an_error_out_of_compiled_networks_has_its_line_too(tiny_faces: Path, tmp_path: Path) -> None:
+    # Black images, on which networks are compiled, do not meet it.
+    wrong = LOSS.replace("return", "if len(wanted.unique()) > 100: [][7]\n    return")
+    run = with_code(tiny_faces, tmp_path, loss=wrong)
+    assert train_alone(run, tmp_path / "run", MCF_COMPILE="1", MCF_CELLS_A_PASS="1").returncode == 1
+    outcome = read_outcome(DirectoryStore(str(tmp_path / "run")))
+    assert outcome
+    assert (outcome.kind, outcome.reason) == (
+        "UserCodeError", "loss.py, line 4, in feature_loss: IndexError: list index out of range"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_code_that_has_changed_since_submission_is_not_executed(tiny_faces: Path, tmp_path: Path, name: str) -> None:
     run = with_code(tiny_faces, tmp_path)

@@ -267,7 +267,6 @@ def test_a_run_trains_without_torchrun_and_says_which_settings_do_not_apply(tiny
     assert set(result.losses) == {"total", "pixel", "contrastive"}
 
 
-@pytest.mark.slow
 def test_a_run_may_hide_blocks_from_one_branch_and_random_patches_from_the_other(
     tiny_faces: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -306,6 +305,7 @@ def test_landmarks_that_have_changed_fail_the_run_before_its_first_step(tiny_fac
     assert "has changed since the run was submitted" in outcome.reason
 
 
+@pytest.mark.slow
 def test_networks_may_be_compiled_and_features_kept_and_the_losses_stay(
     tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from service.client import Comparison
 from service.compare.columns import Column, Columns, interval, mean, p_value, signed, signed_interval
+from service.compare.headline import headline
 from service.schemas.comparison import ArmRow
 from service.schemas.experiments import ExperimentDetail, ExperimentSummary, Plan
 from service.schemas.pools import PoolView
@@ -117,7 +118,8 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
 
 
 def comparison(found: Comparison) -> RenderableType:
-    """Three tables, so that each fits a terminal: what the arms reached, what lies beneath it, and what it cost."""
+    """The answer, then three tables, so that each fits a terminal: what the arms reached, what lies beneath it, and what
+    it cost."""
     known = Columns(found)
     reached = _of_arms(known.choose(*REACHED), found.arms)
     beneath = _of_arms(known.choose("arm", *FLOORS, *known.sanity), found.arms)
@@ -130,6 +132,8 @@ def comparison(found: Comparison) -> RenderableType:
     ]
     return Group(
         Text(f"{found.name} ({found.experiment_id})", style="bold"),
+        *_answer(found),
+        "",
         reached,
         "",
         beneath,
@@ -140,6 +144,18 @@ def comparison(found: Comparison) -> RenderableType:
         *words,
         *missing,
     )
+
+
+def _answer(found: Comparison) -> list[Text]:
+    head = headline(found)
+    if not head.best_arm:
+        return [Text(f"{head.answer}. {head.why}")]
+    lead, rest = head.best_arm
+    return [
+        Text.assemble((lead, "bold"), f" {rest}"),
+        Text.assemble((f"Is the difference real? {head.answer}.", "bold"), f" {head.why}"),
+        *(Text(caution) for caution in head.cautions),
+    ]
 
 
 def plan(found: Plan) -> RenderableType:

@@ -104,6 +104,8 @@ def _for_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
 
 def _cautions(table: Comparison, best: ArmRow) -> list[str]:
     told = []
+    if table.metric and table.metric.name.startswith("sanity/"):
+        told.append(f"{table.metric.note}.")
     missing, total = sum(len(row.missing) for row in table.arms), sum(row.seeds for row in table.arms)
     if missing:
         told.append(f"This is the result so far: {missing} of {total} runs are missing.")

@@ -99,7 +99,7 @@ def _spec(folder: Path, data: Path | None) -> dict[str, Any]:
 
 
 def _lfw(folder: Path) -> Path:
-    """faces/ with the 100 faces; all/ with faces and non-faces and labels.csv (file,label), for a probe. Written once."""
+    """faces/ with the 100 faces; for a probe, all/ with faces and others, and labels.csv (file,label). Written once."""
     done = folder / "labels.csv"
     if done.exists():
         return folder

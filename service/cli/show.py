@@ -9,7 +9,7 @@ from rich.text import Text
 
 from service.client import Comparison
 from service.compare.columns import Column, Columns, interval, mean, p_value, signed, signed_interval
-from service.compare.headline import headline
+from service.compare.headline import Headline, headline
 from service.schemas.comparison import ArmRow
 from service.schemas.experiments import ExperimentDetail, ExperimentSummary, Plan
 from service.schemas.pools import PoolView
@@ -118,13 +118,13 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
 
 
 def comparison(found: Comparison) -> RenderableType:
-    """The answer, then three tables, so that each fits a terminal: what the arms reached, what lies beneath it, and what
+    """The answer, then three tables, so that each fits a terminal: what the arms reached, what lies beneath, and what
     it cost."""
-    known = Columns(found)
+    known, head = Columns(found), headline(found)
     reached = _of_arms(known.choose(*REACHED), found.arms)
     beneath = _of_arms(known.choose("arm", *FLOORS, *known.sanity), found.arms)
     cost = _of_arms(known.choose("arm", *COST, *known.speed), found.arms)
-    words = [Text(f"* {word}") for word in found.words]
+    words = [Text(f"* {word}") for word in found.words if word not in head.cautions]
     missing = [
         Text(f"  missing: {row.name}, seed {run.seed}: {run.state} {first_line(run.reason)}".rstrip(), style="yellow")
         for row in found.arms
@@ -132,7 +132,7 @@ def comparison(found: Comparison) -> RenderableType:
     ]
     return Group(
         Text(f"{found.name} ({found.experiment_id})", style="bold"),
-        *_answer(found),
+        *_answer(head),
         "",
         reached,
         "",
@@ -146,8 +146,7 @@ def comparison(found: Comparison) -> RenderableType:
     )
 
 
-def _answer(found: Comparison) -> list[Text]:
-    head = headline(found)
+def _answer(head: Headline) -> list[Text]:
     if not head.best_arm:
         return [Text(f"{head.answer}. {head.why}")]
     lead, rest = head.best_arm

@@ -63,7 +63,9 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
             f"Its mean over all its seeds is the best, but it does not lead {baseline} over the {found.n} seeds that "
             f"both have ({_tested(found)})."
         )
-    by = f"{abs(found.mean):.3g} {table.metric.unit}".strip()
+    # 87 % instead of 58 % is not 29 % more.
+    unit = "percentage points" if table.metric.unit == "%" else table.metric.unit
+    by = f"{abs(found.mean):.3g} {unit}".strip()
     if found.verdict == "better":
         return "Yes", f"It beats {baseline} by {by}, more than chance would explain ({_tested(found)})."
     if found.verdict == "no difference shown":

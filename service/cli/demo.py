@@ -76,7 +76,7 @@ def _wait_until_published(experiment: Experiment, up: Up) -> None:
 
 
 def _spec(folder: Path, data: Path | None) -> dict[str, Any]:
-    """examples/ablation.yaml with paths to the data: scikit-image's faces, or any folder of images."""
+    """examples/ablation.yaml with the path of the data: scikit-image's faces, or any folder of images."""
     if not SPEC.exists():
         raise McfError(
             f"The demo needs {SPEC.name} of the source tree, which is not here; `mcf submit FILE` takes any spec."
@@ -84,9 +84,7 @@ def _spec(folder: Path, data: Path | None) -> dict[str, Any]:
     spec: dict[str, Any] = plain.from_yaml(SPEC.read_text())
     base = spec["base"]
     if data is None:
-        lfw = _lfw(folder / "data" / "lfw")
-        base["data"]["uri"] = str(lfw / "faces")
-        base["evaluation"] |= {"images": str(lfw / "all"), "labels": str(lfw / "labels.csv")}
+        base["data"]["uri"] = str(_lfw(folder / "data" / "lfw") / "faces")
         return spec
     if not data.is_dir():
         raise McfError(f"--data {data}: there is no such folder. Give a folder of images, such as JPEG or PNG files.")
@@ -95,16 +93,13 @@ def _spec(folder: Path, data: Path | None) -> dict[str, Any]:
         images = len(read_manifest(Data(uri=str(data.resolve()))))
     except DataError as error:
         raise McfError(f"--data {data}: {error}") from error
-    # The preset holds 20 images out; of a small folder that would leave none to train on.
-    base["evaluation"]["held_out"] = min(20, max(2, images // 5))
-    # Without labels there is no probe, and the comparison says so.
-    for field in "images", "labels":
-        base["evaluation"].pop(field, None)
+    # Of a small folder, as many held out as of the demo's own would leave too few to train on.
+    base["evaluation"]["held_out"] = min(base["evaluation"]["held_out"], max(2, images // 5))
     return spec
 
 
 def _lfw(folder: Path) -> Path:
-    """faces/ with the 100 faces, all/ with faces and non-faces, labels.csv (file,label); written once."""
+    """faces/ with the 100 faces; for a probe, all/ with faces and others, and labels.csv (file,label). Written once."""
     done = folder / "labels.csv"
     if done.exists():
         return folder

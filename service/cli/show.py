@@ -9,6 +9,7 @@ from rich.text import Text
 
 from service.client import Comparison
 from service.compare.columns import Column, Columns, interval, mean, p_value, signed, signed_interval
+from service.compare.headline import Headline, headline
 from service.schemas.comparison import ArmRow
 from service.schemas.experiments import ExperimentDetail, ExperimentSummary, Plan
 from service.schemas.pools import PoolView
@@ -120,12 +121,13 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
 
 
 def comparison(found: Comparison) -> RenderableType:
-    """Three tables, so that each fits a terminal: what the arms reached, what lies beneath it, and what it cost."""
-    known = Columns(found)
+    """The answer, then three tables, so that each fits a terminal: what the arms reached, what lies beneath, and what
+    it cost."""
+    known, head = Columns(found), headline(found)
     reached = _of_arms(known.choose(*REACHED), found.arms)
     beneath = _of_arms(known.choose("arm", *FLOORS, *known.sanity), found.arms)
     cost = _of_arms(known.choose("arm", *COST, *known.speed), found.arms)
-    words = [Text(f"* {word}") for word in found.words]
+    words = [Text(f"* {word}") for word in found.words if word not in head.cautions]
     missing = [
         Text(f"  missing: {row.name}, seed {run.seed}: {run.state} {first_line(run.reason)}".rstrip(), style="yellow")
         for row in found.arms
@@ -133,6 +135,8 @@ def comparison(found: Comparison) -> RenderableType:
     ]
     return Group(
         Text(found.heading, style="bold"),
+        *_answer(head),
+        "",
         reached,
         "",
         beneath,
@@ -143,6 +147,17 @@ def comparison(found: Comparison) -> RenderableType:
         *words,
         *missing,
     )
+
+
+def _answer(head: Headline) -> list[Text]:
+    if not head.best_arm:
+        return [Text(f"{head.answer}. {head.why}")]
+    lead, rest = head.best_arm
+    return [
+        Text.assemble((lead, "bold"), f" {rest}"),
+        Text.assemble((f"Is the difference real? {head.answer}.", "bold"), f" {head.why}"),
+        *(Text(caution) for caution in head.cautions),
+    ]
 
 
 def plan(found: Plan) -> RenderableType:

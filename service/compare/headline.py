@@ -63,7 +63,9 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
             f"Its mean over all its seeds is the best, but it does not lead {baseline} over the {found.n} seeds that "
             f"both have ({_tested(found)})."
         )
-    by = f"{abs(found.mean):.3g} {table.metric.unit}".strip()
+    # 87 % instead of 58 % is not 29 % more.
+    unit = "percentage points" if table.metric.unit == "%" else table.metric.unit
+    by = f"{abs(found.mean):.3g} {unit}".strip()
     if found.verdict == "better":
         return "Yes", f"It beats {baseline} by {by}, more than chance would explain ({_tested(found)})."
     if found.verdict == "no difference shown":
@@ -104,6 +106,8 @@ def _for_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
 
 def _cautions(table: Comparison, best: ArmRow) -> list[str]:
     told = [f"This is {table.at}, not the end of the runs."] if table.at else []
+    if table.metric and table.metric.name.startswith("sanity/"):
+        told.append(f"{table.metric.note}.")
     missing, total = sum(len(row.missing) for row in table.arms), sum(row.seeds for row in table.arms)
     if missing:
         told.append(f"This is the result so far: {missing} of {total} runs are missing.")

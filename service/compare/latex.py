@@ -75,6 +75,8 @@ def _mark(row: ArmRow) -> str:
 def _notes(table: Comparison) -> list[str]:
     unit = "Mean $\\pm$ standard deviation over seeds; intervals are Student's $t$."
     notes = [unit] if table.metric else []
+    if table.metric and table.metric.name.startswith("sanity/"):
+        notes.append(f"{escape(table.metric.note)}.")
     if any(row.difference for row in table.arms):
         notes.append(f"To baseline: the difference to {escape(table.baseline)}, paired over seeds.")
         marks = ", ".join(f"${{}}^{{{mark}}}\\,p<{bound}$" for bound, mark in reversed(MARKS))

@@ -1,6 +1,6 @@
 """Encoders of an experiment as a registered model of MLflow: one version an arm, found by the arm's alias.
 
-mlflow:models:/mcf-teacher-and-mask/@mask_ratio-0-75-teacher-none     as a teacher, or to start from
+mlflow:models:/mcf-know-a-face-again/@contrastive-weight-1     as a teacher, or to start from
 """
 
 import re

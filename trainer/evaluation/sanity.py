@@ -1,4 +1,4 @@
-"""Two numbers on images held out from every arm's subset. They show that training works; they do not rank arms.
+"""Two numbers on images held out from every arm's subset. They show that training works, and rank only when asked to.
 
 Reconstruction says how well hidden patches are guessed; an arm with a teacher is trained on the teacher's
 features and not on pixels. View retrieval says whether one masked view of a face finds the other view of the

@@ -249,6 +249,13 @@ def test_a_spec_may_rank_by_a_sanity_metric_which_is_called_one_and_held_against
     assert base.floors
     assert (good.floors.pixels, good.floors.random_encoder, good.floors.above) == (5.0, 22.0, True)
     assert base.floors.words == "not shown to be better than: untrained encoder"
+    assert "This is a sanity metric, measured on held-out faces" in latex(made)
+    terminal = io.StringIO()
+    Console(file=terminal, width=2000).print(show.comparison(ClientComparison.model_validate(made.model_dump())))
+    first = [line.strip() for line in terminal.getvalue().splitlines()[1:4]]
+    assert first[0].startswith("Best arm: good. It reached sanity/retrieval_top1 42.67 % (95 % interval ")
+    assert first[1].startswith("Is the difference real? Yes. It beats the baseline (base) by 20.7 percentage points")
+    assert first[2].startswith("The number says how often one masked view of a held-out face finds the other")
     # Neither itself nor its floors stand beside it; the probe, which no longer ranks, does.
     assert set(good.sanity) == {"sanity/psnr (%)", "NME (%)"}
     # Whoever looks may still ask for another one.

@@ -11,7 +11,7 @@ from tests.conftest import draw_faces
 from trainer.resolve import check_and_resolve
 
 
-def test_it_trains_on_the_faces_and_probes_faces_against_the_rest(tmp_path: Path) -> None:
+def test_it_trains_on_the_faces_and_ranks_by_faces_held_out(tmp_path: Path) -> None:
     pytest.importorskip("skimage")
     spec = _spec(tmp_path, None)
     assert len(list((tmp_path / "data/lfw/faces").iterdir())) == 100
@@ -21,7 +21,11 @@ def test_it_trains_on_the_faces_and_probes_faces_against_the_rest(tmp_path: Path
         path.name for path in (tmp_path / "data/lfw/faces").iterdir()
     }
     resolved = check_and_resolve(spec)
-    assert len(resolved.spec.factors) >= 2
+    run = resolved.arms[0].runs[0]
+    assert (resolved.num_images[run.digest], run.evaluation.held_out) == (60, 40)
+    assert resolved.spec.rank_by == "sanity/retrieval_top1"
+    assert len(resolved.arms) >= 2
+    # One test of an arm needs three.
     assert len(resolved.spec.seed_list) >= 3
 
 
@@ -29,7 +33,7 @@ def test_it_takes_any_folder_of_images(tmp_path: Path, tiny_faces: Path) -> None
     resolved = check_and_resolve(_spec(tmp_path, tiny_faces))
     run = resolved.arms[0].runs[0]
     assert run.data.uri == str(tiny_faces)
-    assert run.evaluation.labels is None
+    assert (run.evaluation.labels, run.evaluation.rank_by) == (None, "sanity/retrieval_top1")
     with pytest.raises(McfError, match="no such folder"):
         _spec(tmp_path, tmp_path / "missing")
 

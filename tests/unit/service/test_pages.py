@@ -52,7 +52,7 @@ def arm(name: str, values: list[float | None], *, is_baseline: bool = False) -> 
             [[8.0, 8.1, 7.8, 8.0]],
             "arm0",
             "Yes",
-            "by 2.03 %, more than chance would explain (p = 4.1e-06 after correction",
+            "by 2.03 percentage points, more than chance would explain (p = 4.1e-06 after correction",
         ),
         ([[9.8, 10.2, 9.7, 10.2]], "arm0", "Not shown", "would show it in 4 of 5 experiments"),
         ([[8.0, None, None, None]], "arm0", "Too early to say", "this arm has 1"),

@@ -328,8 +328,8 @@ def test_networks_may_be_compiled_and_features_kept_and_the_losses_stay(
         assert result is not None
         losses.append(result.losses)
         compiling.append(read_sessions(store)[0].speed.compile_seconds)
-    assert losses[1] == losses[2] == pytest.approx(losses[0], rel=1e-9)
-    assert losses[3] == pytest.approx(losses[0], rel=1e-9)
+    # Up to rounding: code from the cache may add up in another order than code that was compiled just now.
+    assert all(found == pytest.approx(losses[0], rel=1e-9) for found in losses[1:])
     # The second time the compiled code is in the cache.
     assert compiling[0] == 0 < compiling[2] < compiling[1]
     assert any((tmp_path / "cache" / "compiled").iterdir())

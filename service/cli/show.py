@@ -110,6 +110,10 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
             )
             rows[stage.stage] = f"{metrics} ({stage.note})"
         rows["export"] = found.result.export
+        if undecodable := found.result.undecodable:
+            rows["undecodable images"] = f"{len(undecodable)}, such as {undecodable[0]}"
+        if without := found.result.without_landmarks:
+            rows["without landmarks"] = f"{without} of {found.result.subset_size} images: their masks cannot go by them"
     for name, value in rows.items():
         if value:
             facts.add_row(name, value)

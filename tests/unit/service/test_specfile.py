@@ -73,7 +73,7 @@ def test_a_date_in_yaml_is_sent_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [EXAMPLES / "ablation.yaml", *sorted((EXAMPLES / "specs").iterdir())], ids=lambda file: file.stem
+    "file", [*sorted(EXAMPLES.glob("*.yaml")), *sorted((EXAMPLES / "specs").iterdir())], ids=lambda file: file.stem
 )
 def test_every_example_is_a_spec_without_problems(file: Path) -> None:
     spec, problems = parse_experiment(read(file))

@@ -62,6 +62,11 @@ def run_in_mlflow(tracking_uri: str | None, experiment_id: str | None, run_id: s
     return f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
+def run_of_page(url: str) -> str:
+    """The run id of an address that `run_in_mlflow` has made."""
+    return url.rpartition("/")[2].partition("?")[0]
+
+
 def count(number: int, what: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

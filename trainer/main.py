@@ -228,6 +228,8 @@ def train(run: RunSpec, store: Store) -> int:
             reader = Reader(run, split, images, team, world.device)
             watch = Watch(run, reader, steps.stop, store, earlier, first)
             if not parts.step:
+                # The time that it takes decides how many follow: none of it is a wait for who starts more slowly.
+                world.collect(None)
                 watch.read(0, parts.model)
         # Until here the others wait as long as starting up may take, and in the first step no longer.
         world.collect(None)

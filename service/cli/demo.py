@@ -23,6 +23,7 @@ from service.cli.home import Home, Up
 from service.cli.progress import progress
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError, ServiceAway
+from service.text import run_of_page
 from trainer.contract import Data, plain
 from trainer.data.manifest import DataError, read_manifest
 
@@ -68,7 +69,7 @@ def _wait_until_published(experiment: Experiment, up: Up) -> None:
         url = experiment.refresh().tracking_url
         if url:
             with contextlib.suppress(httpx2.TransportError):
-                params = {"run_id": url.rpartition("/")[2]}
+                params = {"run_id": run_of_page(url)}
                 answer = httpx2.get(f"{up.tracking_uri}/api/2.0/mlflow/runs/get", params=params, trust_env=False)
                 if answer.is_success and answer.json()["run"]["info"]["status"] != "RUNNING":
                     return

@@ -7,6 +7,7 @@ import pytest
 
 from service.cli.demo import _spec
 from service.client import McfError
+from service.text import run_in_mlflow, run_of_page
 from tests.conftest import draw_faces
 from trainer.resolve import check_and_resolve
 
@@ -46,3 +47,9 @@ def test_a_small_folder_keeps_images_to_train_on(tmp_path: Path) -> None:
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(McfError, match="holds no images"):
         _spec(tmp_path, empty)
+
+
+def test_the_run_that_the_demo_waits_for_is_the_one_of_the_page() -> None:
+    page = run_in_mlflow("http://127.0.0.1:5000", "7", "0123abcd")
+    assert page
+    assert run_of_page(page) == "0123abcd"

@@ -78,7 +78,7 @@ def get_latex(comparison: Found) -> Response:
     responses=_answers(figures.FORMS.values()) | responses(NothingToDraw),
 )
 def get_figure(comparison: Found, name: str, form: str) -> Response:
-    """A figure for a paper: forest, factors, interactions or cost, as svg, png or pdf."""
+    """A figure for a paper: forest, factors, interactions, cost or forecast, as svg, png or pdf."""
     if name not in figures.FIGURES or form not in figures.FORMS:
         names, forms = ", ".join(figures.FIGURES), ", ".join(figures.FORMS)
         raise NotFound(f"{name}.{form} was asked for. The figures are {names}; each comes as {forms}.")

@@ -248,7 +248,10 @@ class Experiment:
         return self._connection.call("GET", f"/v1/experiments/{self.id}/report.html", timeout=SUBMIT_SECONDS).text
 
     def figure(self, name: str, form: str = "svg") -> bytes:
-        """forest, factors, interactions, cost or forecast; as svg, png or pdf. Raises Refused where there is nothing to draw."""
+        """forest, factors, interactions, cost or forecast; as svg, png or pdf.
+
+        Raises Refused where there is nothing to draw.
+        """
         return self._connection.call("GET", f"/v1/experiments/{self.id}/figures/{name}.{form}").content
 
     def specs(self) -> dict[str, dict[str, Any]]:

@@ -56,7 +56,10 @@ class Watch:
             return False
         made = self.readings.readings
         budget = self._every.share * a_step * self._total_steps - sum(reading.seconds for reading in made)
-        cost = made[-1].seconds if made else 0.0
+        # The first one is no measure: whatever starts with a run slows it down, by up to ten times.
+        cost = min((reading.seconds for reading in made[1:]), default=0.0)
+        if budget <= 0:
+            cost = max(cost, made[0].seconds)
         index, count = step // self._pause, (self._total_steps - 1) // self._pause
         # It never falls again, so that readings stay evenly spaced and arms have steps in common.
         factor = thinned(index, count, cost, budget)
@@ -97,10 +100,10 @@ class Watch:
     def _say_what_is_left_out(self, factor: int | None, cost: float, step: int) -> None:
         share = f"{100 * self._every.share:g} % of the run's time (evaluation.every.share)"
         if factor is None:
-            words = f"from step {step} on nothing is read: a reading takes {cost:.1f} s, and {share} is used up"
+            words = f"from step {step} on nothing is read: a reading takes {cost:.2g} s, and {share} is used up"
         else:
             words = (
-                f"a reading takes {cost:.1f} s; so that all take at most {share}, there is one every "
+                f"a reading takes {cost:.2g} s; so that all take at most {share}, there is one every "
                 f"{factor * self._pause} steps, and not every {self._pause}"
             )
         if words != self.readings.note:

@@ -65,4 +65,7 @@ def _possible(step: int, steps: Sequence[int]) -> str:
     words = [f"{number}" for number in named]
     if len(named) < len(steps):
         words.insert(-1, "...")
-    return f"No run was measured at step {step}; possible: {', '.join(words)}."
+    return (
+        f"No run was measured at step {step}; possible: {', '.join(words)}. Where a run has fewer readings than it was "
+        "asked for, its page says why (evaluation.every.share)."
+    )

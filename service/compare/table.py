@@ -102,13 +102,16 @@ def compare(
         interactions=interactions(cells, baseline.levels, metric.higher_is_better) if metric else [],
         words=[],
         at=_as_of(finished, step) if step is not None else None,
-        forecast=_forecast(arms, metric, size) if metric and size and step is None else None,
+        forecast=_forecast(arms, metric, size, step) if size else None,
         steps=sorted({r.step for arm in arms for trial in arm.trials for r in trial.readings.readings}),
     )
     return table.model_copy(update={"words": describe(table, doubt)})
 
 
-def _forecast(arms: Sequence[ArmTrials], metric: RankingMetric, size: int) -> Forecasts:
+def _forecast(arms: Sequence[ArmTrials], metric: RankingMetric | None, size: int, step: int | None) -> Forecasts:
+    if metric is None or step is not None:
+        why = "arms are not ranked" if metric is None else "it is of the ends of the runs, so ask without a step"
+        return Forecasts(size=size, largest=None, is_far=False, declined=why, arms=[], standings=[])
     sized = [
         SizedArm(
             arm.levels, arm.is_baseline, max((t.result.subset_size for t in arm.trials if t.result), default=None),
@@ -187,7 +190,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _seed(trial: TrialRow, metric: RankingMetric | None) -> SeedValue:
     value = _value(metric, trial.result) if metric and trial.result else None
     return SeedValue(
-        seed=trial.seed, run_id=trial.run_id, state=trial.state, value=value, reason=trial.reason,
+        seed=trial.seed, run_id=trial.run_id, state=trial.state, value=value,
+        reason=trial.reason or (trial.readings.note if not trial.result and trial.state is RunState.SUCCEEDED else ""),
         tracking_url=trial.tracking_url,
     )  # fmt: skip
 

@@ -27,8 +27,8 @@ def describe(table: Comparison, doubt: str) -> list[str]:
         words += _power(table.arms)
         words += _effects(table)
         words += _interactions(table.interactions)
-        words += _forecast(table)
         words += _floors(table.arms)
+    words += _forecast(table)
     beside = dict.fromkeys(name for row in table.arms for name in row.sanity)
     if any(name.startswith("sanity/") for name in beside):
         ranks = table.metric is not None and table.metric.name.startswith("sanity/")
@@ -48,7 +48,8 @@ def _as_of(table: Comparison) -> list[str]:
     if table.at is None:
         return []
     return [
-        f"This is the table {table.at}, and not of the end of the runs; runs that were not measured there are missing."
+        f"This is the table {table.at}, and not of the end of the runs; runs that were not measured there are missing. "
+        "Hours and speed are of the whole runs."
     ]
 
 
@@ -145,9 +146,9 @@ def _interactions(found: Sequence[Interaction]) -> list[str]:
 
 def _forecast(table: Comparison) -> list[str]:
     found, metric = table.forecast, table.metric
-    if found is None or metric is None:
+    if found is None:
         return []
-    if found.declined:
+    if found.declined or metric is None:
         return [f"There is no forecast for {found.size:,} images: {found.declined}."]
     told = []
     for arm in found.arms:
@@ -161,7 +162,8 @@ def _forecast(table: Comparison) -> list[str]:
                 f"would have been forecast as {check}; it was {short(arm.seen)}."
             )
         else:
-            told.append(f"There is no forecast for {arm.name}: {arm.declined}.")
+            which = f" for {arm.name}" if arm.levels else ""
+            told.append(f"There is no forecast{which}: {arm.declined}.")
     told += [_standing(standing, found.size) for standing in found.standings]
     if found.is_far:
         told.append(

@@ -12,6 +12,7 @@ from service.api.auth import Reader
 from service.compare.columns import Columns
 from service.compare.headline import headline
 from service.compare.service import arms_of
+from service.errors import NotFound
 from service.experiments import service as experiments
 from service.experiments.curves import tracked_trials
 from service.experiments.repository import TrackedTrial
@@ -25,6 +26,7 @@ from service.schemas.comparison import Comparison
 from service.schemas.experiments import ArmView, ExperimentDetail, TrialView
 from service.states import RunState, Scope
 from service.tracking import Tracker, TrackingAway
+from trainer.contract.frozen import MAX_INTEGER
 
 router = APIRouter(route_class=PageRoute, prefix="/experiments/{experiment_id}", include_in_schema=False)
 
@@ -65,7 +67,9 @@ def experiment(
     state = request.app.state
     detail = experiments.show(state.db, state.settings, experiment_id)
     with state.db.read() as session:
-        comparison = state.comparisons.of(session, experiment_id, None, _number(at), _number(forecast))
+        comparison = state.comparisons.of(
+            session, experiment_id, None, _number("at", at, 0), _number("forecast", forecast, 1)
+        )
     columns = Columns(comparison)
     return page(
         "experiment.html", experiment=detail, comparison=comparison, head=headline(comparison), said=said,
@@ -188,13 +192,17 @@ def _reasons(detail: ExperimentDetail) -> list[tuple[int, str]]:
 
 def _asked(comparison: Comparison, forecast: str) -> str:
     """What the page was asked to show, as the end of an address."""
-    asked = {"at": comparison.at.step if comparison.at else None, "forecast": _number(forecast)}
+    asked = {"at": comparison.at.step if comparison.at else None, "forecast": _number("forecast", forecast, 1)}
     return urlencode({name: value for name, value in asked.items() if value is not None})
 
 
-def _number(text: str) -> int | None:
-    """None for what is none, or is larger than any step or data set."""
-    return int(text) if text.isdecimal() and len(text) < MAX_DIGITS else None
+def _number(name: str, text: str, least: int) -> int | None:
+    """None where nothing is asked for, as by an empty field of a form. Raises NotFound."""
+    if not text:
+        return None
+    if text.isascii() and text.isdecimal() and len(text) < MAX_DIGITS and least <= int(text) <= MAX_INTEGER:
+        return int(text)
+    raise NotFound(f"{name}: {text[:40]!r} was asked for; possible: a number from {least} to {MAX_INTEGER}.")
 
 
 def _warnings(detail: ExperimentDetail) -> list[tuple[str, TrialView]]:

@@ -23,10 +23,23 @@ def names(arms: Sequence[ArmTrials], first: str | None) -> list[str]:
 def curves(arms: Sequence[ArmTrials], name: str) -> list[ArmCurve]:
     """Of one metric; steps are images seen. Arms without a number are left out."""
     drawn = [
-        over_seeds(arm.name, arm.is_baseline, [history for t in arm.trials if (history := _history(t, name))])
+        over_seeds(arm.name, arm.is_baseline, _shared([h for t in arm.trials if (h := _history(t, name))]))
         for arm in arms
     ]
     return [curve for curve in drawn if curve.steps]
+
+
+def _shared(histories: Sequence[list[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
+    """Only where every seed that has got so far was measured: nothing is drawn that was not, and the mean is of the
+    same seeds from point to point."""
+    last = [max(images for images, _ in history) for history in histories]
+    measured = [{images for images, _ in history} for history in histories]
+    kept = {
+        images
+        for images in set().union(*measured)
+        if all(images in mine for mine, end in zip(measured, last, strict=True) if end >= images)
+    }
+    return [[point for point in history if point[0] in kept] for history in histories]
 
 
 def _history(trial: TrialRow, name: str) -> list[tuple[int, float]]:

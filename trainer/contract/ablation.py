@@ -26,6 +26,8 @@ Model = TypeVar("Model", bound=BaseModel)
 RANK_BY = "evaluation.rank_by"
 ONE_RANKING = "one metric for all arms, in base.evaluation.rank_by and in no factor"
 Json = dict[str, Any]
+# Pydantic's words for what YAML calls otherwise.
+WORDS = {"tuple_type": "a list", "model_type": "a mapping of its fields", "dict_type": "a mapping"}
 # Parts that a string may stand for, and which of their fields it then is.
 SHORT = {"teacher": "source", "mask": "kind", "target_mask": "kind", "code": "uri", "loss": "uri"}
 
@@ -152,6 +154,11 @@ def _experiment_problems(spec: ExperimentSpec) -> Iterator[Problem]:
             yield Problem(
                 field=f"factors.{name}", asked=f"level {_label(twice[0])} twice", possible="levels that differ"
             )
+    if spec.forecast and "data.subset_size" not in spec.factors:
+        yield Problem(
+            field="forecast", asked=f"{spec.forecast} images, without the factor data.subset_size",
+            possible="a forecast where data.subset_size is a factor, with four sizes or more",
+        )  # fmt: skip
     if spec.placement.min_nodes > spec.placement.max_nodes:
         yield Problem(
             field="placement.min_nodes", asked=str(spec.placement.min_nodes),
@@ -259,6 +266,10 @@ def _validated(model: type[Model], overlay: Json, preset: Json, problems: list[P
             for item in error.errors():
                 by_place.setdefault(_place(overlay, item["loc"]), []).append(item)
             for place, items in by_place.items():
+                if any(known[: len(place)] == place for known in reported if len(known) > len(place)):
+                    # A part that does not fit together without what was dropped from it.
+                    dropped |= _drop(overlay, place)
+                    continue
                 if place in reported:
                     # What was dropped is required and nothing stands in for it: its part goes with it.
                     dropped |= len(place) > 1 and _drop(overlay, place[:-1])
@@ -276,7 +287,10 @@ def _problem(model: type[BaseModel], place: tuple[str, ...], items: list[Any]) -
         return Problem(field=field, asked=f"the unknown field {place[-1]!r}", possible=_field_names(model, field))
     if items[0]["type"] == "missing":
         return Problem(field=field, asked="nothing", possible="a value: it has no default")
-    wants = dict.fromkeys(item["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for item in items)
+    wants = dict.fromkeys(
+        WORDS.get(item["type"]) or item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        for item in items
+    )
     return Problem(field=field, asked=repr(items[0]["input"])[:120], possible=" or ".join(wants))
 
 

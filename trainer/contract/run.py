@@ -6,6 +6,7 @@ run, so equal specs are one run (identity.py).
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
@@ -295,7 +296,11 @@ class Every(Asked):
 
 def _steps(value: Any) -> Any:
     """Lets a number stand for so many steps."""
-    return {"steps": value} if type(value) is int else value
+    if type(value) is int:
+        return {"steps": value}
+    if value is None or isinstance(value, Mapping | Every):
+        return value
+    raise ValueError("a number of steps, such as 500, or {images: 1000000}")
 
 
 class Evaluation(Asked):

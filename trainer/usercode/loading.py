@@ -29,7 +29,7 @@ class UserFunction:
             if code.sha256 not in (None, self.sha256):
                 raise UnusableCode(
                     f"{code.uri} has changed since the run was submitted: sha256 {self.sha256}, "
-                    f"the spec says {code.sha256}"
+                    f"at submission it was {code.sha256}. Restore the file and retry, or submit again"
                 )
             check(self._text, self.name, wanted)
         except ObjectMissing as error:
@@ -55,12 +55,12 @@ class UserFunction:
             return call(*arguments)
         except UserCodeError:
             raise
-        except SystemExit as error:
-            if not self._is_own(error):  # a request to stop, which came in the middle
+        except Exception as error:
+            if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error)):
                 raise
             told = self._told(error)
-        except Exception as error:
-            if isinstance(error, MemoryError) or "out of memory" in str(error):
+        except BaseException as error:
+            if not self._is_own(error):  # a request to stop, which came in the middle
                 raise
             told = self._told(error)
         raise UserCodeError(told)

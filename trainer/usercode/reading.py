@@ -47,6 +47,8 @@ def check(text: bytes, name: str, wanted: Wanted) -> None:
     """Raises UnusableCode for what is no Python, and for a file without the function. Executes nothing."""
     try:
         tree = ast.parse(text, name)
+        # It knows of a `return` outside of a function and the like, and executes nothing either.
+        compile(text, name, "exec", dont_inherit=True)
     except SyntaxError as error:
         raise UnusableCode(f"{name}, line {error.lineno or 1}: SyntaxError: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:

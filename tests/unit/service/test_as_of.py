@@ -70,7 +70,9 @@ def test_a_run_that_was_not_measured_at_the_step_is_missing_there_although_it_ha
 
 
 def test_a_step_that_no_run_was_measured_at_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(NoSuchStep, match=r"No run was measured at step 5; possible: 0, 4, 8, 10\."):
+    with pytest.raises(
+        NoSuchStep, match=r"No run was measured at step 5; possible: 0, 4, 8, 10\. Where a run has fewer"
+    ):
         as_of(arms(), 5)
     with pytest.raises(NoSuchStep, match=r"evaluation\.every in the spec"):
         as_of([arm("a", None, baseline=True)], 5)
@@ -110,6 +112,19 @@ def test_a_curve_of_readings_goes_from_the_untrained_encoder_to_the_final_number
     assert curve.mean == pytest.approx([8.1, 7.1, 6.1, 5.1])
     assert curve.low == pytest.approx([8.0, 7.0, 6.0, 5.0])
     assert reading_curves.names([arm("a", 5.0)], "NME") == []
+
+
+def test_nothing_is_drawn_that_was_not_measured_and_every_point_is_of_the_same_seeds() -> None:
+    found = arm("a", 5.0, 5.1, 5.2, baseline=True)
+    one, two, three = found.trials
+    steps = [replace(one, readings=read(8.0, 0, 4, 8)), replace(two, readings=read(8.1, 0, 8)), three]
+    curve, *_ = reading_curves.curves([replace(found, trials=steps)], "NME")
+    final = one.result
+    assert final
+    # Step 4 is of one of two seeds; the third was not measured on its way.
+    assert curve.steps == [0, 512, final.images_seen]
+    assert curve.seeds == [2, 2, 2]
+    assert curve.mean == pytest.approx([8.05, 6.55, 5.05])
 
 
 @pytest.fixture

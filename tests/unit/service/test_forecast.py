@@ -206,6 +206,14 @@ def test_what_cannot_be_forecast_says_why_and_the_others_are() -> None:
     assert "no factor of the experiment is data.subset_size" in " ".join(made(other).words)
 
 
+def test_a_forecast_is_of_the_ends_of_the_runs() -> None:
+    table = compare("e1", "t", experiment(), NOW, step=10, size=80_000)
+    assert table.forecast
+    assert table.forecast.declined == "it is of the ends of the runs, so ask without a step"
+    assert "There is no forecast for 80,000 images: it is of the ends of the runs" in " ".join(table.words)
+    assert "it is of the ends of the runs" in figures.why_not(table, "forecast")
+
+
 def test_every_form_has_the_forecast() -> None:
     table = made(experiment())
     assert table.forecast

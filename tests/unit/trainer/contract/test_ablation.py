@@ -133,3 +133,33 @@ def test_one_ranking_holds_for_all_arms_and_every_run_will_have_its_metric(tiny_
     assert told["evaluation.rank_by"].startswith("sanity/psnr in 'evaluation=")
     same = request(tiny_faces, base={"evaluation": {"rank_by": "sanity/psnr"}}, factors={"evaluation": whole})
     assert check_and_resolve(same).spec.rank_by == "sanity/psnr"
+
+
+@pytest.mark.parametrize(
+    ("part", "asked", "field", "possible"),
+    [
+        ("evaluation", {"every": "often"}, "evaluation.every", "a number of steps, such as 500, or {images: 1000000}"),
+        ("evaluation", {"every": {}}, "evaluation.every", "steps or images, one of the two (neither given)"),
+        ("evaluation", {"every": {"images": 0}}, "evaluation.every.images", "greater than or equal to 1"),
+        ("evaluation", {"every": {"step": 5}}, "evaluation.every.step", "steps (did you mean it?)"),
+        ("mask", ["block"], "mask", "a word, or a mapping of its fields"),
+    ],
+)
+def test_what_is_possible_is_told_in_the_words_of_a_spec_and_once(
+    tiny_faces: Path, part: str, asked: Any, field: str, possible: str
+) -> None:
+    told = problems(request(tiny_faces, base={part: asked}))
+    assert list(told) == [field]
+    assert possible in told[field]
+
+
+def test_a_forecast_needs_sizes(tiny_faces: Path) -> None:
+    assert "a forecast where data.subset_size is a factor" in problems(request(tiny_faces, forecast=1000))["forecast"]
+    check_and_resolve(
+        request(
+            tiny_faces,
+            forecast=1000,
+            factors={"data.subset_size": [5, 10, 20, 40]},
+            base={"evaluation": {"held_out": 5}},
+        )
+    )

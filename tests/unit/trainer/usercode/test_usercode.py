@@ -63,6 +63,7 @@ def runs(tiny_run: RunSpec, **teacher: object) -> RunSpec:
         ("\ndef mask(noise): ...", "mask.py, line 2: mask is called as def mask(noise, side, num_visible, landmarks)"),
         ("def mask(a, b, c, d, e): ...", "mask.py, line 1: mask is called as"),
         ("def mask(*a, b): ...", "mask.py, line 1: mask is called as"),
+        ("def mask(noise, side, num_visible, landmarks): ...\nreturn 5", "mask.py, line 2: SyntaxError"),
         ("\0", "mask.py"),
         ("(" * 10_000, "mask.py"),
     ],
@@ -201,6 +202,8 @@ def test_scores_decide_and_noise_breaks_their_ties(tmp_path: Path) -> None:
         ("import numpy as np; return np.random.rand(64)", "mask.py, in mask: called twice with the same arguments"),
         ("return [[1], [1, 2]]", "mask.py: ValueError: setting an array element"),
         ("import sys; sys.exit(3)", "mask.py, line 2, in mask: SystemExit: 3"),
+        ("raise KeyboardInterrupt", "mask.py, line 2, in mask: KeyboardInterrupt"),
+        ("raise ValueError('out of memory slots')", "mask.py, line 2, in mask: ValueError: out of memory slots"),
         ("raise ValueError('a\\nb')", "mask.py, line 2, in mask: ValueError: a"),
     ],
 )

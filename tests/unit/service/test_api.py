@@ -279,7 +279,7 @@ def test_figures_come_as_files_or_say_why_not(scene: Scene, spec: dict[str, Any]
     for wrong in "forest.gif", "volcano.svg":
         answer = scene.http.get(f"{address}/{wrong}")
         assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
-        assert "forest, factors, interactions, cost; each comes as svg, png, pdf" in answer.json()["detail"]
+        assert "forest, factors, interactions, cost, forecast; each comes as svg, png, pdf" in answer.json()["detail"]
 
 
 def test_the_report_holds_spec_numbers_and_digests_and_forbids_itself_to_load_anything(

@@ -226,6 +226,8 @@ def test_every_form_has_the_forecast() -> None:
     assert "With 80,000 images" in html
     assert html.count("<figure>") == 5
     assert paper.read_back(html).comparison.forecast == table.forecast
+    for form in figures.FORMS:
+        assert figures.draw(table, "forecast", form) == figures.draw(made(experiment()), "forecast", form)
     ElementTree.fromstring(figures.draw(table, "forecast", "svg"))
     chart = forecast_chart(table.forecast)
     assert len(chart.lines) == 2

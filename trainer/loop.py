@@ -37,7 +37,7 @@ class KnownTaps(Protocol):
     def wanted(self, cell: Slice, image_BCHW: Tensor) -> list[Tensor]: ...
 
 
-class Readings(Protocol):
+class Watcher(Protocol):
     """Measures the model while it trains (trainer/watch.py)."""
 
     def due(self, step: int) -> bool:
@@ -103,7 +103,7 @@ class Parts:
 
 def fit(
     run: RunSpec, parts: Parts, plan: StepPlan, batches: Iterator[Slice], world: World, keeper: Keeper, report: Report,
-    model: Synchronised | None = None, watch: Readings | None = None,
+    model: Synchronised | None = None, watch: Watcher | None = None,
 ) -> bool:  # fmt: skip
     """Train from parts.step to the run's last step. False when stopped on request before that; both are saved.
 

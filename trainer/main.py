@@ -213,7 +213,8 @@ def train(run: RunSpec, store: Store) -> int:
                 # Now, and not after days of training.
                 for stage in run.evaluation.stages.values():
                     check_stage(stage, Faces(split, images))
-                probe_task(run)
+                if not run.evaluation.every:  # whoever reads the run looks at it at every start
+                    probe_task(run)
             draw = painter(run, parts.model, images, split, world.device)
             loading = Loading(decoders(run, parts.num_images) * ranks_here(), cores())
             speed = Speedometer(run.batch.global_batch, loading, world.device, at_peak)

@@ -40,7 +40,7 @@ class Watch:
         self.readings = Readings()
         if report:
             found = read_readings(store)
-            if not found.readings and earlier and _measured_alike(run, earlier):
+            if not found.readings and earlier and (before := read_spec(earlier)) and run.is_read_as(before):
                 found = read_readings(earlier)
             self._keep(found)
 
@@ -155,10 +155,3 @@ def ranking(reading: Reading, rank_by: str | None) -> Metric | None:
     """What arms are ranked by, as far as a reading has it: a stage's metric is measured at the end alone."""
     named = {metric.name: metric for metric in reading.metrics}
     return named.get(rank_by or "") or reading.probe or named.get(RETRIEVAL)
-
-
-def _measured_alike(run: RunSpec, earlier: Store) -> bool:
-    before = read_spec(earlier)
-    if before is None:
-        return False
-    return all(before.measurements.get(name) == run.measurements.get(name) for name in ("sanity", "probe"))

@@ -1,11 +1,11 @@
-"""What arms would be with more images, where an experiment varies `data.subset_size`; the numbers are forecast.py's."""
+"""What arms would be with more images, where an experiment varies `data.subset_size`; power_law.py has the numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from service.compare.forecast import Curve, Declined, Forecast, Interval, complete, difference, forecast
+from service.compare.power_law import Declined, Forecast, Interval, difference, forecast
 from service.schemas.comparison import ArmForecast, CurvePoint, Forecasts, Predicted, Standing
 
 FACTOR = "data.subset_size"
@@ -39,7 +39,7 @@ def forecasts(arms: Sequence[SizedArm], size: int, *, higher_is_better: bool) ->
     found = [_arm(others, mine, one, size) for (others, mine), one in zip(groups.items(), made, strict=True)]
     known = [one for one in made if isinstance(one, Forecast)]
     return Forecasts(
-        size=size, largest=max((one.largest for one in known), default=None),
+        size=size, largest=max((one.curve.sizes[-1] for one in known), default=None),
         is_far=any(one.is_far for one in known), declined="" if groups else f"no factor of the experiment is {FACTOR}",
         arms=found, standings=_standings(found, made, higher_is_better=higher_is_better),
     )  # fmt: skip
@@ -64,13 +64,11 @@ def _arm(others: Others, arms: Sequence[SizedArm], one: Forecast | str, size: in
     )  # fmt: skip
     if isinstance(one, str):
         return named
-    sizes, value_KS = complete(_points(arms))
-    curve = Curve(sizes, value_KS)
-    along = np.geomspace(sizes[0], max(size, sizes[-1]), POINTS)
+    curve = one.curve
+    along = np.geomspace(curve.sizes[0], max(size, curve.sizes[-1]), POINTS)
     return named.model_copy(update={
-        "at_size": _predicted(one.at_size), "check": _predicted(one.check), "seen": one.seen, "limit": one.limit,
-        "seeds": value_KS.shape[1],
-        "means": [(n, float(mean)) for n, mean in zip(sizes, value_KS.mean(axis=1), strict=True)],
+        "at_size": _predicted(one.at_size), "check": _predicted(one.check), "check_holds": one.check_holds,
+        "seen": one.seen, "limit": curve.limit, "seeds": curve.seeds, "means": curve.means,
         # The last one as the table has it, which knows more than the curve: how much the first size matters.
         "curve": [
             *(CurvePoint(size=float(n), **vars(_predicted(curve.at(float(n))))) for n in along[:-1]),

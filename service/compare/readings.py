@@ -42,7 +42,9 @@ def result_at(trial: TrialRow, step: int) -> Result | None:
     """None where the run was not measured at that step."""
     if trial.result and trial.result.steps == step:
         # Without what a reading does not know, so that all runs of the table are measured in the same way.
-        return trial.result.model_copy(update={"floors": None, "stages": (), "held_out_digest": ""})
+        read = [metric for metric in trial.result.sanity if not metric.name.startswith("floor/")]
+        less = {"floors": None, "stages": (), "held_out_digest": "", "sanity": read}
+        return trial.result.model_copy(update=less)
     reading = trial.readings.at(step)
     if reading is None:
         return None

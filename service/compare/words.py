@@ -159,7 +159,8 @@ def _forecast(table: Comparison) -> list[str]:
                 f"Forecast for {arm.name} with {found.size:,} images: {short(arm.at_size.value)} {metric.unit} "
                 f"({short(arm.at_size.low)} to {short(arm.at_size.high)}), if the curve a + b n^-c through "
                 f"{len(arm.means)} sizes goes on. From the smaller sizes alone the largest ({largest}) "
-                f"would have been forecast as {check}; it was {short(arm.seen)}."
+                f"would have been forecast as {check}; it was {short(arm.seen)}"
+                f"{'.' if arm.check_holds else ', which that interval does not hold: do not believe this forecast.'}"
             )
         else:
             which = f" for {arm.name}" if arm.levels else ""

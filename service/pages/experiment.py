@@ -33,7 +33,6 @@ router = APIRouter(route_class=PageRoute, prefix="/experiments/{experiment_id}",
 NUM_ARMS = 6
 """Arms whose curves and pictures are shown unless others are asked for: more colours cannot be told apart."""
 NUM_REASONS = 5
-MAX_DIGITS = 11
 REACHED = ("rank", "arm", "seeds", "mean and sd", "verdict", "difference", "p", "hours")
 FLOORS, SPENT = ("pixels", "untrained", "above"), ("images", "restarts", "processes")
 
@@ -66,10 +65,9 @@ def experiment(
     to be of; `forecast`: images that arms are to be forecast at."""
     state = request.app.state
     detail = experiments.show(state.db, state.settings, experiment_id)
+    as_of, size = _number("at", at, 0), _number("forecast", forecast, 1)
     with state.db.read() as session:
-        comparison = state.comparisons.of(
-            session, experiment_id, None, _number("at", at, 0), _number("forecast", forecast, 1)
-        )
+        comparison = state.comparisons.of(session, experiment_id, None, as_of, size)
     columns = Columns(comparison)
     return page(
         "experiment.html", experiment=detail, comparison=comparison, head=headline(comparison), said=said,
@@ -79,7 +77,7 @@ def experiment(
         shown=arms or _first_arms(detail, comparison), metric=metric, step=step,
         most=NUM_ARMS, columns=columns, reached=REACHED,
         beneath=["arm", *FLOORS, *columns.sanity, *SPENT, *columns.speed],
-        may_submit=principal.scope.includes(Scope.SUBMIT), asked=_asked(comparison, forecast),
+        may_submit=principal.scope.includes(Scope.SUBMIT), asked=_asked(at=as_of, forecast=size),
         sizes=forecast_chart(comparison.forecast) if comparison.forecast else None,
     )  # fmt: skip
 
@@ -94,8 +92,10 @@ def curves(request: Request, experiment_id: str, arms: Arms, metric: str = "", s
     trials, shown = _shown(request, experiment_id, arms)
     names, mine = _names(trials), [trial for trial in trials if trial.position in shown]
     with state.db.read() as session:
-        ranks = state.comparisons.of(session, experiment_id).metric
-        of_arms, rank_by = arms_of(session, experiment_id)
+        comparison = state.comparisons.of(session, experiment_id)
+        # All results are read for it, so only where there is something to draw.
+        of_arms, rank_by = arms_of(session, experiment_id) if comparison.steps else ([], None)
+    ranks = comparison.metric
     read = reading_curves.names(of_arms, ranks.name if ranks else rank_by)
     drawn = metric if metric in read else next(iter(read), "")
     found = reading_curves.curves(of_arms, drawn)
@@ -190,9 +190,8 @@ def _reasons(detail: ExperimentDetail) -> list[tuple[int, str]]:
     return told
 
 
-def _asked(comparison: Comparison, forecast: str) -> str:
+def _asked(**asked: int | None) -> str:
     """What the page was asked to show, as the end of an address."""
-    asked = {"at": comparison.at.step if comparison.at else None, "forecast": _number("forecast", forecast, 1)}
     return urlencode({name: value for name, value in asked.items() if value is not None})
 
 
@@ -200,7 +199,7 @@ def _number(name: str, text: str, least: int) -> int | None:
     """None where nothing is asked for, as by an empty field of a form. Raises NotFound."""
     if not text:
         return None
-    if text.isascii() and text.isdecimal() and len(text) < MAX_DIGITS and least <= int(text) <= MAX_INTEGER:
+    if text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_INTEGER)) and least <= int(text) <= MAX_INTEGER:
         return int(text)
     raise NotFound(f"{name}: {text[:40]!r} was asked for; possible: a number from {least} to {MAX_INTEGER}.")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.pages.curves import Tick, round_values
-from service.pages.overlay import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from service.pages.overlay import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Frame
 from service.schemas.comparison import Forecasts
 from service.text import short
 
@@ -22,23 +22,16 @@ class SizeLine:
     check: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class SizeChart:
+@dataclass(frozen=True, kw_only=True)
+class SizeChart(Frame):
     lines: list[SizeLine]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    bottom: int = HEIGHT - BOTTOM
 
 
 def forecast_chart(found: Forecasts) -> SizeChart:
     """Without lines where nothing is forecast."""
     drawn = [(style, arm) for style, arm in enumerate(found.arms) if arm.curve and arm.check][:MAX_LINES]
     if not drawn:
-        return SizeChart([], [], [])
+        return SizeChart(lines=[], x_ticks=[], y_ticks=[])
     x_low, x_high = (math.log10(drawn[0][1].curve[place].size) for place in (0, -1))
     values = [value for _, arm in drawn for point in arm.curve for value in (point.low, point.high)]
     values += [mean for _, arm in drawn for _, mean in arm.means]

@@ -28,9 +28,10 @@ class ArmLine:
     """Of the last step."""
 
 
-@dataclass(frozen=True)
-class Overlay:
-    lines: list[ArmLine]
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Where a large chart is drawn."""
+
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     width: int = WIDTH
@@ -38,6 +39,11 @@ class Overlay:
     left: int = LEFT
     right: int = WIDTH - RIGHT
     bottom: int = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay(Frame):
+    lines: list[ArmLine]
 
 
 def overlay(curves: Sequence[ArmCurve], styles: Mapping[str, int]) -> Overlay | None:

@@ -178,6 +178,8 @@ class ArmForecast(Part):
     at_size: Predicted | None = None
     check: Predicted | None = None
     """The largest size, as predicted from the smaller ones."""
+    check_holds: bool | None = None
+    """Whether its interval holds what was seen there. Where not, the forecast is not to be believed."""
     seen: float | None = None
     """What it was there: mean over the seeds that have finished at every size."""
     seeds: int | None = None

@@ -390,15 +390,6 @@ class RunSpec(Asked):
         return self.contrastive.target_mask or self.mask
 
     @property
-    def user_code(self) -> dict[str, Code]:
-        """The files of user code that the run names, by field."""
-        asked = {
-            "mask.code": self.mask.code, "teacher.code": self.teacher.code, "teacher.loss": self.teacher.loss,
-            "contrastive.target_mask.code": self.target_mask.code if self.contrastive.target_mask else None,
-        }  # fmt: skip
-        return {field: code for field, code in asked.items() if code}
-
-    @property
     def learning_rate(self) -> float:
         return self.optimizer.base_lr * self.batch.global_batch / 256
 
@@ -435,6 +426,11 @@ class RunSpec(Asked):
     def measurements(self) -> dict[str, str]:
         """Digest of each measurement that is asked for, by name."""
         return identity.measurements(self)
+
+    def is_read_as(self, other: "RunSpec") -> bool:
+        """Whether probe and sanity metrics of the one are those of the other: of equal weights, measured alike."""
+        mine, theirs = self.measurements, other.measurements
+        return all(mine.get(name) == theirs.get(name) for name in ("sanity", "probe"))
 
     @model_validator(mode="before")
     @classmethod

@@ -112,7 +112,7 @@ class OnDemand:
         self, images: Images, rows: Rows, size: int, fit: Fit, limit: int, max_pixels: int = MAX_PIXELS
     ) -> None:  # fmt: skip
         self.size = size
-        self._reading = Reading(images, rows, limit, partial(decode, size=size, fit=fit, max_pixels=max_pixels))
+        self._reading = FirstDecodable(images, rows, limit, partial(decode, size=size, fit=fit, max_pixels=max_pixels))
 
     def get(self, indices: Sequence[int]) -> Shown:
         undecodable: dict[int, str] = {}
@@ -124,7 +124,7 @@ class OnDemand:
         return Shown(image_BHWC.permute(0, 3, 1, 2), shown, undecodable)
 
 
-class Reading(Generic[Pixels]):
+class FirstDecodable(Generic[Pixels]):
     """Images of a subset, read and decoded by `decode`, which raises Undecodable."""
 
     def __init__(self, images: Images, rows: Rows, limit: int, decode: Callable[[bytes], Pixels]) -> None:

@@ -40,7 +40,7 @@ from trainer.data.decode import (
     orientation,
     turned,
 )
-from trainer.data.decoded import Jpeg, Reading, Shown, Waiting
+from trainer.data.decoded import FirstDecodable, Jpeg, Shown, Waiting
 from trainer.data.manifest import DataError, Images, Rows
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Undecoded:
     ) -> None:  # fmt: skip
         self.size = size
         read = partial(_read, size=size, fit=fit, max_pixels=max_pixels)
-        self._reading: Reading[Read] = Reading(images, rows, limit, read)
+        self._reading: FirstDecodable[Read] = FirstDecodable(images, rows, limit, read)
 
     def get(self, indices: Sequence[int]) -> Shown:
         undecodable: dict[int, str] = {}
@@ -202,7 +202,7 @@ class OnGpu:
         self.size, self.fit, self.device = size, fit, device
         self._gpu = GpuDecoder(device)
         one = partial(self._gpu, size=size, fit=fit, max_pixels=max_pixels)
-        self._one_by_one: Reading[Tensor] = Reading(images, rows, limit, one)
+        self._one_by_one: FirstDecodable[Tensor] = FirstDecodable(images, rows, limit, one)
 
     def finish(self, shown: Shown) -> Shown:
         """All images on the device. Raises as Decoded.get."""

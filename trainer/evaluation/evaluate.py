@@ -83,9 +83,9 @@ class Reader:
 
     def read(self, model: Mcf) -> tuple[Metric | None, list[Metric]] | NotFinite:
         """The probe, None where the run has none, and the sanity metrics; the same on every rank."""
-        feature_nF = encoder_features(model.encoder, self._task.image_nCHW, self._device) if self._task else None
         if any(not weight.isfinite().all() for weight in model.parameters()):
             return NotFinite("weights")
+        feature_nF = encoder_features(model.encoder, self._task.image_nCHW, self._device) if self._task else None
         if feature_nF is not None and self._is_bad_anywhere(feature_nF):
             return NotFinite("features of the encoder")
         dtype = model.encoder.cls_token.dtype

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from service.compare import figures, paper, plaintext
-from service.compare.forecast import Curve, Declined, Interval, difference, forecast
 from service.compare.latex import latex
+from service.compare.power_law import Curve, Declined, Interval, difference, forecast
 from service.compare.table import ArmTrials, compare
+from service.compare.words import describe
 from service.pages.forecast_chart import forecast_chart
 from service.schemas.comparison import Comparison, Report
 from service.states import RunState
@@ -37,9 +38,9 @@ def test_a_curve_with_hardly_any_noise_is_found() -> None:
     points = {n: {seed: truth(n) + rng.normal(0, 1e-7) for seed in range(3)} for n in SIZES}
     found = forecast(points, 80_000, higher_is_better=False)
     assert found.at_size.value == pytest.approx(truth(80_000), abs=1e-5)
-    assert found.limit == pytest.approx(10, abs=1e-3)
+    assert found.curve.limit == pytest.approx(10, abs=1e-3)
     assert found.check.value == pytest.approx(truth(10_000), abs=1e-5)
-    assert (found.largest, found.seen) == (10_000, pytest.approx(truth(10_000)))
+    assert (found.curve.sizes[-1], found.seen) == (10_000, pytest.approx(truth(10_000)))
 
 
 def coverage(
@@ -175,6 +176,15 @@ def test_arms_that_differ_in_their_subset_alone_are_one_curve_and_crossing_ones_
     assert "From the smaller sizes alone the largest (10,000 images) would have been forecast as" in told
     assert "mask_ratio=0.5 is behind the baseline's curve at the largest size, and is forecast to be ahead" in told
     assert "guess" not in told
+
+
+def test_a_check_that_fails_is_told() -> None:
+    table = made(experiment())
+    assert table.forecast
+    arms = [arm.model_copy(update={"check_holds": False}) for arm in table.forecast.arms]
+    told = describe(table.model_copy(update={"forecast": table.forecast.model_copy(update={"arms": arms})}), "")
+    assert sum("do not believe this forecast" in word for word in told) == 2
+    assert not any("do not believe" in word for word in table.words)
 
 
 def test_without_being_asked_for_there_is_no_forecast() -> None:

@@ -96,8 +96,7 @@ def test_a_submission_digests_the_code_and_executes_nothing(tiny_faces: Path, tm
     arms = check_and_resolve(asked).arms
     assert [arm.name for arm in arms] == ["mask=random", "mask=eyes"]
     before = arms[1].runs[0]
-    assert all(code.sha256 for code in before.user_code.values())
-    assert list(before.user_code) == ["mask.code", "teacher.code", "teacher.loss"]
+    assert all(code and code.sha256 for code in (before.mask.code, before.teacher.code, before.teacher.loss))
     assert not (tmp_path / "executed").exists()
     for changed in file, loss, teacher:
         changed.write_text(changed.read_text() + "\n# changed")

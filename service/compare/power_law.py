@@ -45,18 +45,18 @@ class Forecast:
     size: int
     """That it is for, in images."""
     at_size: Interval
-    largest: int
-    """Size that was trained with."""
     check: Interval
     """The largest size, as predicted from the others."""
-    seen: float
-    """What the metric was there: mean over seeds."""
-    limit: float
-    """a: what no number of images would get past, if the curve holds."""
+    curve: "Curve"
+
+    @property
+    def seen(self) -> float:
+        """What the metric was at the largest size: mean over seeds."""
+        return self.curve.means[-1][1]
 
     @property
     def is_far(self) -> bool:
-        return self.size > FAR * self.largest
+        return self.size > FAR * self.curve.sizes[-1]
 
     @property
     def check_holds(self) -> bool:
@@ -74,7 +74,7 @@ def forecast(points: Points, size: int, *, higher_is_better: bool) -> Forecast:
     others = [Curve(sizes[first:], value_KS[first:], curve.error).value(size) for first in later]
     at_size = Interval(found.value, min(found.low, *others, found.value), max(found.high, *others, found.value))
     check = Curve(sizes[:-1], value_KS[:-1], curve.error).next_mean(sizes[-1])
-    return Forecast(size, at_size, sizes[-1], check, float(value_KS[-1].mean()), curve.limit)
+    return Forecast(size, at_size, check, curve)
 
 
 def difference(one: Interval, other: Interval) -> Interval:
@@ -100,19 +100,25 @@ class Curve:
 
     def __init__(self, sizes: list[int], value_KS: np.ndarray, error: Error | None = None) -> None:
         """`error`: that of more sizes, where it is known."""
-        count, self._seeds = value_KS.shape
-        self._largest = sizes[-1]
+        count, self.seeds = map(int, value_KS.shape)
+        self.sizes, self._largest = sizes, sizes[-1]
         self._x_K = np.array(sizes, float) / self._largest
         self._mean_K = value_KS.mean(axis=1)
         shift_S = value_KS.mean(axis=0)
         left_KS = value_KS - self._mean_K[:, None] - shift_S + shift_S.mean()
-        df = (count - 1) * (self._seeds - 1)
+        df = (count - 1) * (self.seeds - 1)
         self.error = error or Error(float(np.square(left_KS).sum()) / df, df)
         self._shift = float(shift_S.var(ddof=1))
         """Variance of a seed's mean over the sizes."""
 
     @property
+    def means(self) -> list[tuple[int, float]]:
+        """Size, and the mean over seeds there."""
+        return [(size, float(mean)) for size, mean in zip(self.sizes, self._mean_K, strict=True)]
+
+    @property
     def limit(self) -> float:
+        """a: what no number of images would get past, if the curve holds."""
         return float(self._best.a_C[0])
 
     def value(self, size: float) -> float:
@@ -125,13 +131,13 @@ class Curve:
     def next_mean(self, size: float) -> Interval:
         """The mean that the same seeds will have at another size. Their shift is in the curve already."""
         return self._interval(
-            size, lambda spread_C: self.error.t() * np.sqrt(self.error.variance * (1 + spread_C) / self._seeds)
+            size, lambda spread_C: self.error.t() * np.sqrt(self.error.variance * (1 + spread_C) / self.seeds)
         )
 
     def check_shape(self, *, higher_is_better: bool) -> None:
         """Raises Declined where the sizes do not lie on such a curve, or the metric does not get better with them."""
         if (spare := len(self._x_K) - 3) > 0:
-            most = special.fdtri(spare, self.error.df, 1 - MISFIT) * self.error.variance / self._seeds
+            most = special.fdtri(spare, self.error.df, 1 - MISFIT) * self.error.variance / self.seeds
             if self._least / spare > most:
                 raise Declined("the means do not lie on a curve a + b n^-c: it turns, or has a step")
         low, high = self._gain
@@ -144,7 +150,7 @@ class Curve:
         some, smallest = self._possible, float(self._x_K[0])
         gain_C = some.at(1) - some.at(smallest)
         rise_C = 1 - smallest**-some.exponent_C
-        half_C = self.error.t() * np.sqrt(self.error.variance / self._seeds * some.slope_C * rise_C**2)
+        half_C = self.error.t() * np.sqrt(self.error.variance / self.seeds * some.slope_C * rise_C**2)
         half_C *= np.sqrt(self._left(some))
         return float((gain_C - half_C).min()), float((gain_C + half_C).max())
 
@@ -157,11 +163,11 @@ class Curve:
 
     def _half(self, spread_C: np.ndarray) -> np.ndarray:
         # The weights of the means sum to 1: a shift of a seed counts once, whatever the size.
-        shift = self._shift / self._seeds
-        rest_C = self.error.variance / self._seeds * np.maximum(0, spread_C - 1 / len(self._x_K))
+        shift = self._shift / self.seeds
+        rest_C = self.error.variance / self.seeds * np.maximum(0, spread_C - 1 / len(self._x_K))
         total_C = shift + rest_C
         # Satterthwaite's degrees of freedom of the sum.
-        parts_C = shift**2 / (self._seeds - 1) + rest_C**2 / self.error.df
+        parts_C = shift**2 / (self.seeds - 1) + rest_C**2 / self.error.df
         df_C = np.divide(total_C**2, parts_C, out=np.ones_like(total_C), where=parts_C > 0)
         half_C: np.ndarray = special.stdtrit(df_C, (1 + LEVEL) / 2) * np.sqrt(total_C)
         return half_C
@@ -178,7 +184,7 @@ class Curve:
     @property
     def _room(self) -> float:
         """How much larger the sum of squares may be."""
-        room: float = self.error.t() ** 2 * self.error.variance / self._seeds
+        room: float = self.error.t() ** 2 * self.error.variance / self.seeds
         return room
 
     @cached_property

@@ -76,6 +76,9 @@ class Experiment(Leased, Base):
     """MLflow parent run."""
     published: Mapped[bool] = mapped_column(default=False)
     """All runs have ended, and the comparison and the final state are in MLflow."""
+    looks: Mapped[list[dict[str, Any]]] = mapped_column(default=list, server_default="[]")
+    """Of seeds in rounds, after each round: when (`taken_at`), the seeds of each arm that had finished (`finished`, by
+    the arm's id), and the ids of the arms that were given more (`on`)."""
 
     __table_args__ = (
         Index("experiments_newest", "created_at", "id"),
@@ -83,6 +86,11 @@ class Experiment(Leased, Base):
         Index("experiments_due", "published"),
         UniqueConstraint("project", "idempotency_key", name="experiments_key_of_project"),
     )
+
+    @property
+    def has_look_to_come(self) -> bool:
+        """Its seeds come in rounds, and when the runs of this one have ended it is not over."""
+        return isinstance(self.spec["seeds"], dict) and (not self.looks or bool(self.looks[-1]["on"]))
 
 
 class Arm(Base):

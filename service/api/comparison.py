@@ -10,6 +10,7 @@ from service.compare import figures, paper, plaintext
 from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.service import Comparisons, report_of
+from service.compare.table import Question
 from service.errors import NotFound, NothingToDraw
 from service.schemas.comparison import Comparison
 from trainer.contract.frozen import MAX_INTEGER
@@ -34,7 +35,7 @@ def _comparison(
 ) -> Comparison:
     kept: Comparisons = request.app.state.comparisons
     with request.app.state.db.read() as session:
-        return kept.of(session, experiment_id, metric, at, forecast)
+        return kept.of(session, experiment_id, Question(metric, at, forecast))
 
 
 def _answers(kinds: Iterable[str]) -> dict[int | str, dict[str, Any]]:

@@ -128,7 +128,7 @@ def comparison(found: Comparison) -> RenderableType:
     """The answer, then three tables, so that each fits a terminal: what the arms reached, what lies beneath, and what
     it cost."""
     known, head = Columns(found), headline(found)
-    reached = _of_arms(known.choose(*REACHED), found.arms)
+    reached = _of_arms(known.choose(*REACHED, *known.rounds), found.arms)
     beneath = _of_arms(known.choose("arm", *FLOORS, *known.sanity), found.arms)
     cost = _of_arms(known.choose("arm", *COST, *known.speed), found.arms)
     words = [Text(f"* {word}") for word in found.words if word not in head.cautions]

@@ -30,7 +30,10 @@ class Columns:
     def __init__(self, table: Comparison) -> None:
         self.sanity = list(dict.fromkeys(name for row in table.arms for name in row.sanity))
         """Names of the columns for what stands beside the ranking metric."""
-        self._columns = _columns(table) | {name: _sanity(name) for name in self.sanity} | _cost(table) | SPEED
+        rounds, sanity = ROUNDS if table.rounds else {}, {name: _sanity(name) for name in self.sanity}
+        self._columns = _columns(table) | rounds | sanity | _cost(table) | SPEED
+        self.rounds = ["rounds"] if table.rounds else []
+        """Names of the column for where an arm is whose seeds come in rounds."""
         self.speed = [name for name, column in SPEED.items() if any(map(column.cell, table.arms))]
         """Names of the columns for how fast the runs trained; only those that are known of an arm."""
 
@@ -49,6 +52,7 @@ def _columns(table: Comparison) -> dict[str, Column]:
     metric = table.metric
     unit = f" ({metric.unit})" if metric and metric.unit else ""
     measured = f"{metric_name(metric.name)}{unit}" if metric else "probe"
+    at_look = ("level",) if table.rounds else ()
     named = {"metric": metric.name if metric else None, "unit": metric.unit if metric else None}
     return {
         "rank": Column("rank", lambda row: str(row.rank or ""), fields=lambda row: {"rank": row.rank}),
@@ -71,10 +75,12 @@ def _columns(table: Comparison) -> dict[str, Column]:
         "interval": Column("95 % interval", lambda row: interval(row.probe)),
         "difference": Column(
             "to baseline", _difference,
-            fields=lambda row: _fields(row.difference, "difference_", DIFFERENCE_FIELDS),
+            fields=lambda row: _fields(row.difference, "difference_", (*DIFFERENCE_FIELDS, *at_look)),
         ),
-        "difference's interval": Column("95 % interval", lambda row: signed_interval(row.difference)),
-        "p": Column("p (Holm)", lambda row: p_value(row.difference)),
+        "difference's interval": Column(
+            "repeated 95 % interval" if table.rounds else "95 % interval", lambda row: signed_interval(row.difference)
+        ),
+        "p": Column("p (Holm, all looks)" if table.rounds else "p (Holm)", lambda row: p_value(row.difference)),
         "verdict": Column("verdict", lambda row: row.difference.verdict if row.difference else "", is_number=False),
         "pixels": Column(
             "raw pixels", lambda row: short(row.floors.pixels) if row.floors else "",
@@ -117,6 +123,12 @@ def _cost(table: Comparison) -> dict[str, Column]:
     }  # fmt: skip
 
 
+ROUNDS = {
+    "rounds": Column(
+        "rounds", lambda row: row.rounds.words if row.rounds else "", is_number=False,
+        fields=lambda row: _fields(row.rounds, "rounds_", ("goes_on", "decided_after", "chance")),
+    )
+}  # fmt: skip
 SPEED = {
     "images a second": Column(
         "images/s", lambda row: speed(row.images_per_second),

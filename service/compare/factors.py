@@ -8,9 +8,12 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from service.compare.stats import Paired, against_zero, holm, summarise, verdict
 from service.schemas.comparison import Contrast, Effect, Estimate, Factor, FactorCell, FactorLevel, Interaction
+
+NOT_TESTED: Mapping[str, Any] = {"p": None, "p_holm": None, "verdict": "not tested: seeds in rounds"}
 
 Levels = Mapping[str, str]
 Place = tuple[str, ...]
@@ -25,8 +28,13 @@ class Cell:
     seeds: Sequence[int]
 
 
-def main_effects(cells: Sequence[Cell], baseline: Levels, higher_is_better: bool) -> list[Factor]:
-    """Every factor with two levels or more. Holm's correction is over all effects of all factors."""
+def main_effects(
+    cells: Sequence[Cell], baseline: Levels, higher_is_better: bool, *, tested: bool = True
+) -> list[Factor]:  # fmt: skip
+    """Every factor with two levels or more. Holm's correction is over all effects of all factors.
+
+    `tested`: whether they get verdicts, which the design of seeds in rounds has no rule for.
+    """
     grid = Grid(cells)
     found = {
         (name, level): grid.effect(name, level, baseline[name])
@@ -41,10 +49,8 @@ def main_effects(cells: Sequence[Cell], baseline: Levels, higher_is_better: bool
             return None
         pairs, p_holm = found[key], adjusted.get(key)
         judged = verdict(pairs.tested, p_holm, higher_is_better)
-        return Effect(
-            **vars(pairs.tested.summary), p=pairs.tested.p, p_holm=p_holm, verdict=judged, pairs=pairs.count,
-            missing_pairs=pairs.missing,
-        )  # fmt: skip
+        test = {"p": pairs.tested.p, "p_holm": p_holm, "verdict": judged} if tested else NOT_TESTED
+        return Effect(**vars(pairs.tested.summary), **test, pairs=pairs.count, missing_pairs=pairs.missing)
 
     return [
         Factor(
@@ -59,8 +65,10 @@ def main_effects(cells: Sequence[Cell], baseline: Levels, higher_is_better: bool
     ]
 
 
-def interactions(cells: Sequence[Cell], baseline: Levels, higher_is_better: bool) -> list[Interaction]:
-    """Every pair of factors. Holm's correction is over all contrasts of all pairs."""
+def interactions(
+    cells: Sequence[Cell], baseline: Levels, higher_is_better: bool, *, tested: bool = True
+) -> list[Interaction]:  # fmt: skip
+    """Every pair of factors. Holm's correction is over all contrasts of all pairs. `tested` as in `main_effects`."""
     grid = Grid(cells)
     pairs = list(itertools.combinations(grid.factors, 2))
     found = {
@@ -70,13 +78,19 @@ def interactions(cells: Sequence[Cell], baseline: Levels, higher_is_better: bool
         if level != baseline[name] and other_level != baseline[other]
     }
     adjusted = holm({key: contrast.p for key, contrast in found.items() if contrast.p is not None})
-    contrasts = {
-        key: Contrast(
-            **vars(contrast.summary), p=contrast.p, p_holm=adjusted.get(key), level=key[2], other_level=key[3],
-            verdict=_shown(verdict(contrast, adjusted.get(key), higher_is_better)),
-        )
+    judged = {
+        key: {
+            "p": contrast.p, "p_holm": adjusted.get(key),
+            "verdict": _shown(verdict(contrast, adjusted.get(key), higher_is_better)),
+        }
         for key, contrast in found.items()
     }  # fmt: skip
+    contrasts = {
+        key: Contrast(
+            **vars(contrast.summary), **(judged[key] if tested else NOT_TESTED), level=key[2], other_level=key[3]
+        )
+        for key, contrast in found.items()
+    }
     return [
         Interaction(
             factor=name,

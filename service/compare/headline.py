@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from service.compare.columns import interval
+from service.compare.round_words import TESTED, next_look
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
 from service.compare.words import BEYOND_CHANCE, is_without_spread
-from service.schemas.comparison import ArmRow, Comparison, RankingMetric, Tested
+from service.schemas.comparison import ArmRow, Comparison, RankingMetric, RoundsSoFar, Tested
 from service.text import count, hours, short
+from trainer.contract.rounds import Target
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,10 @@ def headline(table: Comparison) -> Headline:
     best = next((row for row in table.arms if row.rank == 1), None)
     if table.metric is None or best is None:
         return Headline(None, None, "Not known yet", _why_no_arm(table), [])
-    answer, why = _for_the_baseline(table, best) if best.is_baseline else _against_the_baseline(table, best)
+    if table.rounds and table.rounds.target is Target.BEST:
+        answer, why = _among_all(table, table.rounds, best)
+    else:
+        answer, why = _for_the_baseline(table, best) if best.is_baseline else _against_the_baseline(table, best)
     return Headline(best, _best_arm(table, table.metric, best), answer, why, _cautions(table, best))
 
 
@@ -50,6 +55,8 @@ def _why_no_arm(table: Comparison) -> str:
 
 def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
     found, baseline = best.difference, f"the baseline ({table.baseline})"
+    if table.rounds and not table.rounds.looks:
+        return "Too early to say", f"Seeds come in rounds: arms are tested first at {next_look(table.rounds)}."
     if found is None or found.mean is None or found.n < MIN_PAIRS:
         shared = found.n if found else 0
         return (
@@ -61,13 +68,13 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
         # The rank is by all of its seeds, the test by those it has in common with the baseline.
         return "Not shown", (
             f"Its mean over all its seeds is the best, but it does not lead {baseline} over the {found.n} seeds that "
-            f"both have ({_tested(found)})."
+            f"both have ({_tested(table, found)})."
         )
     # 87 % instead of 58 % is not 29 % more.
     unit = "percentage points" if table.metric.unit == "%" else table.metric.unit
     by = f"{abs(found.mean):.3g} {unit}".strip()
     if found.verdict == "better":
-        return "Yes", f"It beats {baseline} by {by}, more than chance would explain ({_tested(found)})."
+        return "Yes", f"It beats {baseline} by {by}, more than chance would explain ({_tested(table, found)})."
     if found.verdict == "no difference shown":
         more = found.more_seeds
         needed = (
@@ -75,8 +82,28 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
             if more and _few(more)
             else ""
         )
-        return "Not shown", f"It leads {baseline} by {by}, but chance could explain that ({_tested(found)}).{needed}"
+        waits = f" It waits for {next_look(table.rounds)}." if table.rounds and not table.rounds.is_over else ""
+        return "Not shown" if not waits else "Not shown yet", (
+            f"It leads {baseline} by {by}, but chance could explain that ({_tested(table, found)}).{needed}{waits}"
+        )
     return "No verdict", f"It leads {baseline} by {by}, but cannot be tested: {found.verdict.partition(':')[0]}."
+
+
+def _among_all(table: Comparison, rounds: RoundsSoFar, best: ArmRow) -> tuple[str, str]:
+    """Where the question is which arm is best: every arm is tested against every other."""
+    if not rounds.looks:
+        return "Too early to say", f"Seeds come in rounds: arms are tested first at {next_look(rounds)}."
+    left = [row.name for row in table.arms if row.rounds and row.rounds.worse_than is None]
+    out = len(table.arms) - len(left)
+    if left == [best.name]:
+        return "Yes", (
+            f"Each of the {out} other arms is shown to be worse than another {BEYOND_CHANCE} ({TESTED}): only this one "
+            "is left."
+        )
+    told = f"{len(left)} of {len(table.arms)} arms are not shown to be worse than another: {'; '.join(left)}."
+    if rounds.is_over:
+        return "Not shown", told
+    return "Not shown yet", f"{told} Those that go on wait for {next_look(rounds)}."
 
 
 def _for_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
@@ -129,8 +156,9 @@ def _few(more: int | None) -> bool:
     return more is not None and 0 < more < MOST_SEEDS
 
 
-def _tested(found: Tested) -> str:
+def _tested(table: Comparison, found: Tested) -> str:
     if found.p_holm is None:
         return "not tested"
-    corrected = "after correction for the number of arms (Holm)"
+    looks = " and of looks" if table.rounds else ""
+    corrected = f"after correction for the number of arms{looks} (Holm)"
     return f"p = {found.p_holm:.2g} {corrected}; paired t test over {found.n} seeds"

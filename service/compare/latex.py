@@ -2,6 +2,7 @@ r"""The comparison as a LaTeX table: \input it into a paper that loads booktabs.
 
 from collections.abc import Sequence
 
+from service.compare import round_words
 from service.compare.columns import Column, Columns, predicted_interval
 from service.compare.words import count_states
 from service.schemas.comparison import ArmRow, Comparison
@@ -49,7 +50,7 @@ def escape(text: str) -> str:
 
 
 def _heading(column: Column) -> str:
-    return escape(column.heading).replace(r"95 \%", r"95\,\%").replace("p (Holm)", "$p$ (Holm)")
+    return escape(column.heading).replace(r"95 \%", r"95\,\%").replace("p (Holm", "$p$ (Holm")
 
 
 def _set(name: str, text: str, row: ArmRow) -> str:
@@ -80,9 +81,13 @@ def _notes(table: Comparison) -> list[str]:
     if any(row.difference for row in table.arms):
         notes.append(f"To baseline: the difference to {escape(table.baseline)}, paired over seeds.")
         marks = ", ".join(f"${{}}^{{{mark}}}\\,p<{bound}$" for bound, mark in reversed(MARKS))
-        notes.append(
-            f"{marks} in a paired $t$ test, Holm-adjusted over the arms; fewer than three seeds are not tested."
-        )
+        if table.rounds:
+            notes.append(f"{marks}. {escape(round_words.method(table.rounds))}")
+            notes += [escape(f"{row.name}: {row.rounds.words}.") for row in table.arms if row.rounds]
+        else:
+            notes.append(
+                f"{marks} in a paired $t$ test, Holm-adjusted over the arms; fewer than three seeds are not tested."
+            )
     if table.metric:
         notes.append("Best mean in bold, second underlined.")
     for row in table.arms:

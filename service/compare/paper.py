@@ -57,7 +57,7 @@ def html(report: Report, drawn: Mapping[str, str] | None = None) -> str:
         comparison=table,
         columns=columns,
         tables=[
-            ("What the arms reached", REACHED),
+            ("What the arms reached", [*REACHED, *columns.rounds]),
             ("Floors, sanity and cost", ["arm", *FLOORS, *columns.sanity, *COST, *columns.speed]),
         ],
         head=headline(table),

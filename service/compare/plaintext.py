@@ -17,7 +17,7 @@ def markdown(table: Comparison) -> str:
     """A heading, the table, the words, and a list of what is missing."""
     columns = Columns(table)
     chosen = columns.choose(*COLUMNS)
-    against = columns.choose("difference", "difference's interval", "p", "verdict")
+    against = columns.choose("difference", "difference's interval", "p", "verdict", *columns.rounds)
     rest = columns.choose(*BENEATH, *columns.sanity, *COST, *columns.speed)
     lines = [f"# {table.heading}", "", *rows([*chosen, *against, *rest], table.arms)]
     lines += ["", *(f"* {word}" for word in table.words)]

@@ -1,17 +1,20 @@
 """What a comparison needs of the database: three statements, however many runs there are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.compare.readings import kept_readings
+from service.compare.rounds import InRounds, Look
 from service.compare.table import ArmTrials, TrialRow, TrialSpeed
 from service.schemas.comparison import Digest
 from service.tables import Arm, Experiment, Run, Trial
 from service.text import run_in_mlflow
 from trainer.contract.records import Result
+from trainer.contract.rounds import Rounds
 
 NAMED = (
     ("data", "data", "uri"),
@@ -55,7 +58,23 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
             run_in_mlflow(tracking_uri, row.tracking_id, row.tracking_run_id), row.world_sizes, speed,
             row.evaluation or {}, kept_readings(row.readings),
         ))  # fmt: skip
-    return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id]) for arm in arms]
+    return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id], arm.id) for arm in arms]
+
+
+def rounds_of(experiment: Experiment, arms: Sequence[ArmTrials]) -> InRounds | None:
+    """Its design and the looks taken, arms by name; None where all seeds are trained whatever they show."""
+    if not isinstance(seeds := experiment.spec["seeds"], Mapping):
+        return None
+    names = {str(arm.id): arm.name for arm in arms}
+    looks = [
+        Look(
+            datetime.fromisoformat(look["taken_at"]),
+            {names[id]: frozenset(seeds) for id, seeds in look["finished"].items()},
+            frozenset(names[str(id)] for id in look["on"]),
+        )
+        for look in experiment.looks
+    ]
+    return InRounds(Rounds.model_validate(seeds), looks)
 
 
 def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
@@ -70,7 +89,9 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.id)
     )  # fmt: skip
-    return tuple(tuple(row) for row in rows)
+    # A look adds no trial where it is the last, and none is ever changed.
+    looks = session.scalar(select(Experiment.looks).where(Experiment.id == experiment_id)) or []
+    return (*(tuple(row) for row in rows), (len(looks),))
 
 
 def digests(session: Session, experiment_id: str) -> list[Digest]:

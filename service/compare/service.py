@@ -4,6 +4,7 @@ import platform
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -13,7 +14,7 @@ from service.compare import repository
 from service.compare.ranking import NoSuchMetric
 from service.compare.readings import NoSuchStep, as_of
 from service.compare.repository import Fingerprint
-from service.compare.table import ArmTrials, compare
+from service.compare.table import ORDINARY, ArmTrials, Question, compare
 from service.errors import NotFound
 from service.schemas.comparison import Comparison, Report
 from service.tables import Experiment
@@ -29,23 +30,18 @@ class Comparisons:
 
     def __init__(self, tracking_uri: str | None) -> None:
         self._tracking_uri = tracking_uri
-        self._kept: OrderedDict[tuple[str, str | None, int | None, int | None], tuple[Fingerprint, Comparison]] = (
-            OrderedDict()
-        )
+        self._kept: OrderedDict[tuple[str, Question], tuple[Fingerprint, Comparison]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(
-        self, session: Session, experiment_id: str, metric: str | None = None, step: int | None = None,
-        size: int | None = None,
-    ) -> Comparison:  # fmt: skip
+    def of(self, session: Session, experiment_id: str, question: Question = ORDINARY) -> Comparison:
         """As `comparison_of`; not to be changed. Raises NotFound."""
-        key, found = (experiment_id, metric, step, size), repository.fingerprint(session, experiment_id)
+        key, found = (experiment_id, question), repository.fingerprint(session, experiment_id)
         with self._lock:
             if known := self._kept.get(key):
                 self._kept.move_to_end(key)
         if known and known[0] == found:
             return known[1].model_copy(update={"made_at": datetime.now(UTC)})
-        made = comparison_of(session, experiment_id, self._tracking_uri, metric, step, size)
+        made = comparison_of(session, experiment_id, self._tracking_uri, question)
         with self._lock:
             self._kept[key] = found, made
             while len(self._kept) > MAX_KEPT:
@@ -54,17 +50,12 @@ class Comparisons:
 
 
 def comparison_of(
-    session: Session, experiment_id: str, tracking_uri: str | None, metric: str | None = None, step: int | None = None,
-    size: int | None = None,
+    session: Session, experiment_id: str, tracking_uri: str | None, question: Question = ORDINARY
 ) -> Comparison:  # fmt: skip
-    """By the metric that is named, else by `evaluation.rank_by`, else by the probe. Raises NotFound.
-
-    `step`: as of this step of training, else of its end. `size`: images that arms are forecast at, else `forecast` of
-    the spec.
-    """
+    """Raises NotFound."""
     experiment, arms = _load(session, experiment_id, tracking_uri)
     try:
-        return _compared(experiment, arms if step is None else as_of(arms, step), metric, step, size)
+        return _compared(experiment, arms if question.step is None else as_of(arms, question.step), question)
     except (NoSuchMetric, NoSuchStep) as error:
         raise NotFound(str(error)) from error
 
@@ -72,7 +63,7 @@ def comparison_of(
 def arms_of(session: Session, experiment_id: str) -> tuple[list[ArmTrials], str | None]:
     """All that is known of an experiment's runs, and `evaluation.rank_by` of its spec. Raises NotFound."""
     experiment, arms = _load(session, experiment_id, None)
-    return arms, _rank_by(experiment)
+    return arms, rank_by(experiment)
 
 
 def report_of(session: Session, experiment_id: str, tracking_uri: str | None) -> Report:
@@ -102,14 +93,13 @@ def _trained_with(arms: Sequence[ArmTrials]) -> dict[str, list[str]]:
     return {name: sorted(numbers) for name, numbers in found.items()}
 
 
-def _compared(
-    experiment: Experiment, arms: Sequence[ArmTrials], metric: str | None = None, step: int | None = None,
-    size: int | None = None,
-) -> Comparison:  # fmt: skip
-    size = size or experiment.spec.get("forecast")
-    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), metric, _rank_by(experiment), step, size)
+def _compared(experiment: Experiment, arms: Sequence[ArmTrials], question: Question = ORDINARY) -> Comparison:
+    question = replace(question, size=question.size or experiment.spec.get("forecast"))
+    rounds = repository.rounds_of(experiment, arms)
+    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), question, rank_by(experiment), rounds)
 
 
-def _rank_by(experiment: Experiment) -> str | None:
+def rank_by(experiment: Experiment) -> str | None:
+    """`evaluation.rank_by` of its spec."""
     found: str | None = (experiment.spec["base"].get("evaluation") or {}).get("rank_by")
     return found

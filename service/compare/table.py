@@ -6,10 +6,12 @@ from datetime import datetime
 from functools import partial
 from statistics import fmean
 
+from service.compare import rounds_table as in_rounds
 from service.compare.factors import Cell, interactions, main_effects
 from service.compare.forecasts import SizedArm, forecasts
 from service.compare.ranking import Evaluation, beside, floors, measured, ranking
-from service.compare.stats import MIN_PAIRS, Paired, holm, more_seeds, paired, summarise, verdict
+from service.compare.rounds import Course, InRounds
+from service.compare.stats import MIN_PAIRS, holm, more_seeds, paired, summarise, verdict
 from service.compare.words import describe
 from service.schemas.comparison import (
     ArmRow,
@@ -62,50 +64,94 @@ class ArmTrials:
     levels: dict[str, str]
     is_baseline: bool
     trials: Sequence[TrialRow]
+    id: int = 0
+    """In the database."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a comparison is asked for."""
+
+    metric: str | None = None
+    """None = `evaluation.rank_by` of the spec, else the probe (ranking.py)."""
+    step: int | None = None
+    """Of training, that the numbers are of; None = of the ends of the runs."""
+    size: int | None = None
+    """Images that arms are forecast at; None = `forecast` of the spec, else no forecast."""
+
+
+ORDINARY = Question()
 
 
 def compare(
-    experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, asked: str | None = None,
-    rank_by: str | None = None, step: int | None = None, size: int | None = None,
+    experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, question: Question = ORDINARY,
+    rank_by: str | None = None, rounds: InRounds | None = None,
 ) -> Comparison:  # fmt: skip
-    """The table of an experiment, finished or not, by the metric `asked` for, else `rank_by` of its spec (ranking.py).
+    """The table of an experiment, finished or not. `rank_by`: of its spec; `rounds`: where its seeds come in rounds.
 
-    `step`: that the results are of; None = of the ends of the runs. `size`: images that arms are forecast at. Raises
-    NoSuchMetric.
+    Raises NoSuchMetric.
     """
-    finished = [(trial.result, trial.evaluation) for arm in arms for trial in arm.trials if trial.result]
-    metric, doubt = ranking(finished, asked, rank_by)
+    step, size = question.step, question.size
+    metric, doubt = metric_of(arms, question.metric, rank_by)
     baseline = next((arm for arm in arms if arm.is_baseline), arms[0])
-    base_values = _values(baseline, metric)
-    differences = {arm.name: paired(_values(arm, metric), base_values) for arm in arms if arm is not baseline}
-    adjusted = holm({name: difference.p for name, difference in differences.items() if difference.p is not None})
-    rows = [
-        _row(
-            arm,
-            metric,
-            _difference(differences.get(arm.name), adjusted.get(arm.name), metric, len(differences)),
-            at_a_step=step is not None,
-        )
-        for arm in arms
-    ]
+    course = course_of(arms, metric, rounds) if rounds and metric else None
+    differences = in_rounds.differences(course) if course else _differences(arms, baseline, metric)
+    rows = [_row(arm, metric, differences.get(arm.name), course, at_a_step=step is not None) for arm in arms]
     cells = [Cell(arm.levels, _values(arm, metric), [trial.seed for trial in arm.trials]) for arm in arms]
+    higher, tested = bool(metric and metric.higher_is_better), rounds is None
     table = Comparison(
         experiment_id=experiment_id,
         name=name,
         made_at=now,
-        complete=all(not row.missing for row in rows),
+        complete=all(not row.missing for row in rows) and (rounds is None or rounds.is_over),
         hours="GPU-hours" if _on_gpus(arms) else "process-hours",
         metric=metric,
         baseline=baseline.name,
         arms=_ranked(rows, metric),
-        factors=main_effects(cells, baseline.levels, metric.higher_is_better) if metric else [],
-        interactions=interactions(cells, baseline.levels, metric.higher_is_better) if metric else [],
+        factors=main_effects(cells, baseline.levels, higher, tested=tested) if metric else [],
+        interactions=interactions(cells, baseline.levels, higher, tested=tested) if metric else [],
         words=[],
-        at=_as_of(finished, step) if step is not None else None,
+        at=_as_of(_finished(arms), step) if step is not None else None,
+        rounds=in_rounds.so_far(rounds, len(course.outcomes) if course else len(arms) - 1, rows) if rounds else None,
         forecast=_forecast(arms, metric, size, step) if size else None,
         steps=sorted({r.step for arm in arms for trial in arm.trials for r in trial.readings.readings}),
     )
     return table.model_copy(update={"words": describe(table, doubt)})
+
+
+def metric_of(
+    arms: Sequence[ArmTrials], asked: str | None, rank_by: str | None
+) -> tuple[RankingMetric | None, str]:  # fmt: skip
+    """What the arms are ranked by, or None and why. Raises NoSuchMetric."""
+    return ranking(_finished(arms), asked, rank_by)
+
+
+def course_of(arms: Sequence[ArmTrials], metric: RankingMetric, rounds: InRounds) -> Course:
+    baseline = next((arm for arm in arms if arm.is_baseline), arms[0])
+    return Course(rounds, {arm.name: _values(arm, metric) for arm in arms}, baseline.name, metric.higher_is_better)
+
+
+def _finished(arms: Sequence[ArmTrials]) -> list[tuple[Result, Evaluation]]:
+    return [(trial.result, trial.evaluation) for arm in arms for trial in arm.trials if trial.result]
+
+
+def _differences(
+    arms: Sequence[ArmTrials], baseline: ArmTrials, metric: RankingMetric | None
+) -> dict[str, Difference]:  # fmt: skip
+    """Of every arm to the baseline, all of whose seeds were to be trained whatever they show."""
+    if metric is None:
+        return {}
+    base_values = _values(baseline, metric)
+    found = {arm.name: paired(_values(arm, metric), base_values) for arm in arms if arm is not baseline}
+    adjusted = holm({name: difference.p for name, difference in found.items() if difference.p is not None})
+    return {
+        name: Difference(
+            **vars(difference.summary), p=difference.p, p_holm=adjusted.get(name),
+            verdict=verdict(difference, adjusted.get(name), metric.higher_is_better),
+            more_seeds=more_seeds(difference, len(found)),
+        )
+        for name, difference in found.items()
+    }  # fmt: skip
 
 
 def _forecast(arms: Sequence[ArmTrials], metric: RankingMetric | None, size: int, step: int | None) -> Forecasts:
@@ -148,7 +194,8 @@ def _value(metric: RankingMetric, result: Result) -> float | None:
 
 
 def _row(
-    arm: ArmTrials, metric: RankingMetric | None, difference: Difference | None, *, at_a_step: bool
+    arm: ArmTrials, metric: RankingMetric | None, difference: Difference | None, course: Course | None, *,
+    at_a_step: bool,
 ) -> ArmRow:  # fmt: skip
     results = [trial.result for trial in arm.trials if trial.result]
     runs = [_seed(trial, metric) for trial in arm.trials]
@@ -169,6 +216,7 @@ def _row(
         peak_share=_mean([speed.peak_share for speed in speeds]),
         waiting_share=_mean([speed.waiting_share for speed in speeds]),
         compile_seconds=_mean([speed.compile_seconds for speed in speeds]),
+        rounds=in_rounds.of_arm(course, arm.name) if course else None,
         restarts=sum(trial.restarts for trial in arm.trials),
         world_sizes=sorted({size for trial in arm.trials for size in trial.world_sizes}),
         runs=runs,
@@ -193,17 +241,6 @@ def _seed(trial: TrialRow, metric: RankingMetric | None) -> SeedValue:
         seed=trial.seed, run_id=trial.run_id, state=trial.state, value=value,
         reason=trial.reason or (trial.readings.note if not trial.result and trial.state is RunState.SUCCEEDED else ""),
         tracking_url=trial.tracking_url,
-    )  # fmt: skip
-
-
-def _difference(
-    found: Paired | None, p_holm: float | None, metric: RankingMetric | None, comparisons: int
-) -> Difference | None:
-    if found is None or metric is None:
-        return None
-    return Difference(
-        **vars(found.summary), p=found.p, p_holm=p_holm, verdict=verdict(found, p_holm, metric.higher_is_better),
-        more_seeds=more_seeds(found, comparisons),
     )  # fmt: skip
 
 

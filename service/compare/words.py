@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from service.compare import round_words
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
 from service.schemas.comparison import ArmRow, Comparison, Factor, FactorLevel, Interaction, SeedValue, Standing
 from service.text import short
@@ -15,7 +16,7 @@ MOST_NAMES = 6
 
 def describe(table: Comparison, doubt: str) -> list[str]:
     """One sentence a point, the most important first."""
-    words = [*_as_of(table), *_missing(table)]
+    words, rounds = [*_as_of(table), *_missing(table)], round_words.describe(table)
     if doubt:
         words.append(doubt)
     if table.metric:
@@ -23,11 +24,12 @@ def describe(table: Comparison, doubt: str) -> list[str]:
         words.append(f"Arms are ranked by mean {table.metric.name} ({table.metric.unit}; {direction} is better).")
         if table.metric.note:
             words.append(table.metric.note[0].upper() + table.metric.note[1:].rstrip(".") + ".")
-        words += _against_baseline(table)
+        words += rounds[:-1] + _against_baseline(table)
         words += _power(table.arms)
-        words += _effects(table)
+        words += _effects(table) if table.rounds is None else _untested_effects(table)
         words += _interactions(table.interactions)
         words += _floors(table.arms)
+    words += rounds[-1:] if table.metric else rounds
     words += _forecast(table)
     beside = dict.fromkeys(name for row in table.arms for name in row.sanity)
     if any(name.startswith("sanity/") for name in beside):
@@ -68,17 +70,19 @@ def _against_baseline(table: Comparison) -> list[str]:
     baseline = next(row for row in table.arms if row.is_baseline)
     if not baseline.probe or baseline.probe.n == 0:
         return [f"The baseline ({baseline.name}) has no finished run yet, so no arm can be compared with it."]
-    told = []
+    if table.rounds and not table.rounds.looks:
+        return []
+    told, tested = [], round_words.TESTED if table.rounds else TESTED
     for verdict in "better", "worse":
         if names := [row.name for row in others if row.difference and row.difference.verdict == verdict]:
             told.append(
-                f"{verdict.capitalize()} than the baseline ({baseline.name}) {BEYOND_CHANCE} ({TESTED}): "
+                f"{verdict.capitalize()} than the baseline ({baseline.name}) {BEYOND_CHANCE} ({tested}): "
                 f"{_list(names)}."
             )
     if not told and any(row.difference and row.difference.verdict == "no difference shown" for row in others):
         told.append(
             f"No arm is shown to be better or worse than the baseline ({baseline.name}): chance could explain every "
-            f"tested difference ({TESTED}). This does not show that the arms are equal."
+            f"tested difference ({tested}). This does not show that the arms are equal."
         )
     few = [row.name for row in others if row.difference and row.difference.n < MIN_PAIRS]
     if few:
@@ -129,6 +133,15 @@ def _effects(table: Comparison) -> list[str]:
             f"seed; {missing} of {total} pairs are left out because a run of theirs has not finished."
         )
     return told
+
+
+def _untested_effects(table: Comparison) -> list[str]:
+    if len(table.factors) < 2:
+        return []
+    return [
+        "Effects of factors have no verdicts: the error rate over the looks is that of the arms. Their intervals are "
+        "not corrected for looks."
+    ]
 
 
 def _interactions(found: Sequence[Interaction]) -> list[str]:

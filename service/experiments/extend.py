@@ -42,7 +42,8 @@ def extend(
     """Add what is not there yet, and queue it; asking again is harmless.
 
     Raises NotFound, InvalidSpec with every problem, and NotExtendable where the experiment was cancelled, what it was
-    trained on is no longer there as it was, or more is to be measured of runs that have not ended.
+    trained on is no longer there as it was, more is to be measured of runs that have not ended, or its seeds come in
+    rounds and it is to have others.
     """
     for attempt in range(service.CONCURRENT_WRITES):
         with db.read() as session:
@@ -65,8 +66,10 @@ def extend(
 def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
     """The spec with more levels, seeds and measurements; levels are added at the end, so that the baseline stays.
 
-    Raises InvalidSpec for levels of what is no factor of the experiment, and for other images to hold out.
+    Raises InvalidSpec for levels of what is no factor of the experiment, and for other images to hold out; and
+    NotExtendable for arms and seeds where seeds come in rounds.
     """
+    there = _may_have_more(spec, more)
     wanted = copy.deepcopy(dict(spec))
     factors: dict[str, list[Any]] = wanted.get("factors", {})
     problems = [
@@ -87,10 +90,10 @@ def extended(spec: Mapping[str, Any], more: Extension) -> dict[str, Any]:
         base["evaluation"] = {**asked_before, **more.evaluation}
     for name, levels in more.factors.items():
         factors[name] += [level for level in levels if level not in factors[name]]
-    there = ExperimentSpec.model_validate(spec).seed_list
-    asked = range(more.seeds) if isinstance(more.seeds, int) else more.seeds
-    seeds = there + [seed for seed in asked if seed not in there]
-    wanted["seeds"] = len(seeds) if seeds == list(range(len(seeds))) else seeds
+    if more.seeds:
+        asked = range(more.seeds) if isinstance(more.seeds, int) else more.seeds
+        seeds = there + [seed for seed in asked if seed not in there]
+        wanted["seeds"] = len(seeds) if seeds == list(range(len(seeds))) else seeds
     if more.gpu_hours is not None:
         wanted["gpu_hours"] = more.gpu_hours
     return wanted
@@ -133,21 +136,35 @@ def _write(
         session.flush()
         anew = [key for key, (_, run) in runs.items() if run.digest != today[key].digest]
         _refuse_unfinished(experiment, [runs[key][1] for key in anew])
-        measured = service.ensure_runs(session, experiment, [today[key] for key in anew], resolved)
+        wanted = [service.wanted_run(resolved, today[key], runs[key][0].arm_id) for key in anew]
+        measured = service.ensure_runs(session, experiment, wanted)
         for place, run in zip(anew, measured, strict=True):
             trial, _ = runs[place]
             trial.run_id, trial.published = run.id, False
         new = [
-            (arms[_key(arm.levels)], seed, arm.runs[seed])
+            service.wanted_run(resolved, arm.runs[seed], arms[_key(arm.levels)].id)
             for seed in spec.seed_list
             for arm in resolved.arms
-            if (_key(arm.levels), seed) not in runs
+            # Seeds that come in rounds are given out after each look, and not here.
+            if (_key(arm.levels), seed) not in runs and not spec.rounds
         ]
         if new:
-            service.add_trials(session, experiment, new, resolved)
+            service.add_trials(session, experiment, new)
         # A new cap counts from now on, too: whoever looks at the experiment now has read the old one.
         repository.reopen(session, [experiment_id], datetime.now(UTC))
     return True
+
+
+def _may_have_more(spec: Mapping[str, Any], more: Extension) -> list[int]:
+    """The seeds there are. Raises NotExtendable."""
+    asked = ExperimentSpec.model_validate(spec)
+    if asked.rounds and (more.seeds or more.factors):
+        raise NotExtendable(
+            f"Its seeds come in rounds ({', '.join(map(str, asked.rounds.rounds))}), and its error rate allows for no "
+            "other looks and no other arms. Submit a new experiment with the arms and seeds you want: finished runs "
+            "are shared and cost nothing."
+        )
+    return asked.seed_list
 
 
 def _key(levels: Mapping[str, str]) -> frozenset[tuple[str, str]]:

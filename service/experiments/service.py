@@ -4,6 +4,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,13 +80,14 @@ def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launche
     """What a request would do; nothing is written. Runs of an experiment that does not share are all new."""
     specs = {(arm.name, seed): spec for arm in resolved.arms for seed, spec in arm.runs.items()}
     private_to = "" if resolved.spec.share else "this experiment"
+    rounds, has_gpus = resolved.spec.rounds, launcher.has_gpus(resolved.spec.placement)
     with db.read() as session:
         existing = repository.existing_runs(session, (spec.digest for spec in specs.values()), private_to)
         new = {key: spec for key, spec in specs.items() if _is_new(existing.get(spec.digest))}
         trained = repository.trained(session, (spec.pretraining for spec in new.values()), private_to)
-        guess = estimate(
-            session, _to_train(new.values(), trained, resolved), launcher.has_gpus(resolved.spec.placement)
-        )
+        guess = estimate(session, _to_train(new.values(), trained, resolved), has_gpus)
+        first = [spec for spec in new.values() if spec.seed in resolved.spec.first_seeds]
+        least = estimate(session, _to_train(first, trained, resolved), has_gpus) if rounds else None
     known = {digest: run.id for digest, run in existing.items()}
     ids = {key: known.get(spec.digest) or run_id(spec.digest, private_to) for key, spec in specs.items()}
     return Plan(
@@ -95,11 +97,13 @@ def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launche
                 id=ids[key], digest=spec.digest, arm=key[0], seed=key[1], total_steps=_steps(spec, resolved),
                 already=existing[spec.digest].state if spec.digest in existing else None,
                 weights_of=trained.get(spec.pretraining) if key in new else None,
+                round=rounds.round_of(spec.seed) if rounds else None,
             )
             for key, spec in specs.items()
         ],
         launch_requests=[launcher.request(Launch(ids[key], 1, resolved.spec.placement)) for key in new],
         estimated_gpu_hours=guess.gpu_hours,
+        first_round_gpu_hours=least.gpu_hours if least else None,
         estimate_basis=guess.basis,
         warnings=list(resolved.warnings),
     )  # fmt: skip
@@ -211,48 +215,57 @@ def _write(session: Session, resolved: Resolved, key: str | None, digest: str, p
     session.flush()
     session.add_all(arms)
     session.flush()
-    # Seed by seed, so that after the first round every arm has a number.
+    # Seed by seed, so that as soon as every arm has one every arm has a number.
     wanted = [
-        (arm, seed, source.runs[seed])
-        for seed in spec.seed_list
+        wanted_run(resolved, source.runs[seed], arm.id)
+        for seed in spec.first_seeds
         for arm, source in zip(arms, resolved.arms, strict=True)
     ]
-    add_trials(session, experiment, wanted, resolved)
+    add_trials(session, experiment, wanted)
     return experiment.id
 
 
-def add_trials(
-    session: Session, experiment: Experiment, wanted: Sequence[tuple[Arm, int, RunSpec]], resolved: Resolved
-) -> None:
-    """Arm, seed and spec of runs that the experiment is to have: new ones, and those of others that are equal."""
-    runs = ensure_runs(session, experiment, [run_spec for _, _, run_spec in wanted], resolved)
+@dataclass(frozen=True)
+class WantedRun:
+    """A run that an experiment is to have."""
+
+    spec: RunSpec
+    total_steps: int
+    arm_id: int
+
+
+def wanted_run(resolved: Resolved, spec: RunSpec, arm_id: int) -> WantedRun:
+    return WantedRun(spec, _steps(spec, resolved), arm_id)
+
+
+def add_trials(session: Session, experiment: Experiment, wanted: Sequence[WantedRun]) -> None:
+    """Runs that the experiment has not had so far: new ones, and those of others that are equal."""
+    runs = ensure_runs(session, experiment, wanted)
     session.add_all(
-        Trial(experiment_id=experiment.id, arm_id=arm.id, seed=seed, run_id=run.id)
-        for run, (arm, seed, _) in zip(runs, wanted, strict=True)
+        Trial(experiment_id=experiment.id, arm_id=item.arm_id, seed=item.spec.seed, run_id=run.id)
+        for run, item in zip(runs, wanted, strict=True)
     )
 
 
-def ensure_runs(
-    session: Session, experiment: Experiment, specs: Sequence[RunSpec], resolved: Resolved
-) -> list[Run]:  # fmt: skip
-    """The run of each spec: an equal one where there is one, else a new one, queued."""
-    now, private_to = _now(), "" if resolved.spec.share else experiment.id
-    digests = [spec.digest for spec in specs]
+def ensure_runs(session: Session, experiment: Experiment, wanted: Sequence[WantedRun]) -> list[Run]:
+    """Of each one that is wanted: an equal one where there is one, else a new one, queued."""
+    now, private_to = _now(), "" if experiment.spec["share"] else experiment.id
+    digests = [item.spec.digest for item in wanted]
     existing = repository.existing_runs(session, digests, private_to, lock=True)
     # The same twelve digits of another digest: no accident that is likely, and none that may mix two runs up.
     taken = repository.taken_ids(session, (run_id(each, private_to) for each in digests if each not in existing))
-    placement = resolved.spec.placement.model_dump(mode="json")
+    placement = experiment.spec["placement"]
     found = []
-    for spec, digest in zip(specs, digests, strict=True):
+    for item, digest in zip(wanted, digests, strict=True):
         if run := existing.get(digest):
             _join(session, run, experiment, placement, now)
         else:
             id = run_id(digest, private_to)
             run = Run(
                 id=run_id(digest, private_to, MORE_DIGITS) if id in taken else id, digest=digest,
-                pretraining=spec.pretraining, private_to=private_to, spec=spec.model_dump(mode="json"),
+                pretraining=item.spec.pretraining, private_to=private_to, spec=item.spec.model_dump(mode="json"),
                 placement=placement, home_id=experiment.id, created_at=now, next_check_at=now,
-                total_steps=_steps(spec, resolved),
+                total_steps=item.total_steps,
             )  # fmt: skip
             session.add(run)
         found.append(run)
@@ -298,6 +311,8 @@ def _to_train(
 
 def _refuse_too_many(payload: Mapping[str, Any]) -> None:
     seeds, factors = payload.get("seeds", 1), payload.get("factors", {})
+    if isinstance(seeds, Mapping) and isinstance(rounds := seeds.get("rounds"), list) and rounds:
+        seeds = rounds[-1]
     count = seeds if isinstance(seeds, int) else len(seeds) if isinstance(seeds, list) else 1
     for levels in factors.values() if isinstance(factors, Mapping) else ():
         count *= max(1, len(levels)) if isinstance(levels, list) else 1

@@ -40,6 +40,8 @@ def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentS
     if RunState.QUEUED in states:
         # Between two runs it is as much under way as during them.
         return ExperimentState.QUEUED if states == {RunState.QUEUED} else ExperimentState.RUNNING
+    if experiment.has_look_to_come:
+        return ExperimentState.RUNNING
     if RunState.FAILED in states:
         return ExperimentState.FAILED
     return ExperimentState.CANCELLED if RunState.CANCELLED in states else ExperimentState.SUCCEEDED

@@ -12,6 +12,7 @@ from service.api.auth import Reader
 from service.compare.columns import Columns
 from service.compare.headline import headline
 from service.compare.service import arms_of
+from service.compare.table import Question
 from service.errors import NotFound
 from service.experiments import service as experiments
 from service.experiments.curves import tracked_trials
@@ -67,7 +68,7 @@ def experiment(
     detail = experiments.show(state.db, state.settings, experiment_id)
     as_of, size = _number("at", at, 0), _number("forecast", forecast, 1)
     with state.db.read() as session:
-        comparison = state.comparisons.of(session, experiment_id, None, as_of, size)
+        comparison = state.comparisons.of(session, experiment_id, Question(step=as_of, size=size))
     columns = Columns(comparison)
     return page(
         "experiment.html", experiment=detail, comparison=comparison, head=headline(comparison), said=said,
@@ -75,7 +76,7 @@ def experiment(
         reasons=_reasons(detail), warnings=_warnings(detail),
         failed=[(row.name, run) for row in comparison.arms for run in row.missing if run.state is RunState.FAILED],
         shown=arms or _first_arms(detail, comparison), metric=metric, step=step,
-        most=NUM_ARMS, columns=columns, reached=REACHED,
+        most=NUM_ARMS, columns=columns, reached=[*REACHED, *columns.rounds],
         beneath=["arm", *FLOORS, *columns.sanity, *SPENT, *columns.speed],
         may_submit=principal.scope.includes(Scope.SUBMIT), asked=_asked(at=as_of, forecast=size),
         sizes=forecast_chart(comparison.forecast) if comparison.forecast else None,

@@ -37,7 +37,8 @@ def _parts(table: Comparison, model: str, runs: str, arms: int) -> Iterator[list
         yield [f"**{head.answer}.** {head.why} [All runs]({runs})."]
     shown = [*table.arms[:arms], *(row for row in table.arms[arms:] if row.is_baseline and arms)]
     if shown:
-        yield plaintext.rows(Columns(table).choose(*COLUMNS), shown)
+        columns = Columns(table)
+        yield plaintext.rows(columns.choose(*COLUMNS, *columns.rounds), shown)
     if left := len(table.arms) - len(shown):
         yield [f"And {left} more."]
     yield [

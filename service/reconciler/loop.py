@@ -24,6 +24,7 @@ from service.reconciler.admission import admit
 from service.reconciler.facts import Action, RunFacts
 from service.reconciler.outside import Outside
 from service.reconciler.repository import ExperimentLease, RunLease
+from service.reconciler.rounds import close_round
 from service.reconciler.transitions import decide
 from service.settings import Settings
 from service.states import RunState
@@ -259,12 +260,17 @@ class Reconciler:
             cap = experiment.gpu_hours
             if cap is not None and going and seconds >= cap * 3600 and experiment.cancelled_at is None:
                 self._cancel(lease, f"the cap of {cap:g} GPU-hours is reached ({seconds / 3600:.3g} used)")
-            if unsettled == 0 and self._outside.tracker and parent:
+            has_ended = unsettled == 0
+            if experiment.has_look_to_come and experiment.cancelled_at is None:
+                has_ended = False
+                if going == 0 and self._close_round(lease):
+                    pause = 0.0
+            if has_ended and self._outside.tracker and parent:
                 publication = self._publishers.submit(self._publish, lease, values, parent)
                 self._publishing.add(publication)
                 publication.add_done_callback(self._publishing.discard)
                 return
-            values["published"] = unsettled == 0
+            values["published"] = has_ended
         except TrackingAway as error:
             log.warning("experiment waits for MLflow", experiment_id=experiment.id, error=str(error))
             pause = FAULT_SECONDS
@@ -305,6 +311,15 @@ class Reconciler:
         with self._db.deciding() as session:
             if experiment := repository.still_leased(session, lease):
                 experiments.cancel(session, experiment, reason, self._clock())
+
+    def _close_round(self, lease: ExperimentLease) -> bool:
+        with self._db.deciding() as session:
+            experiment = repository.still_leased(session, lease)
+            if experiment is None or experiment.cancelled_at or not close_round(session, experiment, self._clock()):
+                return False
+            log.info("round closed", experiment_id=experiment.id, look=len(experiment.looks))
+        self._queue_changed.set()
+        return True
 
     def _sweep(self) -> None:
         """Stop attempts that live although their end is written down: submitted by a service that woke up too late."""

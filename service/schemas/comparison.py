@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.states import RunState
 from trainer.contract.records import Floors
+from trainer.contract.rounds import Spending, Target
 
 
 class Part(BaseModel):
@@ -58,7 +59,55 @@ class Difference(Tested):
 
     more_seeds: int | None
     """Seeds to add until a difference like this one would be shown (80 % power, 0.05 / number of arms compared);
-    10000 = that or more, None = unknown."""
+    10000 = that or more, None = unknown, and where seeds come in rounds."""
+    level: float | None = None
+    """Where seeds come in rounds: what p has to be below at the look that these numbers are of. Then low and high are
+    the repeated confidence interval, and p_holm is the smallest error rate over all looks and arms that shows it."""
+
+
+class ArmInRounds(Part):
+    """Where an arm is whose seeds come in rounds."""
+
+    seeds: int
+    """That it has been given."""
+    most: int
+    """That it could have."""
+    goes_on: bool
+    """Whether it waits for a look."""
+    decided_after: int | None
+    """Seeds after which it was shown to differ from what it is held against: the baseline, or the best arm."""
+    worse_than: str | None
+    """With the target `best`: the arm that it is shown to be worse than, and then it is out."""
+    chance: float | None
+    """That the last look would decide it, as predicted at its last look; null where it is decided, or had all looks."""
+    words: str
+
+
+class RoundsSoFar(Part):
+    """Seeds in rounds: the design, and how far it is."""
+
+    rounds: list[int]
+    """Seeds of an arm after each round."""
+    first: int
+    """The first seed."""
+    spending: Spending
+    target: Target
+    futility: float
+    comparisons: int
+    """Differences that are tested: arms less the baseline, or pairs of arms."""
+    levels: list[float]
+    """p at each look below which the first of these differences is shown, if no seed is missing."""
+    looks: int
+    """Taken so far."""
+    is_over: bool
+    """No arm gets more seeds."""
+    runs: int
+    most_runs: int
+    """If every arm had all seeds."""
+    hours_saved: float | None
+    """By the seeds that were not trained, at the cost of a run of their arms; null before it is over."""
+    uncounted: int
+    """Runs that finished after the last look of their arm: in the means, and in no test."""
 
 
 class Effect(Tested):
@@ -145,6 +194,8 @@ class ArmRow(Part):
     """Of the time of training, the share in which it waited for images."""
     compile_seconds: float | None = None
     """Spent on compiling networks, apart from training."""
+    rounds: ArmInRounds | None = None
+    """Where seeds come in rounds and arms are ranked."""
     restarts: int
     world_sizes: list[int]
     """Numbers of processes that its runs have been trained with, each once."""
@@ -247,6 +298,8 @@ class Comparison(Part):
     """What the table shows and what it does not."""
     at: AsOf | None = None
     """The step that the numbers are of; null: of the end of each run."""
+    rounds: RoundsSoFar | None = None
+    """Where seeds come in rounds."""
     forecast: Forecasts | None = None
     """With more images, where that was asked for."""
     steps: list[int] = Field(default_factory=list)

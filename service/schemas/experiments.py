@@ -113,6 +113,8 @@ class PlannedRun(View):
     """State of the equal run that exists and would be shared; None where it would be new."""
     weights_of: str | None
     """The finished run of the same pretraining whose weights a new run would measure; None where it would train."""
+    round: int | None = None
+    """The round that it is of, from 1; None where seeds do not come in rounds."""
 
 
 class PlannedArm(View):
@@ -129,7 +131,9 @@ class Plan(View):
     launch_requests: list[dict[str, Any]]
     """TorchX AppDefs of the first attempts."""
     estimated_gpu_hours: float
-    """Process-hours of the runs that would be new."""
+    """Process-hours of the runs that would be new; of all rounds, where seeds come in rounds."""
+    first_round_gpu_hours: float | None = None
+    """Of the first round alone, after which arms that are decided get no more; None where there are no rounds."""
     estimate_basis: str
     problems: list[Problem] = Field([])
     """Empty: a request with problems is refused with 422 and the same list."""

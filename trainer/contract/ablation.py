@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from trainer.contract.experiment import ExperimentSpec
 from trainer.contract.presets import PRESETS
 from trainer.contract.problems import Problem
+from trainer.contract.ranking import rankable
 from trainer.contract.run import RunSpec
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -89,6 +90,7 @@ def expand(spec: ExperimentSpec) -> tuple[list[Arm], list[Problem]]:
     wrong = {name for name, _ in found}
     problems.extend(_duplicates([arm for arm in arms if arm.name not in wrong]))
     problems.extend(_rankings(spec, arms))
+    problems.extend(_undecidable(spec, [arm for arm in arms if arm.name not in wrong]))
     return arms, problems
 
 
@@ -159,6 +161,11 @@ def _experiment_problems(spec: ExperimentSpec) -> Iterator[Problem]:
             field="forecast", asked=f"{spec.forecast} images, without the factor data.subset_size",
             possible="a forecast where data.subset_size is a factor, with four sizes or more",
         )  # fmt: skip
+    if spec.forecast and spec.rounds:
+        yield Problem(
+            field="forecast", asked=f"{spec.forecast} images, and seeds in rounds",
+            possible="a number of seeds: a forecast needs the same seeds of every arm",
+        )  # fmt: skip
     if spec.placement.min_nodes > spec.placement.max_nodes:
         yield Problem(
             field="placement.min_nodes", asked=str(spec.placement.min_nodes),
@@ -209,6 +216,20 @@ def _rankings(spec: ExperimentSpec, arms: list[Arm]) -> Iterator[Problem]:
             asked = f"{found or 'nothing'} in {arm.name!r} and {spec.rank_by or 'nothing'} in base"
             yield Problem(field=RANK_BY, asked=asked, possible=ONE_RANKING)
             return
+
+
+def _undecidable(spec: ExperimentSpec, arms: list[Arm]) -> Iterator[Problem]:
+    """Rounds that nothing could decide."""
+    if not spec.rounds or not arms:
+        return
+    if len(arms) == 1 and not spec.factors:
+        yield Problem(field="seeds", asked="rounds of one arm", possible="two arms or more, or a number of seeds")
+    measured = next(iter(arms[0].runs.values())).evaluation
+    if not (measured.rank_by or measured.landmarks or measured.labels or measured.stages):
+        yield Problem(
+            field="seeds", asked="rounds, with no metric to decide by",
+            possible=f"evaluation.landmarks, evaluation.labels, a stage, or {RANK_BY}: {', '.join(rankable(measured))}",
+        )  # fmt: skip
 
 
 def _distinct(levels: list[Any]) -> list[Any]:

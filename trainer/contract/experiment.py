@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from trainer.contract.frozen import MAX_INTEGER, Asked
+from trainer.contract.rounds import EXAMPLE, Rounds, asked_for
 
 
 class Placement(Asked):
@@ -49,8 +50,9 @@ class ExperimentSpec(Asked):
     vit-h14)."""
     factors: Mapping[str, list[Any]] = Field(default_factory=dict)
     """Each factor is a dotted field of the run and a list of its levels. Every combination is an arm."""
-    seeds: int | list[int] = 3
-    """Repeats of each arm: a number n (seeds 0 to n-1), or a list of seeds. Seeds are repeats, not one more factor."""
+    seeds: int | list[int] | Rounds = 3
+    """Repeats of each arm: a number n (seeds 0 to n-1), a list of seeds, or rounds: `{rounds: [4, 8, 12]}` trains the
+    arms that are undecided after 4 seeds further. Seeds are repeats, not one more factor."""
     baseline: Mapping[str, Any] = Field(default_factory=dict)
     """The level of each factor in the arm that the others are compared with. Default: the first level."""
     concurrency: int = Field(1, ge=1)
@@ -66,16 +68,32 @@ class ExperimentSpec(Asked):
     @field_validator("seeds", mode="before")
     @classmethod
     def _seeds_are_numbers_that_differ(cls, asked: Any) -> Any:
+        if isinstance(asked, Mapping | Rounds):
+            return asked_for(asked)
         seeds = asked if isinstance(asked, list | tuple) else [asked - 1] if type(asked) is int else []
         if not seeds or len(set(map(repr, seeds))) < len(seeds) or not all(map(_is_seed, seeds)):
             raise ValueError(
-                f"a number of seeds from 1, or a list of different seeds from 0 to {MAX_INTEGER}, such as [0, 1, 2]"
+                f"a number of seeds from 1, a list of different seeds from 0 to {MAX_INTEGER}, such as [0, 1, 2], or "
+                f"rounds, such as {EXAMPLE}"
             )
         return asked
 
     @property
+    def rounds(self) -> Rounds | None:
+        """None = all seeds are trained, whatever they show."""
+        return self.seeds if isinstance(self.seeds, Rounds) else None
+
+    @property
     def seed_list(self) -> list[int]:
+        """All that an arm may have."""
+        if isinstance(self.seeds, Rounds):
+            return self.seeds.seed_list
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+    @property
+    def first_seeds(self) -> list[int]:
+        """Those that every arm has from the beginning."""
+        return self.seeds.seeds_of(1) if isinstance(self.seeds, Rounds) else self.seed_list
 
     @property
     def rank_by(self) -> str | None:

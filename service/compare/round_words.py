@@ -1,0 +1,82 @@
+"""Seeds in rounds in sentences: what was decided when, what it saved, what arms wait for, and how it was tested."""
+
+from collections.abc import Iterable, Sequence
+
+from service.schemas.comparison import ArmRow, Comparison, RoundsSoFar
+from service.text import count, hours, percent
+from trainer.contract.rounds import Spending, Target
+
+SPENT = {Spending.LINEAR: "alpha t", Spending.OBRIEN_FLEMING: "of O'Brien and Fleming's kind"}
+TESTED = "paired t test over seeds after each round, group-sequential Holm, 5 % over all looks"
+
+
+def describe(table: Comparison) -> list[str]:
+    """Empty where seeds do not come in rounds."""
+    rounds = table.rounds
+    if rounds is None:
+        return []
+    return [_progress(table, rounds), *_arms(table.arms), *_uncounted(rounds), method(rounds)]
+
+
+def method(rounds: RoundsSoFar) -> str:
+    """As a paper would say it."""
+    against = "pairs of arms" if rounds.target is Target.BEST else "differences to the baseline"
+    levels = _and([f"{level:.2g}" for level in rounds.levels])
+    stop = (
+        f"; arms whose predictive power was below {percent(rounds.futility)} got no more seeds, which the error rate "
+        "does not rely on"
+        if rounds.futility
+        else ""
+    )
+    return (
+        f"Method: {against} ({rounds.comparisons}) were tested after {_and(map(str, rounds.rounds))} seeds by the "
+        f"paired t test, group-sequential Holm at 5 % over all looks, error spending {SPENT[rounds.spending]} "
+        f"(two-sided levels of the t test, for the first difference to be shown: {levels}); p is the smallest error "
+        f"rate that shows a difference, and intervals of differences are repeated confidence intervals{stop}."
+    )
+
+
+def next_look(rounds: RoundsSoFar) -> str:
+    """`the look after 8 of 12 seeds`."""
+    return f"the look after {rounds.rounds[rounds.looks]} of {rounds.rounds[-1]} seeds"
+
+
+def _progress(table: Comparison, rounds: RoundsSoFar) -> str:
+    most = rounds.most_runs
+    if not rounds.is_over:
+        looks = f"{rounds.looks} of {len(rounds.rounds)} looks taken"
+        return (
+            f"Seeds come in rounds, and not all are trained yet: {looks}, {rounds.runs} of at most {most} runs asked "
+            f"for. Arms are tested next at {next_look(rounds)}."
+        )
+    saved = most - rounds.runs
+    cost = f", about {hours(rounds.hours_saved)} {table.hours}" if rounds.hours_saved else ""
+    if not saved:
+        return f"Seeds came in rounds, and all {most} runs were needed."
+    return f"Seeds came in rounds: {rounds.runs} of at most {most} runs were needed, which saved {saved} runs{cost}."
+
+
+def _arms(rows: Sequence[ArmRow]) -> list[str]:
+    known = [(row.name, row.rounds) for row in rows if row.rounds]
+    told = []
+    if decided := [f"{name} {found.words.removeprefix('decided ')}" for name, found in known if found.decided_after]:
+        told.append(f"Decided: {'; '.join(decided)}.")
+    if stopped := [f"{name}, {found.words}" for name, found in known if found.words.startswith("stopped")]:
+        told.append(f"Given no more seeds, and not decided: {'; '.join(stopped)}.")
+    if waits := [name for name, found in known if found.goes_on]:
+        told.append(f"Still being trained: {'; '.join(waits)}.")
+    return told
+
+
+def _uncounted(rounds: RoundsSoFar) -> list[str]:
+    if not rounds.uncounted:
+        return []
+    return [
+        f"{count(rounds.uncounted, 'run')} finished after the last look, as one that is retried does: counted in the "
+        "means, and in no test."
+    ]
+
+
+def _and(items: Iterable[str]) -> str:
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,80 @@
+"""Seeds in rounds: when the runs of a round have ended, a look is taken, and arms that go on get their next seeds.
+
+One transaction does both, so whoever is killed on the way has done neither. What a look decides follows from the runs'
+numbers (service/compare/rounds.py); written down are the seeds that had finished, and who was given more.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.compare import repository
+from service.compare.rounds import InRounds, Look
+from service.compare.service import rank_by
+from service.compare.table import ArmTrials, course_of, metric_of
+from service.experiments.service import WantedRun, add_trials
+from service.states import RunState
+from service.tables import Experiment, Run
+from trainer.contract import RunSpec
+
+
+def close_round(session: Session, experiment: Experiment, now: datetime) -> bool:
+    """Take the look that is due and queue the next round; False where a run of this one is still on its way.
+
+    A run that has failed is left out: the look is taken with what there is.
+    """
+    found = repository.load(session, experiment.id, None)
+    assert found
+    _, arms = found
+    rounds = repository.rounds_of(experiment, arms)
+    assert rounds
+    if any(not trial.state.is_final for arm in arms for trial in arm.trials):
+        return False
+    finished = {
+        arm.name: frozenset(trial.seed for trial in arm.trials if trial.state is RunState.SUCCEEDED) for arm in arms
+    }
+    on = _going_on(experiment, arms, replace(rounds, looks=[*rounds.looks, Look(now, finished, frozenset())]))
+    ids = {arm.name: arm.id for arm in arms}
+    experiment.looks = [
+        *experiment.looks,
+        {
+            "taken_at": now.isoformat(),
+            "finished": {str(ids[name]): sorted(seeds) for name, seeds in finished.items()},
+            "on": sorted(ids[name] for name in on),
+        },
+    ]
+    if on:
+        seeds = rounds.design.seeds_of(len(experiment.looks) + 1)
+        samples = _samples(session, experiment, [arm for arm in arms if arm.name in on])
+        # Seed by seed, as the first round.
+        add_trials(session, experiment, [_wanted(samples[id], seed, id) for seed in seeds for id in samples])
+    return True
+
+
+def _going_on(experiment: Experiment, arms: Collection[ArmTrials], rounds: InRounds) -> Collection[str]:
+    """Names of the arms that get more seeds after the last of the looks."""
+    *before, last = rounds.looks
+    so_far = before[-1].on if before else {arm.name for arm in arms}
+    metric, _ = metric_of(list(arms), None, rank_by(experiment))
+    if metric is None:
+        # Nothing can be decided, as with a number of seeds, which are all trained then, too.
+        is_last = len(rounds.looks) == len(rounds.design.rounds)
+        return set() if is_last or not any(last.finished.values()) else so_far
+    return course_of(list(arms), metric, rounds).going_on(so_far)
+
+
+def _samples(session: Session, experiment: Experiment, arms: Collection[ArmTrials]) -> Mapping[int, Run]:
+    """A run of each arm: but for the seed, the next ones are the same. Its own rather than one that it shares."""
+    found = {}
+    for arm in arms:
+        runs = session.scalars(select(Run).where(Run.id.in_([trial.run_id for trial in arm.trials])).order_by(Run.id))
+        found[arm.id] = max(runs, key=lambda run: run.home_id == experiment.id)
+    return found
+
+
+def _wanted(sample: Run, seed: int, arm_id: int) -> WantedRun:
+    # Not looked for again: data and teacher are those of the first round, by their digests.
+    return WantedRun(RunSpec.model_validate({**sample.spec, "seed": seed}), sample.total_steps, arm_id)

@@ -1,0 +1,89 @@
+"""Seeds in rounds: after each, the arms that are decided get no more. Pydantic only; the test is service/compare."""
+
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from trainer.contract.frozen import MAX_INTEGER, Asked
+
+# A t test over fewer pairs says nothing, and a service solves for the levels of so many.
+FEWEST, MOST = 3, 50
+EXAMPLE = "{rounds: [4, 8, 12]}"
+
+
+class Spending(StrEnum):
+    """How much of the 5 % error is spent by a look at the share t of the seeds."""
+
+    LINEAR = "linear"
+    """5 % x t: the most early decisions."""
+    OBRIEN_FLEMING = "obrien-fleming"
+    """Almost nothing at first: the most power at the last look."""
+
+
+class Target(StrEnum):
+    BASELINE = "baseline"
+    """Which arms differ from the baseline?"""
+    BEST = "best"
+    """Which arm is best? Every arm is tested against every other."""
+
+
+class Rounds(Asked):
+    """Seeds in rounds: arms are tested after each, and those that are decided or have little chance to be get no more
+    seeds. The error over all looks together is 5 %."""
+
+    rounds: tuple[int, ...]
+    """Seeds that an arm has after each round, such as [4, 8, 12]."""
+    first: int = Field(0, ge=0, le=MAX_INTEGER - MOST)
+    """The first seed; the others follow it."""
+    spending: Spending = Spending.LINEAR
+    """How the error is spent over the looks: `linear`, or `obrien-fleming`, which decides later and has more power."""
+    target: Target = Target.BASELINE
+    """What is asked: which arms differ from the `baseline`, or which arm is `best`."""
+    futility: float = Field(0.1, ge=0, lt=1)
+    """An arm whose chance to be decided at the last look is below this gets no more seeds. 0: only decided arms stop.
+    The error holds in either case."""
+
+    @model_validator(mode="after")
+    def _grow(self) -> Self:
+        grows = all(before < after for before, after in zip(self.rounds, self.rounds[1:], strict=False))
+        if len(self.rounds) < 2 or self.rounds[0] < FEWEST or self.rounds[-1] > MOST or not grows:
+            raise ValueError(f"rounds: two numbers of seeds or more from {FEWEST} to {MOST}, each larger than the last")
+        return self
+
+    @property
+    def most(self) -> int:
+        """Seeds of an arm that goes on to the end."""
+        return self.rounds[-1]
+
+    @property
+    def seed_list(self) -> list[int]:
+        return list(range(self.first, self.first + self.most))
+
+    def seeds_of(self, number: int) -> list[int]:
+        """Seeds that the round of that number adds; the first is 1."""
+        before = self.rounds[number - 2] if number > 1 else 0
+        return self.seed_list[before : self.rounds[number - 1]]
+
+    def round_of(self, seed: int) -> int:
+        """Number of the round that adds this seed."""
+        return 1 + sum(seed - self.first >= count for count in self.rounds)
+
+
+def asked_for(value: Any) -> Rounds:
+    """Raises ValueError with every problem in a sentence: a part of a union has no place of its own to report at."""
+    try:
+        return Rounds.model_validate(value)
+    except ValidationError as error:
+        told = dict.fromkeys(map(_in_words, error.errors()))
+        raise ValueError(f"{'; '.join(told)}, such as {EXAMPLE}") from None
+
+
+def _in_words(item: Any) -> str:
+    field = str(item["loc"][0]) if item["loc"] else ""
+    if item["type"] == "extra_forbidden":
+        return f"{field} is none of {', '.join(Rounds.model_fields)}"
+    if field == "rounds":
+        return "rounds: a list of numbers of seeds"
+    text = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{field}: {text}" if field else text

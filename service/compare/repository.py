@@ -82,16 +82,14 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
     rows = session.execute(
         select(
             Trial.id, Run.id, Run.state, Run.ended_at, Run.reason, Run.process_seconds, Run.restarts,
-            Run.tracking_run_id, Run.last_reading, Experiment.spec[RANK_BY],
+            Run.tracking_run_id, Run.last_reading, Experiment.spec[RANK_BY], Experiment.looks,
         )
         .join(Run, Run.id == Trial.run_id)
         .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.id)
     )  # fmt: skip
-    # A look adds no trial where it is the last, and none is ever changed.
-    looks = session.scalar(select(Experiment.looks).where(Experiment.id == experiment_id)) or []
-    return (*(tuple(row) for row in rows), (len(looks),))
+    return tuple(tuple(row) for row in rows)
 
 
 def digests(session: Session, experiment_id: str) -> list[Digest]:

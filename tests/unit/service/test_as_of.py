@@ -11,7 +11,7 @@ from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.readings import NoSuchStep, as_of
 from service.compare.service import Comparisons
-from service.compare.table import ArmTrials, compare
+from service.compare.table import ArmTrials, Question, compare
 from service.errors import NotFound
 from service.pages import reading_curves
 from service.states import RunState
@@ -52,7 +52,7 @@ def arms() -> list[ArmTrials]:
 
 
 def test_a_table_as_of_a_step_is_of_the_readings_there_also_of_runs_that_are_still_on_their_way() -> None:
-    made = compare("e1", "t", as_of(arms(), 4), NOW, step=4)
+    made = compare("e1", "t", as_of(arms(), 4), NOW, Question(step=4))
     assert made.at
     assert (made.at.step, made.at.images) == (4, 256)
     means = {row.name: row.probe.mean for row in made.arms if row.probe}
@@ -64,7 +64,7 @@ def test_a_table_as_of_a_step_is_of_the_readings_there_also_of_runs_that_are_sti
 
 def test_a_run_that_was_not_measured_at_the_step_is_missing_there_although_it_has_succeeded() -> None:
     base, other = arms()
-    made = compare("e1", "t", as_of([base, watched(other, 0, 8)], 4), NOW, step=4)
+    made = compare("e1", "t", as_of([base, watched(other, 0, 8)], 4), NOW, Question(step=4))
     assert {row.name: len(row.missing) for row in made.arms} == {"a": 0, "b": 3}
     assert not made.complete
 
@@ -82,14 +82,14 @@ def test_a_step_that_no_run_was_measured_at_is_refused_with_those_that_there_are
 
 
 def test_the_last_step_has_the_final_numbers_of_the_probe() -> None:
-    made = compare("e1", "t", as_of(arms(), 10), NOW, step=10)
+    made = compare("e1", "t", as_of(arms(), 10), NOW, Question(step=10))
     assert {row.name: row.probe.n for row in made.arms if row.probe} == {"a": 3, "b": 2}
     assert made.arms[-1].probe
     assert made.arms[-1].probe.mean == pytest.approx(5.1)
 
 
 def test_every_form_says_of_which_step_it_is_and_the_final_table_says_nothing() -> None:
-    made, final = compare("e1", "t", as_of(arms(), 4), NOW, step=4), compare("e1", "t", arms(), NOW)
+    made, final = compare("e1", "t", as_of(arms(), 4), NOW, Question(step=4)), compare("e1", "t", arms(), NOW)
     label = "as of step 4 (256 images)"
     for form in plaintext.markdown, latex, svg:
         assert label in form(made)
@@ -143,7 +143,7 @@ def test_the_reconciler_reads_a_reading_once_and_the_comparison_has_it_while_the
 
     def at(step: int) -> Any:
         with bench.db.read() as session:
-            return kept.of(session, experiment, None, step)
+            return kept.of(session, experiment, Question(step=step))
 
     with pytest.raises(NotFound):
         at(4)
@@ -155,4 +155,4 @@ def test_the_reconciler_reads_a_reading_once_and_the_comparison_has_it_while_the
     assert sorted(row.probe.mean for row in at(4).arms) == [8.0, 9.0]
     assert at(4).steps == [0, 4]
     with bench.db.read() as session, pytest.raises(NotFound, match="possible: 0, 4"):
-        kept.of(session, experiment, None, 3)
+        kept.of(session, experiment, Question(step=3))

@@ -19,7 +19,7 @@ from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.ranking import NoSuchMetric
 from service.compare.stats import holm, paired, summarise
-from service.compare.table import ArmTrials, TrialRow, TrialSpeed, compare
+from service.compare.table import ArmTrials, Question, TrialRow, TrialSpeed, compare
 from service.compare.words import BEYOND_CHANCE, TESTED
 from service.publishing.note import MAX_LENGTH, note
 from service.schemas.comparison import ArmRow, Comparison, Report
@@ -200,7 +200,7 @@ def test_a_stage_s_metric_ranks_when_it_is_asked_for_in_its_own_direction_and_sa
         "alignment/best_on_test/nme_inter_ocular",
         "alignment/auc_inter_ocular_10",
     ):
-        made = compare("e1", "t", arms, NOW, asked)
+        made = compare("e1", "t", arms, NOW, Question(asked))
         assert [row.name for row in made.arms] == ["good", "base"]
         assert made.arms[0].difference
         assert made.arms[0].difference.verdict == "better"
@@ -211,10 +211,10 @@ def test_a_stage_s_metric_ranks_when_it_is_asked_for_in_its_own_direction_and_sa
         assert "best_on_test" in plaintext.markdown(made).splitlines()[2]
     assert made.arms[0].runs[0].value == 96.0
     with pytest.raises(NoSuchMetric, match="possible: NME, alignment/best_on_test/nme_inter_ocular"):
-        compare("e1", "t", arms, NOW, "alignment/nme")
+        compare("e1", "t", arms, NOW, Question("alignment/nme"))
     # Neither epochs chosen in two ways nor two benchmarks are one metric.
     for other in arm_of("other", 5.0, selection="last"), arm_of("other", 5.0, benchmark="300w"):
-        assert compare("e1", "t", [arms[0], other], NOW, "alignment/nme_inter_ocular").metric is None
+        assert compare("e1", "t", [arms[0], other], NOW, Question("alignment/nme_inter_ocular")).metric is None
 
 
 def by_retrieval(name: str, *values: float, seeds_with_floors: int = 9) -> ArmTrials:
@@ -234,7 +234,7 @@ def test_a_spec_may_rank_by_a_sanity_metric_which_is_called_one_and_held_against
     arms = by_retrieval("base", 20.0, 24.0, 22.0), by_retrieval("good", 40.0, 45.0, 43.0)
     assert compare("e1", "t", arms, NOW).metric.name == "NME"  # type: ignore[union-attr]
     made = compare("e1", "t", arms, NOW, rank_by="sanity/retrieval_top1")
-    assert made == compare("e1", "t", arms, NOW, "sanity/retrieval_top1")
+    assert made == compare("e1", "t", arms, NOW, Question("sanity/retrieval_top1"))
     good, base = made.arms
     assert (good.name, good.difference and good.difference.verdict) == ("good", "better")
     assert made.metric
@@ -259,7 +259,7 @@ def test_a_spec_may_rank_by_a_sanity_metric_which_is_called_one_and_held_against
     # Neither itself nor its floors stand beside it; the probe, which no longer ranks, does.
     assert set(good.sanity) == {"sanity/psnr (%)", "NME (%)"}
     # Whoever looks may still ask for another one.
-    probed = compare("e1", "t", arms, NOW, "NME", "sanity/retrieval_top1")
+    probed = compare("e1", "t", arms, NOW, Question("NME"), "sanity/retrieval_top1")
     assert [row.name for row in probed.arms] == ["good", "base"]
     assert probed.metric
     assert (probed.metric.name, probed.metric.higher_is_better) == ("NME", False)
@@ -267,13 +267,13 @@ def test_a_spec_may_rank_by_a_sanity_metric_which_is_called_one_and_held_against
 
 def test_runs_of_before_their_floors_were_measured_are_ranked_without_them() -> None:
     old = compare(
-        "e1", "t", [by_retrieval("base", 20.0, 24.0, 22.0, seeds_with_floors=0)], NOW, "sanity/retrieval_top1"
+        "e1", "t", [by_retrieval("base", 20.0, 24.0, 22.0, seeds_with_floors=0)], NOW, Question("sanity/retrieval_top1")
     )
     assert (old.arms[0].rank, old.arms[0].floors) == (1, None)
-    mixed = compare("e1", "t", [by_retrieval("base", 40.0, 44.0, 42.0, seeds_with_floors=2)], NOW, "sanity/psnr")
+    mixed = compare("e1", "t", [by_retrieval("base", 40.0, 44.0, 42.0, seeds_with_floors=2)], NOW, Question("sanity/psnr"))
     assert mixed.arms[0].floors is None
     mixed = compare(
-        "e1", "t", [by_retrieval("base", 40.0, 44.0, 42.0, seeds_with_floors=2)], NOW, "sanity/retrieval_top1"
+        "e1", "t", [by_retrieval("base", 40.0, 44.0, 42.0, seeds_with_floors=2)], NOW, Question("sanity/retrieval_top1")
     )
     assert mixed.arms[0].floors
     assert mixed.arms[0].floors.words == "n = 2: no verdict"
@@ -288,7 +288,7 @@ def test_sanity_metrics_do_not_rank_unasked_and_not_over_other_faces_or_masks() 
     for change in {"mask_ratio": 0.5}, {"sha256": "b" * 64}:
         base, other = by_retrieval("base", 20.0, 24.0), by_retrieval("other", 20.0, 24.0)
         trials = [replace(each, evaluation={**each.evaluation, **change}) for each in other.trials]
-        made = compare("e1", "t", [base, replace(other, trials=trials)], NOW, "sanity/retrieval_top1")
+        made = compare("e1", "t", [base, replace(other, trials=trials)], NOW, Question("sanity/retrieval_top1"))
         assert (made.metric is None) == ("mask_ratio" in change)
 
 

@@ -11,7 +11,7 @@ import pytest
 from service.compare import figures, paper, plaintext
 from service.compare.latex import latex
 from service.compare.power_law import Curve, Declined, Interval, difference, forecast
-from service.compare.table import ArmTrials, compare
+from service.compare.table import ArmTrials, Question, compare
 from service.compare.words import describe
 from service.pages.forecast_chart import forecast_chart
 from service.schemas.comparison import Comparison, Report
@@ -160,7 +160,7 @@ def experiment(seed: int = 11) -> list[ArmTrials]:
 
 
 def made(arms: list[ArmTrials], size: int | None = 80_000) -> Comparison:
-    return compare("e1", "t", arms, NOW, size=size)
+    return compare("e1", "t", arms, NOW, Question(size=size))
 
 
 def test_arms_that_differ_in_their_subset_alone_are_one_curve_and_crossing_ones_are_told() -> None:
@@ -217,7 +217,7 @@ def test_what_cannot_be_forecast_says_why_and_the_others_are() -> None:
 
 
 def test_a_forecast_is_of_the_ends_of_the_runs() -> None:
-    table = compare("e1", "t", experiment(), NOW, step=10, size=80_000)
+    table = compare("e1", "t", experiment(), NOW, Question(step=10, size=80_000))
     assert table.forecast
     assert table.forecast.declined == "it is of the ends of the runs, so ask without a step"
     assert "There is no forecast for 80,000 images: it is of the ends of the runs" in " ".join(table.words)

@@ -173,7 +173,12 @@ def plan(found: Plan) -> RenderableType:
     training = f"{len(found.launch_requests) - measured} to train"
     training += f", {measured} to measure" if measured else ""
     cost = f"about {hours(found.estimated_gpu_hours)} process-hours ({found.estimate_basis})"
-    total = f"\n{len(found.arms)} arms, {len(found.runs)} runs, {training}: {cost}. Nothing was submitted."
+    runs = f"{len(found.runs)} runs"
+    if found.first_round_gpu_hours is not None:
+        first = sum(item.round == 1 for item in found.runs)
+        runs = f"at most {runs}"
+        cost += f"; the first round, {first} runs, {hours(found.first_round_gpu_hours)}. Decided arms get no more seeds"
+    total = f"\n{len(found.arms)} arms, {runs}, {training}: {cost}. Nothing was submitted."
     return Group(table, total, *(Text(f"warning: {warning}") for warning in found.warnings))
 
 
@@ -196,9 +201,10 @@ def state(name: str) -> Text:
 
 
 def counts(found: ExperimentSummary) -> str:
-    """`12 runs: 3 running, 9 queued`."""
+    """`12 runs: 3 running, 9 queued`, with the round where seeds come in rounds."""
     parts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
-    return f"{found.num_runs} run{'s' * (found.num_runs != 1)}: {parts}"
+    rounds = f"; {found.rounds}" if found.rounds else ""
+    return f"{found.num_runs} run{'s' * (found.num_runs != 1)}: {parts}{rounds}"
 
 
 def _good_until(found: TokenView) -> str:

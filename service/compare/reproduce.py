@@ -46,11 +46,12 @@ def other_runs(report: Report, planned: Plan) -> list[str]:
     known = {
         (names.get(_key(row), row.name), run.seed): run.run_id for row in report.comparison.arms for run in row.runs
     }
+    # Of seeds in rounds a report has those alone that were needed.
     return [
         f"{run.arm}, seed {run.seed}"
         for run in planned.runs
-        if known.get((run.arm, run.seed)) != run.id
-    ]  # fmt: skip
+        if (run.round is None or (run.arm, run.seed) in known) and known.get((run.arm, run.seed)) != run.id
+    ]
 
 
 def other_digests(was: Sequence[Digest], now: Sequence[Digest]) -> list[str]:

@@ -6,7 +6,14 @@ from sqlalchemy.orm import Session
 
 from service.experiments import repository
 from service.experiments.repository import Tally
-from service.schemas.experiments import ArmView, ExperimentDetail, ExperimentState, ExperimentSummary, TrialView
+from service.schemas.experiments import (
+    ArmView,
+    ExperimentDetail,
+    ExperimentState,
+    ExperimentSummary,
+    RoundsView,
+    TrialView,
+)
 from service.settings import Settings
 from service.states import RunState
 from service.tables import Experiment, Run, Trial
@@ -57,6 +64,7 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         num_arms=num_arms,
         num_runs=tally.num_runs,
         counts=tally.counts,
+        rounds=_rounds(experiment),
         progress=tally.done / tally.num_runs if tally.num_runs else 0.0,
         eta_seconds=_eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
         gpu_hours=tally.paid_process_seconds / 3600,
@@ -65,6 +73,15 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         cancel_reason=experiment.cancel_reason,
         tracking_url=run_in_mlflow(settings.tracking_uri, experiment.tracking_id, experiment.tracking_run_id),
     )
+
+
+def _rounds(experiment: Experiment) -> RoundsView | None:
+    asked = experiment.spec["seeds"]
+    if not isinstance(asked, dict):
+        return None
+    is_over = not experiment.has_look_to_come
+    number = len(experiment.looks) + (0 if is_over else 1)
+    return RoundsView(seeds=asked["rounds"], number=number, is_over=is_over)
 
 
 def _eta(tally: Tally, concurrency: int) -> float | None:

@@ -24,6 +24,22 @@ class ExperimentState(StrEnum):
         return self in (ExperimentState.SUCCEEDED, ExperimentState.FAILED, ExperimentState.CANCELLED)
 
 
+class RoundsView(View):
+    """How far seeds in rounds are."""
+
+    seeds: list[int]
+    """Of an arm, after each round."""
+    number: int
+    """The round under way, or the last there was, from 1."""
+    is_over: bool
+
+    def __str__(self) -> str:
+        """`round 2 of 3 (up to 8 of 12 seeds)`."""
+        seeds = f"{self.seeds[self.number - 1]} of {self.seeds[-1]} seeds"
+        so_far = f"round {self.number} of {len(self.seeds)} (up to {seeds})"
+        return f"over after {so_far}" if self.is_over else so_far
+
+
 class ExperimentSummary(View):
     id: str
     name: str
@@ -34,6 +50,8 @@ class ExperimentSummary(View):
     num_runs: int
     counts: dict[RunState, int]
     """Runs by state; states without a run are left out."""
+    rounds: RoundsView | None = None
+    """Where seeds come in rounds. Progress and what is left are then those of the rounds so far."""
     progress: float
     """0 to 1; a run that has ended counts as done, however it ended."""
     eta_seconds: float | None

@@ -270,7 +270,9 @@ def test_runs_of_before_their_floors_were_measured_are_ranked_without_them() -> 
         "e1", "t", [by_retrieval("base", 20.0, 24.0, 22.0, seeds_with_floors=0)], NOW, Question("sanity/retrieval_top1")
     )
     assert (old.arms[0].rank, old.arms[0].floors) == (1, None)
-    mixed = compare("e1", "t", [by_retrieval("base", 40.0, 44.0, 42.0, seeds_with_floors=2)], NOW, Question("sanity/psnr"))
+    mixed = compare(
+        "e1", "t", [by_retrieval("base", 40.0, 44.0, 42.0, seeds_with_floors=2)], NOW, Question("sanity/psnr")
+    )
     assert mixed.arms[0].floors is None
     mixed = compare(
         "e1", "t", [by_retrieval("base", 40.0, 44.0, 42.0, seeds_with_floors=2)], NOW, Question("sanity/retrieval_top1")

@@ -23,12 +23,16 @@ from service.tables import Arm, Run, Trial
 from tests.unit.service.bench import Bench, Killed
 from trainer.contract.records import Metric
 from trainer.resolve import check_and_resolve
-from trainer.weights.sources import Library
+from trainer.weights.sources import FILES_ONLY
 
 NOISE = np.random.default_rng(3).standard_normal((10, 60))
 BASE, BETTER, SAME = 0.75, 0.5, 0.6
 """mask_ratio of the three arms."""
 EFFECTS = {BASE: 0.0, BETTER: 40.0, SAME: 0.0}
+
+
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+"""Of what no database has a part in."""
 
 
 @pytest.fixture
@@ -107,6 +111,7 @@ def test_a_decided_arm_gets_no_more_seeds_and_the_others_go_on_by_themselves(
     assert "group-sequential Holm" in told
 
 
+@on_sqlite
 def test_an_arm_without_a_chance_is_given_up_and_says_so(bench: Bench, rounds: dict[str, Any]) -> None:
     rounds["seeds"]["futility"] = 0.9
     experiment = bench.submit(rounds)
@@ -169,7 +174,7 @@ def test_a_service_killed_at_any_statement_of_a_look_takes_it_once_and_starts_no
         bench.start()
         # A look and the seeds that it gives out are there together, or not at all.
         assert sum(seeds(bench, experiment).values()) == (20 if bench.experiment(experiment).looks else 12)
-    assert kills > 20
+    assert kills > 5
     run_to_the_end(bench, experiment)
     assert len(bench.experiment(experiment).looks) == 3
     assert seeds(bench, experiment) == {BASE: 12, BETTER: 4, SAME: 12}
@@ -252,6 +257,7 @@ def test_the_budget_ends_rounds_as_it_ends_runs(bench: Bench, rounds: dict[str, 
     assert headline(table(bench, experiment)).answer == "Yes"
 
 
+@on_sqlite
 def test_runs_that_are_shared_count_and_cost_nothing(bench: Bench, rounds: dict[str, Any]) -> None:
     fixed = bench.submit(rounds | {"seeds": 12})
     bench.go_until(lambda: finish(bench) or bench.experiment(fixed).published)
@@ -263,6 +269,7 @@ def test_runs_that_are_shared_count_and_cost_nothing(bench: Bench, rounds: dict[
     assert not table(bench, fixed).rounds
 
 
+@on_sqlite
 def test_an_experiment_that_does_not_share_trains_the_seeds_of_every_round_itself(
     bench: Bench, rounds: dict[str, Any]
 ) -> None:
@@ -277,17 +284,18 @@ def test_an_experiment_that_does_not_share_trains_the_seeds_of_every_round_itsel
 
 
 def test_seeds_and_arms_cannot_be_added_and_measurements_can(bench: Bench, rounds: dict[str, Any]) -> None:
-    experiment, library = bench.submit(rounds), Mine(bench.settings)
+    experiment = bench.submit(rounds)
     run_to_the_end(bench, experiment)
     for more in Extension(seeds=14), Extension(factors={"mask_ratio": [0.9]}):
         with pytest.raises(NotExtendable, match="finished runs are shared"):
-            extend(bench.db, experiment, more, library, None)
-    extend(bench.db, experiment, Extension(evaluation={"mask_ratio": 0.5}), library, None)
+            extend(bench.db, experiment, more, FILES_ONLY, None)
+    extend(bench.db, experiment, Extension(evaluation={"mask_ratio": 0.5}), FILES_ONLY, None)
     run_to_the_end(bench, experiment)
     assert seeds(bench, experiment) == {BASE: 12, BETTER: 4, SAME: 12}
     assert len(bench.experiment(experiment).looks) == 3
 
 
+@on_sqlite
 def test_rounds_may_begin_with_another_seed(bench: Bench, rounds: dict[str, Any]) -> None:
     rounds["seeds"] |= {"rounds": [3, 6], "first": 20}
     experiment = bench.submit(rounds)
@@ -296,9 +304,8 @@ def test_rounds_may_begin_with_another_seed(bench: Bench, rounds: dict[str, Any]
         assert sorted(set(session.scalars(select(Trial.seed)))) == [20, 21, 22, 23, 24, 25]
 
 
-def test_where_no_metric_is_found_all_seeds_are_trained_as_without_rounds(
-    bench: Bench, rounds: dict[str, Any]
-) -> None:
+@on_sqlite
+def test_where_no_metric_is_found_all_seeds_are_trained_as_without_rounds(bench: Bench, rounds: dict[str, Any]) -> None:
     experiment = bench.submit(rounds)
     bench.go_until(lambda: _succeed(bench) or bench.experiment(experiment).published)
     assert seeds(bench, experiment) == dict.fromkeys(EFFECTS, 12)
@@ -310,6 +317,7 @@ def _succeed(bench: Bench) -> None:
         bench.cluster.succeed(name, sanity=[], probe=None)
 
 
+@on_sqlite
 def test_every_form_says_what_was_decided_when_and_how(bench: Bench, rounds: dict[str, Any]) -> None:
     rounds["factors"]["contrastive.weight"] = [1.0, 0.5]
     for ratio in list(EFFECTS):
@@ -334,6 +342,7 @@ def test_every_form_says_what_was_decided_when_and_how(bench: Bench, rounds: dic
     assert again == found
 
 
+@on_sqlite
 def test_the_best_of_several_arms_is_found_by_dropping_the_others(bench: Bench, rounds: dict[str, Any]) -> None:
     rounds["seeds"] |= {"target": "best"}
     experiment = bench.submit(rounds)
@@ -346,6 +355,7 @@ def test_the_best_of_several_arms_is_found_by_dropping_the_others(bench: Bench, 
     assert found.rounds.comparisons == 3
 
 
+@on_sqlite
 def test_a_dry_run_says_what_the_first_round_is(http_plan: Callable[[dict[str, Any]], Any], rounds: Any) -> None:
     plan = http_plan(rounds)
     assert [sum(run["round"] == number for run in plan["runs"]) for number in (1, 2, 3)] == [12, 12, 12]
@@ -359,5 +369,3 @@ def http_plan(bench: Bench) -> Callable[[dict[str, Any]], Any]:
         return made.model_dump(mode="json")
 
     return plan
-
-

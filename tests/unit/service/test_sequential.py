@@ -1,4 +1,4 @@
-"""Seeds in rounds keep the error rate that they promise, and save what they promise: thousands of simulated experiments.
+"""Seeds in rounds keep the error rate they promise, and save what they promise: thousands of simulated experiments.
 
 The experiments are drawn and tested here by arrays, and a sample of them by the product itself, arm for arm.
 """
@@ -163,11 +163,11 @@ def course(values: Values, design: Rounds, looks: Sequence[Look] = ()) -> Course
 def run(values: Values, design: Rounds, failed: Sequence[tuple[str, int]] = ()) -> Course:
     """As the reconciler does it: a round, a look, and the next round for those that go on."""
     names = [f"arm{index}" for index in range(len(values))]
-    seeds = {name: design.rounds[0] for name in names}
+    seeds = dict.fromkeys(names, design.rounds[0])
     looks: list[Look] = []
     on = frozenset(names)
     for number in range(len(design.rounds)):
-        seeds |= {name: design.rounds[number] for name in on}
+        seeds |= dict.fromkeys(on, design.rounds[number])
         finished = {
             name: frozenset(seed for seed in range(count) if (name, seed) not in failed)
             for name, count in seeds.items()

@@ -132,11 +132,6 @@ def comparison(found: Comparison) -> RenderableType:
     beneath = _of_arms(known.choose("arm", *FLOORS, *known.sanity), found.arms)
     cost = _of_arms(known.choose("arm", *COST, *known.speed), found.arms)
     words = [Text(f"* {word}") for word in found.words if word not in head.cautions]
-    missing = [
-        Text(f"  missing: {row.name}, seed {run.seed}: {run.state} {first_line(run.reason)}".rstrip(), style="yellow")
-        for row in found.arms
-        for run in row.missing
-    ]
     return Group(
         Text(found.heading, style="bold"),
         *_answer(head),
@@ -149,8 +144,16 @@ def comparison(found: Comparison) -> RenderableType:
         "",
         *_factors(found),
         *words,
-        *missing,
+        *(Text(f"  missing: {line}", style="yellow") for row in found.arms for line in _missing(row)),
     )
+
+
+def _missing(row: ArmRow) -> list[str]:
+    """`ARM, seeds 3, 4: queued`: a line for each reason."""
+    seeds: dict[str, list[str]] = {}
+    for run in row.missing:
+        seeds.setdefault(f"{run.state} {first_line(run.reason)}".rstrip(), []).append(str(run.seed))
+    return [f"{row.name}, seed{'s' * (len(same) > 1)} {', '.join(same)}: {why}" for why, same in seeds.items()]
 
 
 def _answer(head: Headline) -> list[Text]:

@@ -4,6 +4,7 @@ plot.py draws the one picture of the page, without matplotlib and in no time; th
 """
 
 import io
+import math
 import threading
 from collections.abc import Callable, Sequence
 from textwrap import fill
@@ -25,6 +26,7 @@ INCHES, LINE = 6.8, 0.32
 """Width of a figure, and height of a line of it."""
 PNG_DPI = 200
 MAX_ARMS = 100
+MAX_TICKS = 8
 UPRIGHT = 32
 """Letters of a line that stands beside an axis."""
 
@@ -111,7 +113,8 @@ def _forest(table: Comparison, figure: "Figure") -> None:
     side = "right" if metric.higher_is_better else "left"
     axes.set_xlabel(
         f"difference to the baseline ({first_line(table.baseline, 40)}) in {_unit(metric)}\n"
-        f"95 % interval over seeds; better is to the {side}; filled: shown after Holm's correction"
+        f"{'repeated ' if table.rounds else ''}95 % interval over seeds; better is to the {side}; filled: shown after "
+        "Holm's correction"
     )
 
 
@@ -185,6 +188,12 @@ def _forecast(table: Comparison, figure: "Figure") -> None:
         if arm.check:
             axes.plot([arm.means[-1][0]], [arm.check.value], color=colour, marker=marker, markerfacecolor="white")
     axes.set_xscale("log")
+    # Not matplotlib's own, which are formulas: text is taken as it is here.
+    ticks = sorted({n for arm in table.forecast.arms for n, _ in arm.means} | {table.forecast.size})
+    # The size that is forecast has one in any case.
+    ticks = ticks[:: -math.ceil(len(ticks) / MAX_TICKS)]
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("images (data.subset_size)")
     axes.set_ylabel(_axis(_metric(table)))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

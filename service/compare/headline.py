@@ -56,7 +56,7 @@ def _why_no_arm(table: Comparison) -> str:
 def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
     found, baseline = best.difference, f"the baseline ({table.baseline})"
     if table.rounds and not table.rounds.looks:
-        return "Too early to say", f"Seeds come in rounds: arms are tested first at {next_look(table.rounds)}."
+        return _before_the_first_look(table.rounds)
     if found is None or found.mean is None or found.n < MIN_PAIRS:
         shared = found.n if found else 0
         return (
@@ -92,7 +92,7 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
 def _among_all(table: Comparison, rounds: RoundsSoFar, best: ArmRow) -> tuple[str, str]:
     """Where the question is which arm is best: every arm is tested against every other."""
     if not rounds.looks:
-        return "Too early to say", f"Seeds come in rounds: arms are tested first at {next_look(rounds)}."
+        return _before_the_first_look(rounds)
     left = [row.name for row in table.arms if row.rounds and row.rounds.worse_than is None]
     out = len(table.arms) - len(left)
     if left == [best.name]:
@@ -104,6 +104,12 @@ def _among_all(table: Comparison, rounds: RoundsSoFar, best: ArmRow) -> tuple[st
     if rounds.is_over:
         return "Not shown", told
     return "Not shown yet", f"{told} Those that go on wait for {next_look(rounds)}."
+
+
+def _before_the_first_look(rounds: RoundsSoFar) -> tuple[str, str]:
+    if rounds.is_cancelled:
+        return "No verdict", f"Seeds come in rounds, and the experiment was cancelled before {next_look(rounds)}."
+    return "Too early to say", f"Seeds come in rounds: arms are tested first at {next_look(rounds)}."
 
 
 def _for_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:

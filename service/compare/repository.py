@@ -74,7 +74,7 @@ def rounds_of(experiment: Experiment, arms: Sequence[ArmTrials]) -> InRounds | N
         )
         for look in experiment.looks
     ]
-    return InRounds(Rounds.model_validate(seeds), looks)
+    return InRounds(Rounds.model_validate(seeds), looks, experiment.cancelled_at is not None)
 
 
 def fingerprint(session: Session, experiment_id: str) -> Fingerprint:

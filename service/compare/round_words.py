@@ -42,9 +42,10 @@ def next_look(rounds: RoundsSoFar) -> str:
 
 
 def _progress(table: Comparison, rounds: RoundsSoFar) -> str:
-    most = rounds.most_runs
+    most, looks = rounds.most_runs, f"{rounds.looks} of {len(rounds.rounds)} looks taken"
+    if rounds.is_cancelled:
+        return f"Seeds came in rounds, and the experiment was cancelled: {looks}. Verdicts are those of the looks."
     if not rounds.is_over:
-        looks = f"{rounds.looks} of {len(rounds.rounds)} looks taken"
         return (
             f"Seeds come in rounds, and not all are trained yet: {looks}, {rounds.runs} of at most {most} runs asked "
             f"for. Arms are tested next at {next_look(rounds)}."

@@ -39,10 +39,12 @@ class InRounds:
 
     design: Rounds
     looks: Sequence[Look] = ()
+    is_cancelled: bool = False
 
     @property
     def is_over(self) -> bool:
-        return bool(self.looks) and not self.looks[-1].on
+        """No look is to come."""
+        return self.is_cancelled or (bool(self.looks) and not self.looks[-1].on)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def of_arm(course: Course, name: str) -> ArmInRounds:
     return ArmInRounds(
         seeds=seeds, most=design.most, goes_on=closed is None and not rounds.is_over, decided_after=decided,
         worse_than=course.dropped.get(name), chance=outcome.chance if outcome else None,
-        words=_words(course, name, seeds, outcome, goes_on=closed is None),
+        words=_words(course, name, seeds, outcome, waits=closed is None),
     )  # fmt: skip
 
 
@@ -44,9 +44,9 @@ def so_far(rounds: InRounds, comparisons: int, rows: list[ArmRow]) -> RoundsSoFa
     shares = [count / design.most for count in design.rounds]
     return RoundsSoFar(
         rounds=list(design.rounds), first=design.first, spending=design.spending, target=design.target,
-        futility=design.futility, looks=len(rounds.looks), is_over=rounds.is_over, comparisons=comparisons,
+        futility=design.futility, looks=len(rounds.looks), is_over=rounds.is_over, is_cancelled=rounds.is_cancelled, comparisons=comparisons,
         levels=levels(design.rounds, shares, design.spending, ALPHA / max(1, comparisons)),
-        uncounted=_uncounted(rounds, rows), runs=runs, most_runs=most, hours_saved=saved if rounds.is_over else None,
+        uncounted=_uncounted(rounds, rows), runs=runs, most_runs=most, hours_saved=saved if rounds.is_over and not rounds.is_cancelled else None,
     )  # fmt: skip
 
 
@@ -68,14 +68,14 @@ def _difference(outcome: Outcome, higher_is_better: bool) -> Difference:
     )  # fmt: skip
 
 
-def _words(course: Course, name: str, seeds: int, outcome: Outcome | None, *, goes_on: bool) -> str:
+def _words(course: Course, name: str, seeds: int, outcome: Outcome | None, *, waits: bool) -> str:
     design = course.rounds.design
     of = f"{seeds} of {design.most} seeds"
     if outcome and outcome.shown_at is not None:
         to = f", worse than {course.dropped[name]}" if name in course.dropped else ""
         return f"decided after {design.rounds[outcome.shown_at]} of {design.most} seeds{to}"
-    if goes_on:
-        return f"waits for the look after {of}"
+    if waits:
+        return f"{'cancelled before' if course.rounds.is_cancelled else 'waits for'} the look after {of}"
     if seeds == design.most:
         return f"undecided after all {seeds} seeds" if outcome else f"all {seeds} seeds"
     if outcome is None:

@@ -101,11 +101,13 @@ class RoundsSoFar(Part):
     """Taken so far."""
     is_over: bool
     """No arm gets more seeds."""
+    is_cancelled: bool
     runs: int
     most_runs: int
     """If every arm had all seeds."""
     hours_saved: float | None
-    """By the seeds that were not trained, at the cost of a run of their arms; null before it is over."""
+    """By the seeds that were not trained, at the cost of a run of their arms; null before it is over, and where it was
+    cancelled."""
     uncounted: int
     """Runs that finished after the last look of their arm: in the means, and in no test."""
 

@@ -244,6 +244,9 @@ def test_a_cancelled_experiment_takes_no_look(bench: Bench, rounds: dict[str, An
     bench.go_until(lambda: bench.experiment(experiment).published)
     assert bench.experiment(experiment).looks == []
     assert state(bench, experiment) is ExperimentState.CANCELLED
+    told = table(bench, experiment)
+    assert "cancelled: 0 of 3 looks taken" in " ".join(told.words)
+    assert not any(row.rounds and row.rounds.goes_on for row in told.arms)
     assert sum(seeds(bench, experiment).values()) == 12
 
 

@@ -1,0 +1,197 @@
+"""Rows of equal size that this node keeps for all processes that are here: written once, read by everybody. No torch.
+
+One file, bounded together with all others of its folder:
+
+    marks   a byte for each row: 1 once the row is written
+    rows    sparse: what is not written takes up nothing
+
+A row is written before its mark and read after it, so nobody reads what a process that was killed has half written.
+After a crash of the machine a file may hold a mark without its row, so its name should hold BOOT. Everything goes
+through system calls and nothing through a map: where a disk is full or broken a map ends the process (SIGBUS).
+"""
+
+import fcntl
+import logging
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.images.cache import locked
+
+logger = logging.getLogger(__name__)
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BOOT = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+"""Changes whenever the machine starts."""
+
+WRITTEN = b"\1"  # a mark
+PAGE = 4096
+# A row takes up a part of a page at either end, and one for its mark.
+EXTRA = 3 * PAGE
+# `struct flock`: kind, whence, start, length, pid.
+LOCK = struct.Struct("@hhqqi4x")
+# Longer than an image takes. Then its process hangs, or waits for a store that is away.
+PATIENCE_SECONDS = 10.0
+PAUSE_SECONDS = 0.002
+# Of what the folder takes up and what is free beside it. Others need the disk, too.
+SHARE_OF_DISK = 0.5
+
+
+def open_slots(
+    path: Path, num_rows: int, row_bytes: int, limit: int, wanted: np.ndarray | None = None
+) -> "Slots | None":
+    """The rows kept at `path`; None, and a warning, where this machine cannot keep any."""
+    try:
+        return Slots(path, num_rows, row_bytes, limit, wanted)
+    except OSError as error:
+        logger.warning("nothing is kept in %s, which costs time and no more: %s", path.parent, error)
+        return None
+
+
+class Slots:
+    """For many threads at once. Held by a shared lock, so that nobody removes the file while it is in use."""
+
+    def __init__(
+        self, path: Path, num_rows: int, row_bytes: int, limit: int, wanted: np.ndarray | None = None
+    ) -> None:  # fmt: skip
+        """`limit`: bytes on the disk of all files of the folder together. `wanted`: those asked for, or all.
+
+        What nobody uses makes room for them, the least recently used first. Raises OSError.
+        """
+        self.row_bytes = row_bytes
+        self._folder, self._limit, self._threads = path.parent, limit, threading.Lock()
+        self._first = -(-num_rows // PAGE) * PAGE
+        self._writes = self._waits = True
+        with locked(self._folder / "room.lock"):
+            # Nobody removes a file without that lock, so what is opened here is there until it is held.
+            self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
+            try:
+                self._number = self._file.fileno()
+                self._make_room(path, num_rows, wanted)
+                fcntl.flock(self._number, fcntl.LOCK_SH)
+                os.utime(self._number)
+                self._room = (self._folder / "room.lock").open("w")
+            except BaseException:
+                self._file.close()
+                raise
+
+    def has(self, row: int) -> bool:
+        with suppress(OSError):
+            return os.pread(self._number, 1, row) == WRITTEN
+        return False
+
+    def read(self, row: int, into: np.ndarray) -> bool:
+        """Fill uint8 [row_bytes], which may hold anything where the row is not there."""
+        with suppress(OSError):
+            return self.has(row) and os.preadv(self._number, [into.data], self._place(row)) == self.row_bytes
+        return False
+
+    def write(self, row: int, data: np.ndarray) -> bool:
+        """Keep uint8 [row_bytes]; False where there is no room. Two that write a row have to write the same."""
+        if not self._writes:
+            return False
+        try:
+            with self._alone():
+                self._writes = _taken(self._folder) + self.row_bytes + EXTRA <= _allowed(self._folder, self._limit)
+                if self._writes:
+                    _write(self._number, data.data, self._place(row))
+                    # Last: a process that is killed between the two leaves a row that nobody reads.
+                    _write(self._number, WRITTEN, row)
+        except OSError as error:
+            logger.warning("nothing more is kept in %s, which costs time and no more: %s", self._folder, error)
+            self._writes = False
+        return self._writes
+
+    @contextmanager
+    def claimed(self, row: int) -> Iterator[None]:
+        """Make a row while no other process of this node makes it: whoever comes second finds it.
+
+        The lock of one that is killed goes with it. One that hangs is not waited for.
+        """
+        taken = self._writes and self._waits and self._claim(row)
+        try:
+            yield
+        finally:
+            if taken:
+                fcntl.fcntl(self._number, fcntl.F_OFD_SETLK, LOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, row, 1, 0))
+
+    def close(self) -> None:
+        self._room.close()
+        self._file.close()
+
+    def _claim(self, row: int) -> bool:
+        asked, until = LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, row, 1, 0), time.monotonic() + PATIENCE_SECONDS
+        while self._waits:
+            try:
+                # Of the open file, not of the process: threads lock side by side.
+                fcntl.fcntl(self._number, fcntl.F_OFD_SETLK, asked)
+                return True
+            except BlockingIOError:
+                self._waits = self._waits and time.monotonic() < until
+                time.sleep(PAUSE_SECONDS)
+            except OSError:  # a file system without such locks: some rows are made twice
+                self._waits = False
+        return False
+
+    def _place(self, row: int) -> int:
+        return self._first + row * self.row_bytes
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else adds a row, makes room, or counts."""
+        with self._threads:
+            fcntl.flock(self._room, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._room, fcntl.LOCK_UN)
+
+    def _make_room(self, path: Path, num_rows: int, wanted: np.ndarray | None) -> None:
+        allowed, each = _allowed(self._folder, self._limit), self.row_bytes + EXTRA
+        is_there = np.zeros(num_rows, bool)
+        marks = np.frombuffer(os.pread(self._number, num_rows, 0), np.uint8)
+        is_there[: len(marks)] = marks == 1
+        is_there = is_there if wanted is None else is_there[wanted]
+        missing = each * int((~is_there).sum())
+        taken = _taken(self._folder)
+        others = (other for other in self._folder.iterdir() if not other.suffix and other != path)
+        for other in sorted(others, key=lambda file: file.stat().st_mtime_ns):
+            if taken + missing <= allowed:
+                break
+            with other.open("rb") as file, suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for gone in self._folder.glob(f"{other.name}*"):
+                    gone.unlink()
+                taken = _taken(self._folder)
+        if taken + missing > allowed >= each * len(is_there):
+            # Full of rows that nobody asks for any more, unless somebody does.
+            with suppress(BlockingIOError):
+                fcntl.flock(self._number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._file.truncate(0)
+        size = self._first + num_rows * self.row_bytes
+        if os.fstat(self._number).st_size < size:
+            self._file.truncate(size)
+
+
+def _taken(folder: Path) -> int:
+    """Bytes on the disk, which of sparse files are fewer than their size."""
+    with os.scandir(folder) as files:
+        return sum(file.stat().st_blocks for file in files) * 512
+
+
+def _allowed(folder: Path, limit: int) -> int:
+    disk = os.statvfs(folder)
+    return min(limit, int((_taken(folder) + disk.f_bavail * disk.f_frsize) * SHARE_OF_DISK))
+
+
+def _write(number: int, data: bytes | memoryview, place: int) -> None:
+    left = memoryview(data)
+    while left:
+        done = os.pwrite(number, left, place)
+        left, place = left[done:], place + done

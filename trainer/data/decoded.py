@@ -92,18 +92,22 @@ class InMemory:
         def decoded(data: bytes) -> Tensor:
             return decode(data, size, fit, max_pixels)
 
-        def load(index: int) -> None:
-            row, into_HWC = rows[index], self.image_NHWC[index]
+        def load(index: int) -> bool:
+            """Whether it was kept."""
+            row, into_HWC, was_kept = rows[index], self.image_NHWC[index], False
             try:
                 if kept is None:
                     into_HWC.copy_(decoded(images.get(row)).permute(1, 2, 0))
-                elif kept.load(images, row, into_HWC, decoded) and isinstance(images, Measured):
+                elif (was_kept := kept.load(images, row, into_HWC, decoded)) and isinstance(images, Measured):
                     images.measure(row)
             except Undecodable as error:
                 self.reasons[index] = f"{images.key(row)}: {error}"
+            return was_kept
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(load, _from_anywhere(len(rows)) if kept else range(len(rows))))
+            found = sum(pool.map(load, _from_anywhere(len(rows)) if kept else range(len(rows))))
+        if kept:
+            logger.info("%d of %d images were decoded on this node before", found, len(rows))
         if rows and len(self.reasons) > min(limit, len(rows) - 1):
             raise too_many([self.reasons[index] for index in sorted(self.reasons)], len(rows))
 

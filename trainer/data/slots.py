@@ -98,7 +98,8 @@ class Slots:
             return False
         try:
             with self._alone():
-                self._writes = _taken(self._folder) + self.row_bytes + EXTRA <= _allowed(self._folder, self._limit)
+                taken, allowed = self._room_in_folder()
+                self._writes = taken + self.row_bytes + EXTRA <= allowed
                 if self._writes:
                     _write(self._number, data.data, self._place(row))
                     # Last: a process that is killed between the two leaves a row that nobody reads.
@@ -152,23 +153,32 @@ class Slots:
             finally:
                 fcntl.flock(self._room, fcntl.LOCK_UN)
 
+    def _room_in_folder(self) -> tuple[int, int]:
+        """Bytes on the disk that its files take up, fewer than their sizes say, and that they may take up."""
+        taken = 0
+        with os.scandir(self._folder) as files:
+            for file in files:
+                with suppress(FileNotFoundError):
+                    taken += file.stat().st_blocks * 512
+        disk = os.statvfs(self._folder)
+        return taken, min(self._limit, int((taken + disk.f_bavail * disk.f_frsize) * SHARE_OF_DISK))
+
     def _make_room(self, path: Path, num_rows: int, wanted: np.ndarray | None) -> None:
-        allowed, each = _allowed(self._folder, self._limit), self.row_bytes + EXTRA
+        (taken, allowed), each = self._room_in_folder(), self.row_bytes + EXTRA
         is_there = np.zeros(num_rows, bool)
         marks = np.frombuffer(os.pread(self._number, num_rows, 0), np.uint8)
         is_there[: len(marks)] = marks == 1
         is_there = is_there if wanted is None else is_there[wanted]
         missing = each * int((~is_there).sum())
-        taken = _taken(self._folder)
         others = (other for other in self._folder.iterdir() if not other.suffix and other != path)
         for other in sorted(others, key=lambda file: file.stat().st_mtime_ns):
             if taken + missing <= allowed:
                 break
-            with other.open("rb") as file, suppress(BlockingIOError):
+            with other.open("r+b") as file, suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for gone in self._folder.glob(f"{other.name}*"):
                     gone.unlink()
-                taken = _taken(self._folder)
+                taken, allowed = self._room_in_folder()
         if taken + missing > allowed >= each * len(is_there):
             # Full of rows that nobody asks for any more, unless somebody does.
             with suppress(BlockingIOError):
@@ -177,17 +187,6 @@ class Slots:
         size = self._first + num_rows * self.row_bytes
         if os.fstat(self._number).st_size < size:
             self._file.truncate(size)
-
-
-def _taken(folder: Path) -> int:
-    """Bytes on the disk, which of sparse files are fewer than their size."""
-    with os.scandir(folder) as files:
-        return sum(file.stat().st_blocks for file in files) * 512
-
-
-def _allowed(folder: Path, limit: int) -> int:
-    disk = os.statvfs(folder)
-    return min(limit, int((_taken(folder) + disk.f_bavail * disk.f_frsize) * SHARE_OF_DISK))
 
 
 def _write(number: int, data: bytes | memoryview, place: int) -> None:

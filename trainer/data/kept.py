@@ -8,11 +8,11 @@ bytes are not those that the manifest names. A kept image is not read again.
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import PIL
 import torch
@@ -74,5 +74,5 @@ def kept_pixels(
 @cache
 def decoder() -> list[str]:
     """All that decides an image's pixels, beside its bytes and what is asked for."""
-    sources = [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in (decode, pictures)]
+    sources = [hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest() for module in (decode, pictures)]
     return [*sources, torch.__version__, torchvision.__version__, PIL.__version__]

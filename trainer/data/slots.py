@@ -17,12 +17,11 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-
-from trainer.data.images.cache import locked
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,10 @@ WRITTEN = b"\1"  # a mark
 PAGE = 4096
 # A row takes up a part of a page at either end, and one for its mark.
 EXTRA = 3 * PAGE
+# What room.lock says the folder takes up, or more; nothing where nobody has counted.
+TAKEN = struct.Struct("<q")
+# Rows between two looks at how much of the disk is free.
+LOOK_EVERY = 256
 # `struct flock`: kind, whence, start, length, pid.
 LOCK = struct.Struct("@hhqqi4x")
 # Longer than an image takes. Then its process hangs, or waits for a store that is away.
@@ -68,18 +71,18 @@ class Slots:
         self._folder, self._limit, self._threads = path.parent, limit, threading.Lock()
         self._first = -(-num_rows // PAGE) * PAGE
         self._writes = self._waits = True
-        with locked(self._folder / "room.lock"):
-            # Nobody removes a file without that lock, so what is opened here is there until it is held.
-            self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
-            try:
+        self._allowed = self._looked = 0
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            self._room = stack.enter_context(_opened(self._folder / "room.lock"))
+            with self._alone():
+                # Nobody removes a file without that lock, so what is opened here is there until it is held.
+                self._file = stack.enter_context(_opened(path))
                 self._number = self._file.fileno()
                 self._make_room(path, num_rows, wanted)
                 fcntl.flock(self._number, fcntl.LOCK_SH)
                 os.utime(self._number)
-                self._room = (self._folder / "room.lock").open("w")
-            except BaseException:
-                self._file.close()
-                raise
+            self._opened = stack.pop_all()
 
     def has(self, row: int) -> bool:
         with suppress(OSError):
@@ -98,8 +101,7 @@ class Slots:
             return False
         try:
             with self._alone():
-                taken, allowed = self._room_in_folder()
-                self._writes = taken + self.row_bytes + EXTRA <= allowed
+                self._writes = self._writes and self._take()  # another thread may have met its end meanwhile
                 if self._writes:
                     _write(self._number, data.data, self._place(row))
                     # Last: a process that is killed between the two leaves a row that nobody reads.
@@ -123,8 +125,7 @@ class Slots:
                 fcntl.fcntl(self._number, fcntl.F_OFD_SETLK, LOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, row, 1, 0))
 
     def close(self) -> None:
-        self._room.close()
-        self._file.close()
+        self._opened.close()
 
     def _claim(self, row: int) -> bool:
         asked, until = LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, row, 1, 0), time.monotonic() + PATIENCE_SECONDS
@@ -153,18 +154,35 @@ class Slots:
             finally:
                 fcntl.flock(self._room, fcntl.LOCK_UN)
 
-    def _room_in_folder(self) -> tuple[int, int]:
-        """Bytes on the disk that its files take up, fewer than their sizes say, and that they may take up."""
+    def _take(self) -> bool:
+        """Whether there is room for one more row, which then counts. To count files costs as much as to write."""
+        more, said = self.row_bytes + EXTRA, os.pread(self._room.fileno(), TAKEN.size, 0)
+        taken = TAKEN.unpack(said)[0] if len(said) == TAKEN.size else None
+        self._looked += 1
+        if taken is None or self._looked % LOOK_EVERY == 1 or taken + more > self._allowed:
+            taken = self._count()
+        if taken + more > self._allowed:
+            return False
+        self._say_taken(taken + more)
+        return True
+
+    def _count(self) -> int:
+        """Bytes on the disk that the folder's files take up, fewer than their sizes say."""
         taken = 0
         with os.scandir(self._folder) as files:
             for file in files:
                 with suppress(FileNotFoundError):
                     taken += file.stat().st_blocks * 512
         disk = os.statvfs(self._folder)
-        return taken, min(self._limit, int((taken + disk.f_bavail * disk.f_frsize) * SHARE_OF_DISK))
+        self._allowed = min(self._limit, int((taken + disk.f_bavail * disk.f_frsize) * SHARE_OF_DISK))
+        return taken
+
+    def _say_taken(self, taken: int) -> None:
+        with suppress(OSError):  # a full disk: rows are read all the same, and who writes counts first
+            os.pwrite(self._room.fileno(), TAKEN.pack(taken), 0)
 
     def _make_room(self, path: Path, num_rows: int, wanted: np.ndarray | None) -> None:
-        (taken, allowed), each = self._room_in_folder(), self.row_bytes + EXTRA
+        taken, each = self._count(), self.row_bytes + EXTRA
         is_there = np.zeros(num_rows, bool)
         marks = np.frombuffer(os.pread(self._number, num_rows, 0), np.uint8)
         is_there[: len(marks)] = marks == 1
@@ -172,21 +190,28 @@ class Slots:
         missing = each * int((~is_there).sum())
         others = (other for other in self._folder.iterdir() if not other.suffix and other != path)
         for other in sorted(others, key=lambda file: file.stat().st_mtime_ns):
-            if taken + missing <= allowed:
+            if taken + missing <= self._allowed:
                 break
             with other.open("r+b") as file, suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for gone in self._folder.glob(f"{other.name}*"):
                     gone.unlink()
-                taken, allowed = self._room_in_folder()
-        if taken + missing > allowed >= each * len(is_there):
+                taken = self._count()
+        if taken + missing > self._allowed >= each * len(is_there):
             # Full of rows that nobody asks for any more, unless somebody does.
             with suppress(BlockingIOError):
                 fcntl.flock(self._number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._file.truncate(0)
+                taken = self._count()
+        self._say_taken(taken)
         size = self._first + num_rows * self.row_bytes
         if os.fstat(self._number).st_size < size:
             self._file.truncate(size)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """To be read and written, and made where it is not there."""
+    return open(path, "r+b", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
 
 
 def _write(number: int, data: bytes | memoryview, place: int) -> None:

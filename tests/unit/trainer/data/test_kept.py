@@ -207,26 +207,28 @@ def test_a_folder_that_cannot_be_written_costs_time_and_no_more(
 def test_a_full_disk_costs_time_and_no_more(
     drawn: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written, pwrite = [0], os.pwrite
+    written, pwrite, expected = [0], os.pwrite, plain(drawn)
 
     def full(number: int, data: bytes, place: int) -> int:
-        written[0] += 1
-        if written[0] > 21:
+        written[0] += len(data) > 8  # a row
+        if written[0] > 11:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         # The last one that fits is cut short.
-        return pwrite(number, bytes(data)[: 100 if written[0] == 21 else None], place)
+        return pwrite(number, bytes(data)[: 100 if written[0] == 11 else None], place)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        assert loaded(drawn)["pixels"] == plain(drawn)
-    assert len([record for record in caplog.records if "nothing more is kept" in record.message]) == 1
-    assert loaded(drawn) == {"decoded": COUNT - 10, "pixels": plain(drawn), "reasons": []}
+        assert loaded(drawn)["pixels"] == expected
+        assert loaded(drawn)["decoded"] == COUNT - 10
+    assert len([record for record in caplog.records if "nothing more is kept" in record.message]) == 2
+    assert loaded(drawn) == {"decoded": COUNT - 10, "pixels": expected, "reasons": []}
+    assert loaded(drawn)["decoded"] == 0
 
 
 def test_half_of_a_free_disk_is_left(drawn: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "SHARE_OF_DISK", 0.0)
     assert [loaded(drawn)["decoded"] for _ in range(2)] == [COUNT, COUNT]
-    assert taken(folder) == 0
+    assert taken(folder) <= PAGE  # what says so
 
 
 def test_undecodable_and_changed_images_are_not_kept(drawn: Path, tmp_path: Path) -> None:

@@ -97,19 +97,17 @@ class Slots:
 
     def write(self, row: int, data: np.ndarray) -> bool:
         """Keep uint8 [row_bytes]; False where there is no room. Two that write a row have to write the same."""
-        if not self._writes:
-            return False
-        try:
-            with self._alone():
-                self._writes = self._writes and self._take()  # another thread may have met its end meanwhile
+        with self._alone():
+            try:
+                self._writes = self._writes and self._take()
                 if self._writes:
                     _write(self._number, data.data, self._place(row))
                     # Last: a process that is killed between the two leaves a row that nobody reads.
                     _write(self._number, WRITTEN, row)
-        except OSError as error:
-            logger.warning("nothing more is kept in %s, which costs time and no more: %s", self._folder, error)
-            self._writes = False
-        return self._writes
+            except OSError as error:
+                logger.warning("nothing more is kept in %s, which costs time and no more: %s", self._folder, error)
+                self._writes = False
+            return self._writes
 
     @contextmanager
     def claimed(self, row: int) -> Iterator[None]:

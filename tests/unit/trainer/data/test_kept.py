@@ -158,25 +158,30 @@ def test_what_does_not_fit_is_decoded_every_time(drawn: Path, folder: Path, monk
 
 
 def test_a_file_full_of_what_nobody_asks_for_is_begun_anew_unless_somebody_uses_it(tmp_path: Path) -> None:
-    first, second = np.arange(10), np.arange(10, 20)
-    row, limit = np.full(PAGE, 7, np.uint8), 14 * (PAGE + EXTRA)
+    first, second = np.arange(10), np.arange(100, 110)
+    row, limit = np.full(PAGE, 7, np.uint8), 10 * (PAGE + EXTRA)
 
     def filled(rows: np.ndarray) -> Slots:
-        made = Slots(tmp_path / "rows", 20, PAGE, limit, rows)
+        made = Slots(tmp_path / "rows", 200, PAGE, limit, rows)
         for each in rows.tolist():
             made.write(each, row)
         return made
 
     user = filled(first)
-    filled(np.arange(20)).close()  # takes what room there is
+    filled(np.arange(200)).close()  # takes what room there is
     assert all(map(user.has, first.tolist()))
     full = taken(tmp_path)
     other = filled(second)
     into = np.zeros(PAGE, np.uint8)
     assert all(user.read(each, into) and (into == 7).all() for each in first.tolist())
     assert full <= taken(tmp_path) <= limit
+    assert not any(map(other.has, second.tolist()))
     for each in user, other:
         each.close()
+    anew = filled(second)
+    assert [each for each in range(200) if anew.has(each)] == second.tolist()
+    assert taken(tmp_path) <= limit
+    anew.close()
 
 
 def test_a_file_in_use_is_never_removed(drawn: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,9 @@ def _apart(group: dict[str, str]) -> Manifest:
 
 
 def _cache(cache: Cache) -> Manifest:
+    if cache.host_path:
+        # Never made by the kubelet: it would be root's, and no run could write there.
+        return {"hostPath": {"path": cache.host_path, "type": "Directory"}}
     if cache.storage_class is None:
         return {"emptyDir": {"sizeLimit": cache.size}}
     claim = {

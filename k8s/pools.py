@@ -5,9 +5,9 @@ never a run's numbers.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from trainer.contract import plain
 from trainer.contract.frozen import Frozen
@@ -24,12 +24,21 @@ class NoCluster(ValueError):
 
 
 class Cache(Frozen):
-    """A disk of its own for every node: indexes, shards and teacher features that lie elsewhere."""
+    """A disk of its own for every node: what lies elsewhere or need not be computed again (docs/data.md)."""
 
     size: Quantity = "100Gi"
-    """Size of the disk."""
+    """Size of the disk; not of `host_path`."""
     storage_class: str | None = None
     """None = the node's own disk (emptyDir); else a volume of this class that lives as long as the pod."""
+    host_path: str | None = Field(None, pattern=r"^/.+")
+    """A folder that every node of the pool has and `run_as_user` can write: all runs on a node share it, whoever's they
+    are. Only for people who trust each other."""
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        if self.host_path and self.storage_class:
+            raise ValueError("host_path is a folder of the node, and storage_class a volume: one of them")
+        return self
 
 
 class Queue(Frozen):

@@ -7,6 +7,7 @@
     MCF_COMPILE     1 = torch.compile the networks, 0 = do not; default: on a GPU
     MCF_CELLS_A_PASS  cells that go through the networks together; default: what the machine holds (trainer/passes.py)
     MCF_TEACHER_CACHE_GIB   keep the teacher's features of the training images (trainer/teachers/tapcache.py)
+    MCF_PIXEL_CACHE_GIB     keep decoded images for all runs of this node (trainer/data/kept.py)
 
 Exit code: 0 succeeded, 1 failed (outcome.json says so when trying again is no use), 143 interrupted.
 """

@@ -44,9 +44,11 @@ def so_far(rounds: InRounds, comparisons: int, rows: list[ArmRow]) -> RoundsSoFa
     shares = [count / design.most for count in design.rounds]
     return RoundsSoFar(
         rounds=list(design.rounds), first=design.first, spending=design.spending, target=design.target,
-        futility=design.futility, looks=len(rounds.looks), is_over=rounds.is_over, is_cancelled=rounds.is_cancelled, comparisons=comparisons,
+        futility=design.futility, looks=len(rounds.looks), is_over=rounds.is_over, is_cancelled=rounds.is_cancelled,
+        comparisons=comparisons,
         levels=levels(design.rounds, shares, design.spending, ALPHA / max(1, comparisons)),
-        uncounted=_uncounted(rounds, rows), runs=runs, most_runs=most, hours_saved=saved if rounds.is_over and not rounds.is_cancelled else None,
+        uncounted=_uncounted(rounds, rows), runs=runs, most_runs=most,
+        hours_saved=saved if rounds.is_over and not rounds.is_cancelled else None,
     )  # fmt: skip
 
 

@@ -89,6 +89,30 @@ def test_a_run_whose_workers_are_killed_before_any_step_ends_and_says_so(
     assert "killed 4 times before they took a step" in outcome.reason
 
 
+def test_kept_pixels_change_no_weight_and_no_result(tiny_faces: Path, tmp_path: Path) -> None:
+    larger = small(tiny_faces, evaluation={"held_out": 8, "every": 10})
+    subset = small(tiny_faces, data={"uri": str(tiny_faces), "subset_size": 30})
+    cache, found = str(tmp_path / "cache"), {}
+    for name, run, gib in (
+        ("subset", subset, "1"), ("larger", larger, "1"), ("again", larger, "1"), ("without", larger, "0"),
+    ):  # fmt: skip
+        done = train_alone(run, tmp_path / name, MCF_CACHE_DIR=cache, MCF_PIXEL_CACHE_GIB=gib)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[name] = re.findall(r"(\d+ of \d+) images were decoded on this node before", done.stderr)
+    # The subset trained on, and held-out images: to draw them, and to measure them.
+    assert found["subset"][0] == "0 of 30"
+    assert found["larger"][0] == "30 of 40"
+    assert (found["again"][0], found["again"][-1], found["without"]) == ("40 of 40", "8 of 8", [])
+    expected = final_state(tmp_path / "without", STEPS)
+    results = [read_result(DirectoryStore(str(tmp_path / name))) for name in ("without", "larger", "again")]
+    for name in "larger", "again":
+        state = final_state(tmp_path / name, STEPS)
+        assert expected.keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in expected.items())
+    first, *others = (result.model_dump(exclude={"export"}) for result in results if result)
+    assert others == [first, first]
+
+
 def test_a_finished_run_is_not_trained_again(tiny_faces: Path, undisturbed: Path) -> None:
     assert train_alone(small(tiny_faces), undisturbed).returncode == 0
     assert len(read_sessions(DirectoryStore(str(undisturbed)))) == 1

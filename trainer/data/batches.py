@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, Mask, RunSpec
 from trainer.data.decode import decode
 from trainer.data.decoded import Decoded, InMemory, OnDemand, Shown, Waiting
+from trainer.data.kept import kept_pixels
 from trainer.data.landmarks import FaceParts, Measured, Points
 from trainer.data.manifest import DataError, Images, Rows, Split, read_manifest
 from trainer.data.nvjpeg import GpuDecoder, OnGpu, Undecoded
@@ -95,8 +96,11 @@ def slices(
     decoded: Decoded
     if workers:
         decoded = (Undecoded if gpu else OnDemand)(*subset)
+    elif gpu:
+        decoded = InMemory(*subset, GpuDecoder(device))
     else:
-        decoded = InMemory(*subset, GpuDecoder(device) if gpu else decode)
+        with kept_pixels(rows, run.input_size, run.data.fit, run.data.max_pixels) as kept:
+            decoded = InMemory(*subset, decode, kept)
     loader = DataLoader(
         _Cells(run, decoded, len(rows), parts, user_masks(run)),
         batch_size=None,

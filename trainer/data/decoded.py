@@ -20,12 +20,16 @@ from torch.utils.data import get_worker_info
 from trainer.contract import MAX_PIXELS
 from trainer.data.decode import Fit, decode
 from trainer.data.images.sorting import read_ahead
+from trainer.data.kept import KeptPixels, kept_pixels
+from trainer.data.landmarks import Measured
 from trainer.data.manifest import DataError, Images, Rows
 from trainer.data.pictures import Undecodable
 
 logger = logging.getLogger(__name__)
 
 NAMED = 5
+# Pids that follow each other begin far apart (Knuth's multiplicative hashing).
+GOLDEN = 2654435769
 
 Pixels = TypeVar("Pixels")
 Decoder = Callable[[bytes, int, Fit, int], Tensor]
@@ -76,20 +80,34 @@ class InMemory:
 
     def __init__(
         self, images: Images, rows: Rows | Sequence[int], size: int, fit: Fit, limit: int,
-        max_pixels: int = MAX_PIXELS, decode: Decoder = decode,
+        max_pixels: int = MAX_PIXELS, decode: Decoder = decode, kept: KeptPixels | None = None,
     ) -> None:  # fmt: skip
-        """Raises DataError when more than `limit` images cannot be decoded, or all."""
+        """`kept`: of these rows, where the decoder is the CPU's.
+
+        Raises DataError when more than `limit` images cannot be decoded, or all.
+        """
         self.image_NHWC = torch.zeros((len(rows), size, size, 3), dtype=torch.uint8)
         self.reasons: dict[int, str] = {}
 
-        def load(index: int) -> None:
+        def decoded(data: bytes) -> Tensor:
+            return decode(data, size, fit, max_pixels)
+
+        def load(index: int) -> bool:
+            """Whether it was kept."""
+            row, into_HWC, was_kept = rows[index], self.image_NHWC[index], False
             try:
-                self.image_NHWC[index] = decode(images.get(rows[index]), size, fit, max_pixels).permute(1, 2, 0)
+                if kept is None:
+                    into_HWC.copy_(decoded(images.get(row)).permute(1, 2, 0))
+                elif (was_kept := kept.load(images, row, into_HWC, decoded)) and isinstance(images, Measured):
+                    images.measure(row)
             except Undecodable as error:
-                self.reasons[index] = f"{images.key(rows[index])}: {error}"
+                self.reasons[index] = f"{images.key(row)}: {error}"
+            return was_kept
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(load, range(len(rows))))
+            found = sum(pool.map(load, _from_anywhere(len(rows)) if kept else range(len(rows))))
+        if kept:
+            logger.info("%d of %d images were decoded on this node before", found, len(rows))
         if rows and len(self.reasons) > min(limit, len(rows) - 1):
             raise too_many([self.reasons[index] for index in sorted(self.reasons)], len(rows))
 
@@ -151,6 +169,12 @@ class FirstDecodable(Generic[Pixels]):
             data = self.images.get(self.rows[index])
 
 
+def _from_anywhere(count: int) -> list[int]:
+    """All places, beginning at one of this process: runs that start together then divide the images among them."""
+    first = os.getpid() * GOLDEN % max(count, 1)
+    return [*range(first, count), *range(first)]
+
+
 def _empty(shape: tuple[int, ...]) -> Tensor:
     """uint8; in a worker process in memory it shares with the trainer, so that a slice is not copied on its way."""
     if get_worker_info() is None:
@@ -166,7 +190,8 @@ def load_images(
 
     Raises DataError when none can be decoded.
     """
-    loaded = InMemory(images, rows, size, fit, limit=len(rows), max_pixels=max_pixels)
+    with kept_pixels(rows, size, fit, max_pixels) as kept:
+        loaded = InMemory(images, rows, size, fit, limit=len(rows), max_pixels=max_pixels, kept=kept)
     for _, what in sorted(loaded.reasons.items()):
         logger.warning("another image stands in for one that cannot be decoded: %s", what)
     return loaded.get(range(len(rows))).image_BCHW

@@ -67,6 +67,11 @@ class Measured:
                 self._rows.discard(row)  # whoever decodes it says so
         return data
 
+    def measure(self, row: int) -> None:
+        """Read it if its size is wanted: its pixels are there without that."""
+        if row in self._rows and row not in self.size:
+            self.get(row)
+
 
 class FaceParts:
     """Where the parts of a face lie, of images that have been read."""

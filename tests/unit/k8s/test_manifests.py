@@ -106,6 +106,18 @@ def test_secrets_are_named_and_never_shown() -> None:
     assert "AWS_SECRET" not in as_text("private")
 
 
+def test_runs_of_a_node_share_a_folder_of_it_if_the_pool_says_so() -> None:
+    app, pool, processes = app_and_pool({**CPU, "cache": {"host_path": "/var/mcf"}}, {})
+    made = jobset_for(app, pool, processes=processes, namespace="mcf")
+    worker = made["spec"]["replicatedJobs"][-1]["template"]["spec"]["template"]["spec"]
+    [volume] = [volume for volume in worker["volumes"] if volume["name"] == "cache"]
+    assert volume == {"name": "cache", "hostPath": {"path": "/var/mcf", "type": "Directory"}}
+    assert {"name": "cache", "mountPath": "/cache"} in worker["containers"][0]["volumeMounts"]
+    for wrong in {"host_path": "mcf"}, {"host_path": "/var/mcf", "storage_class": "ssd"}:
+        with pytest.raises(ValueError, match="host_path"):
+            Pool(image="trainer", cache=wrong)
+
+
 def test_a_queue_holds_the_attempt_back_until_it_is_let_go() -> None:
     assert manifest("kueue")["spec"]["suspend"]
     assert not manifest("elastic")["spec"]["suspend"]

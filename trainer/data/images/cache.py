@@ -23,11 +23,16 @@ WAIT_SECONDS = 0.1
 
 def cache_bytes() -> int:
     """Raises DataError when MCF_CACHE_GIB is no number."""
-    asked = os.environ.get("MCF_CACHE_GIB", str(DEFAULT_GIB))
+    return bytes_allowed("MCF_CACHE_GIB", DEFAULT_GIB)
+
+
+def bytes_allowed(variable: str, default: float) -> int:
+    """What a variable says in GiB. Raises DataError when it is no number."""
+    asked = os.environ.get(variable, str(default))
     try:
         return int(float(asked) * 2**30)
-    except ValueError:
-        raise DataError(f"MCF_CACHE_GIB is {asked!r}; possible: a number, such as {DEFAULT_GIB}") from None
+    except (ValueError, OverflowError):
+        raise DataError(f"{variable} is {asked!r}; possible: a number of GiB, such as {default:g}") from None
 
 
 def kept_index(identity: str, write: Callable[[Path], object]) -> Index:

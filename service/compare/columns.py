@@ -78,9 +78,9 @@ def _columns(table: Comparison) -> dict[str, Column]:
             fields=lambda row: _fields(row.difference, "difference_", (*DIFFERENCE_FIELDS, *at_look)),
         ),
         "difference's interval": Column(
-            "repeated 95 % interval" if table.rounds else "95 % interval", lambda row: signed_interval(row.difference)
+            "repeated interval" if table.rounds else "95 % interval", lambda row: signed_interval(row.difference)
         ),
-        "p": Column("p (Holm, all looks)" if table.rounds else "p (Holm)", lambda row: p_value(row.difference)),
+        "p": Column("p (all looks)" if table.rounds else "p (Holm)", lambda row: p_value(row.difference)),
         "verdict": Column("verdict", lambda row: row.difference.verdict if row.difference else "", is_number=False),
         "pixels": Column(
             "raw pixels", lambda row: short(row.floors.pixels) if row.floors else "",

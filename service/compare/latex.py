@@ -50,7 +50,7 @@ def escape(text: str) -> str:
 
 
 def _heading(column: Column) -> str:
-    return escape(column.heading).replace(r"95 \%", r"95\,\%").replace("p (Holm", "$p$ (Holm")
+    return escape(column.heading).replace(r"95 \%", r"95\,\%").replace("p (", "$p$ (")
 
 
 def _set(name: str, text: str, row: ArmRow) -> str:

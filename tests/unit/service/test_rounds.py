@@ -333,7 +333,7 @@ def test_every_form_says_what_was_decided_when_and_how(bench: Bench, rounds: dic
         assert "decided after 4 of 12 seeds" in form
         assert "group-sequential Holm" in form
         assert "repeated" in form
-    assert "| p (Holm, all looks) |" in text
+    assert "| p (all looks) |" in text
     assert "difference_level" in csv.splitlines()[0]
     assert "rounds_decided_after" in csv.splitlines()[0]
     # Nothing is said of factors that no error rate stands behind.

@@ -26,7 +26,7 @@ from service.schemas.pools import PoolList, PoolView
 from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
 from service.states import Scope
-from trainer.contract import plain
+from trainer.contract import asked_subset_seed, plain
 
 if TYPE_CHECKING:
     import pandas
@@ -256,7 +256,12 @@ class Experiment:
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """Arm -> spec of the run of its first seed, with the digests of what it saw."""
-        return {arm.name: self._client.run(arm.trials[0].run_id).spec for arm in self.detail.arms}
+        found = {}
+        for arm in self.detail.arms:
+            # Two of them tell which images the arm asks for; one that is shared may say it otherwise.
+            specs = [self._client.run(trial.run_id).spec for trial in arm.trials[:2]]
+            found[arm.name] = {**specs[0], "data": {**specs[0]["data"], "subset_seed": asked_subset_seed(specs)}}
+        return found
 
     def runs(self) -> list[RunSummary]:
         return list(self._client.runs(self.id))

@@ -1,7 +1,7 @@
 """What arms would be with more images, where an experiment varies `data.subset_size`; power_law.py has the numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class SizedArm:
     """None before a run of it has finished."""
     values: Mapping[int, float]
     """Seed -> the ranking metric."""
+    draws: Mapping[int, str] = field(default_factory=dict)
+    """Seed -> digest of the images that it was trained on."""
 
 
 def forecasts(arms: Sequence[SizedArm], size: int, *, higher_is_better: bool) -> Forecasts:
@@ -57,6 +59,15 @@ def _points(arms: Sequence[SizedArm]) -> dict[int, Mapping[int, float]]:
     return {arm.size: arm.values for arm in arms if arm.size is not None}
 
 
+def _shares_draw(arms: Sequence[SizedArm]) -> bool:
+    """Whether all seeds were trained on the same images at each size.
+
+    Not asked of the largest size, which may be all the images there are: they are the same whatever the draw.
+    """
+    *smaller, _ = sorted((arm for arm in arms if arm.size is not None), key=lambda arm: arm.size or 0)
+    return all(len(set(arm.draws.values())) == 1 for arm in smaller)
+
+
 def _arm(others: Others, arms: Sequence[SizedArm], one: Forecast | str, size: int) -> ArmForecast:
     named = ArmForecast(
         name=" ".join(f"{name}={level}" for name, level in others) or "all arms", levels=dict(others),
@@ -69,6 +80,7 @@ def _arm(others: Others, arms: Sequence[SizedArm], one: Forecast | str, size: in
     return named.model_copy(update={
         "at_size": _predicted(one.at_size), "check": _predicted(one.check), "check_holds": one.check_holds,
         "seen": one.seen, "limit": curve.limit, "seeds": curve.seeds, "means": curve.means,
+        "shares_draw": _shares_draw(arms),
         # The last one as the table has it, which knows more than the curve: how much the first size matters.
         "curve": [
             *(CurvePoint(size=float(n), **vars(_predicted(curve.at(float(n))))) for n in along[:-1]),

@@ -116,5 +116,7 @@ def _digests(spec: Mapping[str, Any], result: Result | None) -> Iterator[Digest]
         if (found := spec.get("evaluation", {}).get(stage, {})) and (sha256 := found.get("sha256")):
             yield Digest(what=f"{stage}: {found['benchmark']}", name=found["uri"], sha256=sha256)
     if result:
-        yield Digest(what="data subset", name=f"{result.subset_size:,} images", sha256=result.subset_digest)
+        seed = spec["data"].get("subset_seed", 0)
+        drawn = f"{result.subset_size:,} images, subset seed {spec['seed'] if seed == 'run' else seed}"
+        yield Digest(what="data subset", name=drawn, sha256=result.subset_digest)
         yield Digest(what="held-out images", name="", sha256=result.held_out_digest)

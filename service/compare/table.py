@@ -161,7 +161,7 @@ def _forecast(arms: Sequence[ArmTrials], metric: RankingMetric | None, size: int
     sized = [
         SizedArm(
             arm.levels, arm.is_baseline, max((t.result.subset_size for t in arm.trials if t.result), default=None),
-            _values(arm, metric),
+            _values(arm, metric), {t.seed: t.result.subset_digest for t in arm.trials if t.result},
         )
         for arm in arms
     ]  # fmt: skip

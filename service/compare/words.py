@@ -5,7 +5,16 @@ from collections.abc import Sequence
 
 from service.compare import round_words
 from service.compare.stats import MIN_PAIRS, MOST_SEEDS
-from service.schemas.comparison import ArmRow, Comparison, Factor, FactorLevel, Interaction, SeedValue, Standing
+from service.schemas.comparison import (
+    ArmForecast,
+    ArmRow,
+    Comparison,
+    Factor,
+    FactorLevel,
+    Interaction,
+    SeedValue,
+    Standing,
+)
 from service.text import short
 
 BEYOND_CHANCE = "by more than chance would explain"
@@ -178,6 +187,7 @@ def _forecast(table: Comparison) -> list[str]:
         else:
             which = f" for {arm.name}" if arm.levels else ""
             told.append(f"There is no forecast{which}: {arm.declined}.")
+    told += _draws(found.arms)
     told += [_standing(standing, found.size) for standing in found.standings]
     if found.is_far:
         told.append(
@@ -185,6 +195,18 @@ def _forecast(table: Comparison) -> list[str]:
             "forecast for a guess, whatever its interval."
         )
     return told
+
+
+def _draws(arms: Sequence[ArmForecast]) -> list[str]:
+    forecast = [arm for arm in arms if arm.at_size]
+    shared = [arm.name for arm in forecast if arm.shares_draw]
+    if not shared:
+        return []
+    which = "" if len(shared) == len(forecast) else f" of {_first(shared)}"
+    return [
+        f"All seeds{which} share one draw of images, and the interval does not count what another draw would change; "
+        "with `data.subset_seed: run` each seed draws its own."
+    ]
 
 
 def _standing(standing: Standing, size: int) -> str:

@@ -5,8 +5,9 @@ numbers (service/compare/rounds.py); written down are the seeds that had finishe
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -18,7 +19,7 @@ from service.compare.table import ArmTrials, course_of, metric_of
 from service.experiments.service import WantedRun, add_trials
 from service.states import RunState
 from service.tables import Experiment, Run
-from trainer.contract import RunSpec
+from trainer.contract import RunSpec, asked_subset_seed
 
 
 def close_round(session: Session, experiment: Experiment, now: datetime) -> bool:
@@ -66,15 +67,28 @@ def _going_on(experiment: Experiment, arms: Collection[ArmTrials], rounds: InRou
     return course_of(list(arms), metric, rounds).going_on(so_far)
 
 
-def _samples(session: Session, experiment: Experiment, arms: Collection[ArmTrials]) -> Mapping[int, Run]:
-    """A run of each arm: but for the seed, the next ones are the same. Its own rather than one that it shares."""
+@dataclass(frozen=True)
+class Sample:
+    """A run of an arm: but for the seed, the next ones are the same."""
+
+    run: Run
+    subset_seed: int | Literal["run"]
+    """What the arm asks for; a run that it shares may say the same otherwise."""
+
+
+def _samples(session: Session, experiment: Experiment, arms: Collection[ArmTrials]) -> Mapping[int, Sample]:
+    """One of each arm: its own rather than one that it shares."""
     found = {}
     for arm in arms:
-        runs = session.scalars(select(Run).where(Run.id.in_([trial.run_id for trial in arm.trials])).order_by(Run.id))
-        found[arm.id] = max(runs, key=lambda run: run.home_id == experiment.id)
+        ids = [trial.run_id for trial in arm.trials]
+        runs = session.scalars(select(Run).where(Run.id.in_(ids)).order_by(Run.id)).all()
+        own = max(runs, key=lambda run: run.home_id == experiment.id)
+        found[arm.id] = Sample(own, asked_subset_seed(run.spec for run in runs))
     return found
 
 
-def _wanted(sample: Run, seed: int, arm_id: int) -> WantedRun:
+def _wanted(sample: Sample, seed: int, arm_id: int) -> WantedRun:
     # Not looked for again: data and teacher are those of the first round, by their digests.
-    return WantedRun(RunSpec.model_validate({**sample.spec, "seed": seed}), sample.total_steps, arm_id)
+    spec = sample.run.spec
+    asked = {**spec, "seed": seed, "data": {**spec["data"], "subset_seed": sample.subset_seed}}
+    return WantedRun(RunSpec.model_validate(asked), sample.run.total_steps, arm_id)

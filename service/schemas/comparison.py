@@ -236,6 +236,9 @@ class ArmForecast(Part):
     seen: float | None = None
     """What it was there: mean over the seeds that have finished at every size."""
     seeds: int | None = None
+    shares_draw: bool | None = None
+    """Whether all seeds were trained on the same images at each size: the interval then does not count what other
+    images would change."""
     limit: float | None = None
     """a: what no number of images would get past, if the curve holds."""
     means: list[tuple[int, float]] = Field(default_factory=list)

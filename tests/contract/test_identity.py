@@ -59,6 +59,17 @@ def test_the_decoder_is_in_the_pretraining_where_it_is_not_the_cpus() -> None:
     assert by_gpu.digest != by_cpu.digest
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_run_that_draws_by_its_own_seed_is_the_one_that_names_the_number(seed: int) -> None:
+    def drawn(subset_seed: int | str) -> RunSpec:
+        return spec({**BASE, "seed": seed, "data": {**BASE["data"], "subset_size": 1000, "subset_seed": subset_seed}})
+
+    assert identity(drawn("run")) == identity(drawn(seed))
+    assert drawn("run").subset_seed == drawn(seed).subset_seed == seed
+    assert identity(drawn("run")) != identity(drawn(7))
+    assert drawn("run").data.subset_seed == "run", "what was asked for is kept"
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_where_files_are_and_how_often_is_logged_makes_no_other_run(name: str) -> None:
     one, other = (identity(spec(asked)) for asked in SAME[name])

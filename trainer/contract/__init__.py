@@ -33,10 +33,12 @@ from trainer.contract.run import (
     RunSpec,
     Schedule,
     TeacherSpec,
+    asked_subset_seed,
 )  # fmt: skip
 
 __all__ = [
     "ENCODERS", "EXPORTED_ARCH", "IMAGENET_MEAN", "IMAGENET_STD", "MAX_PIXELS", "PARTS", "Batch", "Cadence",
     "Code", "Contrastive", "Data", "DecoderSpec", "Ema", "EncoderSpec", "Evaluation", "ExperimentSpec", "Initial",
     "Mask", "Optimizer", "Part", "Pixels", "Placement", "Problem", "RunSpec", "Schedule", "SpecError", "TeacherSpec",
+    "asked_subset_seed",
 ]  # fmt: skip

@@ -198,12 +198,17 @@ def _baseline(
 
 def _duplicates(arms: list[Arm]) -> Iterator[Problem]:
     first: dict[str, str] = {}
+    runs = [run for arm in arms for run in arm.runs.values()]
+    # One seed tells for all of them, but that `subset_seed: run` and a number are the same run at that seed alone.
+    alone = any(run.data.subset_seed == "run" for run in runs)
+    seeds = dict.fromkeys(run.seed for run in (runs if alone else runs[:1]))
     for arm in arms:
-        digest = next(iter(arm.runs.values())).digest
-        if digest in first:
-            asked = f"{first[digest]!r} and {arm.name!r}, which are the same run"
+        digests = {arm.runs[seed].digest: seed for seed in seeds}
+        if same := [digest for digest in digests if digest in first]:
+            at = "" if len(same) == len(digests) else f" with seed {digests[same[0]]}"
+            asked = f"{first[same[0]]!r} and {arm.name!r}, which are the same run{at}"
             yield Problem(field="factors", asked=asked, possible="arms that differ")
-        first.setdefault(digest, arm.name)
+        first = dict.fromkeys(digests, arm.name) | first
 
 
 def _rankings(spec: ExperimentSpec, arms: list[Arm]) -> Iterator[Problem]:

@@ -22,6 +22,9 @@ ADDRESSES = {
 
 def pretraining(run: "RunSpec") -> str:
     """Digest of what decides the weights: everything but evaluation and cadence, and the images that are held out."""
+    if run.data.subset_seed == "run":
+        # As a number before anything is left out: it may be the default.
+        run = run.model_copy(update={"data": run.data.model_copy(update={"subset_seed": run.subset_seed})})
     asked = run.model_dump(mode="json", exclude_defaults=True, exclude={"evaluation", "cadence"})
     for name, addresses in ADDRESSES.items():
         *above, part = name.split(".")

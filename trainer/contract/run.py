@@ -6,7 +6,7 @@ run, so equal specs are one run (identity.py).
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
@@ -43,9 +43,10 @@ class Data(Asked):
     index: str | None = None
     """Index that `mcf data index` wrote: a path or s3:// address. Default: the data is listed (docs/data.md)."""
     subset_size: int | None = Field(None, ge=1)
-    """Images to train on. Default: all that are not held out. Subsets of one seed are nested."""
-    subset_seed: int = Field(0, ge=0)
-    """Which images a subset takes."""
+    """Images to train on. Default: all that are not held out. Subsets of one `subset_seed` are nested."""
+    subset_seed: Annotated[int, Field(ge=0)] | Literal["run"] = 0
+    """Which images a subset takes. A number: the same for every seed. `run`: the run's own seed, so that every seed
+    draws images of its own."""
     fit: Literal["crop", "squash"] = "crop"
     """How an image becomes square. `crop`: resize the short side, cut out the centre. `squash`: resize both sides."""
     decoder: Literal["cpu", "nvjpeg"] = "cpu"
@@ -376,6 +377,12 @@ class RunSpec(Asked):
     evaluation: Evaluation = Evaluation()
 
     @property
+    def subset_seed(self) -> int:
+        """The number that decides which images a subset takes."""
+        asked = self.data.subset_seed
+        return self.seed if asked == "run" else asked
+
+    @property
     def num_patches(self) -> int:
         """L: patches of one image."""
         return (self.input_size // self.encoder.patch) ** 2
@@ -446,3 +453,16 @@ class RunSpec(Asked):
         elif found:
             raise SpecError(found)
         return self
+
+
+def asked_subset_seed(specs: Iterable[Mapping[str, Any]]) -> int | Literal["run"]:
+    """What an arm asks of `data.subset_seed`, by the specs of its runs.
+
+    One does not tell: an equal run of another experiment is shared, and may say 3 where this arm says `run`.
+    """
+    runs = {spec["seed"]: spec["data"].get("subset_seed", 0) for spec in specs}
+    asked: int | Literal["run"] = next(iter(runs.values()))
+    if len(runs) < 2:
+        return asked
+    own = all(number in ("run", seed) for seed, number in runs.items())
+    return "run" if own else next(number for number in runs.values() if number != "run")

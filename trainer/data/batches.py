@@ -61,7 +61,7 @@ def split_of(run: RunSpec) -> Split:
             f"the spec says {run.data.sha256}"
         )
     return manifest.split(
-        held_out=run.evaluation.held_out, subset_size=run.data.subset_size, subset_seed=run.data.subset_seed
+        held_out=run.evaluation.held_out, subset_size=run.data.subset_size, subset_seed=run.subset_seed
     )
 
 

@@ -299,6 +299,7 @@ def test_the_report_holds_spec_numbers_and_digests_and_forbids_itself_to_load_an
     assert {(item.what, item.sha256) for item in found.digests} == {
         ("data", run.spec["data"]["sha256"]), ("data subset", "0" * 64), ("held-out images", "1" * 64),
     }  # fmt: skip
+    assert "28 images, subset seed 0" in {item.name for item in found.digests}
 
 
 def test_logs_are_followed_until_the_run_has_ended(scene: Scene, spec: dict[str, Any]) -> None:

@@ -187,6 +187,34 @@ def test_a_check_that_fails_is_told() -> None:
     assert not any("do not believe" in word for word in table.words)
 
 
+def drawing(arm: ArmTrials, own: bool) -> ArmTrials:
+    """All seeds share their images, or each has its own; 10,000 are all there are."""
+
+    def draw(seed: int, size: int) -> str:
+        return f"{seed if own and size < 10_000 else 0}, {size}"
+
+    trials = []
+    for one in arm.trials:
+        assert one.result
+        update = {"subset_digest": draw(one.seed, one.result.subset_size)}
+        trials.append(replace(one, result=one.result.model_copy(update=update)))
+    return replace(arm, trials=trials)
+
+
+def test_a_draw_that_all_seeds_share_is_told_to_be_left_out_of_the_interval() -> None:
+    shared, own = ([drawing(one, own) for one in experiment()] for own in (False, True))
+    told = [word for word in made(shared).words if "subset_seed" in word]
+    assert told == [
+        "All seeds share one draw of images, and the interval does not count what another draw would change; with "
+        "`data.subset_seed: run` each seed draws its own."
+    ]
+    assert "subset_seed" not in " ".join(made(own).words)
+    one_of_two = made([*own[:4], *shared[4:]])
+    assert one_of_two.forecast
+    assert [arm.shares_draw for arm in one_of_two.forecast.arms] == [False, True]
+    assert "All seeds of mask_ratio=0.5 share one draw" in " ".join(one_of_two.words)
+
+
 def test_without_being_asked_for_there_is_no_forecast() -> None:
     table = made(experiment(), size=None)
     assert table.forecast is None

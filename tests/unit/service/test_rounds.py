@@ -21,6 +21,7 @@ from service.schemas.experiments import ExperimentState
 from service.states import RunState
 from service.tables import Arm, Run, Trial
 from tests.unit.service.bench import Bench, Killed
+from trainer.contract import RunSpec
 from trainer.contract.records import Metric
 from trainer.resolve import check_and_resolve
 from trainer.weights.sources import FILES_ONLY
@@ -142,6 +143,26 @@ def test_between_two_rounds_the_experiment_runs_and_says_what_it_waits_for(
     assert row(found, SAME).rounds.goes_on
     assert not row(found, BETTER).rounds.goes_on
     assert any("1 of 3 looks taken" in word for word in found.words)
+
+
+@on_sqlite
+@pytest.mark.parametrize("asked", ["run", 2])
+def test_later_seeds_draw_their_images_as_the_arm_asks_whatever_a_run_says_that_it_shares(
+    bench: Bench, rounds: dict[str, Any], asked: int | str
+) -> None:
+    # Before it, others have asked for all of its first runs, in the other words where there are any.
+    for seed in range(4):
+        said = seed if asked == "run" else "run" if seed == asked else asked
+        data = {**rounds["base"]["data"], "subset_size": 8, "subset_seed": said}
+        bench.submit(rounds | {"base": {**rounds["base"], "data": data}, "seeds": [seed]})
+    before = len(bench.runs())
+    data = {**rounds["base"]["data"], "subset_size": 8, "subset_seed": asked}
+    experiment = bench.submit(rounds | {"base": {**rounds["base"], "data": data}})
+    assert len(bench.runs()) == before
+    run_to_the_end(bench, experiment)
+    later = [RunSpec.model_validate(run.spec) for run in bench.runs() if run.spec["seed"] >= 4]
+    assert len(later) == 16
+    assert {run.data.subset_seed for run in later} == {asked}
 
 
 @contextmanager

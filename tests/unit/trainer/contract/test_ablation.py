@@ -84,6 +84,26 @@ def test_arms_that_differ_in_words_only_are_duplicates(tiny_faces: Path) -> None
     assert "the same run" in problems(request(tiny_faces, factors=factors))["factors"]
 
 
+def test_every_seed_of_an_arm_may_draw_its_own_subset(tiny_faces: Path) -> None:
+    factors = {"data.subset_seed": ["run", 5]}
+    one, other = check_and_resolve(request(tiny_faces, factors=factors, seeds=3)).arms
+    assert (one.name, other.name) == ("subset_seed=run", "subset_seed=5")
+    assert [run.subset_seed for run in one.runs.values()] == [0, 1, 2]
+    assert [run.subset_seed for run in other.runs.values()] == [5, 5, 5]
+
+
+def test_arms_that_are_the_same_run_at_one_seed_are_duplicates(tiny_faces: Path) -> None:
+    factors = {"data.subset_seed": ["run", 2]}
+    told = problems(request(tiny_faces, factors=factors, seeds=3))["factors"]
+    assert told == "'subset_seed=run' and 'subset_seed=2', which are the same run with seed 2; arms that differ"
+
+
+@pytest.mark.parametrize("asked", ["seed", -1, None])
+def test_what_is_no_seed_of_a_subset_is_refused_with_what_is(asked: Any, tiny_faces: Path) -> None:
+    told = problems(request(tiny_faces, base={"data": {"uri": str(tiny_faces), "subset_seed": asked}}))
+    assert "'run'" in told["data.subset_seed"]
+
+
 def test_seeds_are_not_an_axis(tiny_faces: Path) -> None:
     assert list(problems(request(tiny_faces, factors={"seed": [1, 2]}))) == ["factors.seed"]
 

@@ -44,6 +44,16 @@ def test_a_slice_is_what_the_draws_say_at_its_positions(tiny_run: RunSpec) -> No
     assert np.array_equal(cell.target_BL, mask_noise(0, drawn, View.TARGET, 64))
 
 
+def test_with_the_word_run_every_seed_draws_the_subset_of_its_number(tiny_run: RunSpec) -> None:
+    def trained_on(seed: int, subset_seed: int | str) -> str:
+        data = {**tiny_run.data.model_dump(), "subset_size": 8, "subset_seed": subset_seed}
+        return split_of(RunSpec.model_validate({**tiny_run.model_dump(), "seed": seed, "data": data})).train.digest
+
+    own = [trained_on(seed, "run") for seed in range(4)]
+    assert own == [trained_on(9, number) for number in range(4)]
+    assert len(set(own)) == 4
+
+
 def test_ranks_see_together_what_one_sees_alone_also_after_a_resume(tiny_run: RunSpec) -> None:
     alone = torch.stack([cell.image_BCHW for cell in all_slices(tiny_run, 0, 1, range(2))])
     ranks = [[cell.image_BCHW for cell in all_slices(tiny_run, rank, 2, range(1, 2))] for rank in range(2)]

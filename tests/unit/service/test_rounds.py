@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 from sqlalchemy import event, func, select
 
+from service.cli import show
 from service.compare import plaintext
 from service.compare.headline import headline
 from service.compare.latex import latex
-from service.compare.service import comparison_of
+from service.compare.reproduce import other_runs
+from service.compare.service import comparison_of, report_of
 from service.errors import NotExtendable
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
 from service.schemas.comparison import Comparison
-from service.schemas.experiments import ExperimentState
+from service.schemas.experiments import ExperimentDetail, ExperimentState
+from service.settings import Settings
 from service.states import RunState
 from service.tables import Arm, Run, Trial
 from tests.unit.service.bench import Bench, Killed
+from tests.unit.service.test_api import Scene
 from trainer.contract import RunSpec
 from trainer.contract.records import Metric
 from trainer.resolve import check_and_resolve
@@ -384,6 +388,36 @@ def test_a_dry_run_says_what_the_first_round_is(http_plan: Callable[[dict[str, A
     plan = http_plan(rounds)
     assert [sum(run["round"] == number for run in plan["runs"]) for number in (1, 2, 3)] == [12, 12, 12]
     assert 0 < plan["first_round_gpu_hours"] < plan["estimated_gpu_hours"]
+
+
+@on_sqlite
+def test_what_a_report_of_rounds_lacks_was_not_needed_and_is_no_other_run(bench: Bench, rounds: dict[str, Any]) -> None:
+    experiment = bench.submit(rounds)
+    run_to_the_end(bench, experiment)
+    plan = experiments.plan(bench.db, check_and_resolve(rounds), bench.settings, bench.cluster)
+    with bench.db.read() as session:
+        report = report_of(session, experiment, None)
+    assert other_runs(report, plan) == []
+    moved = [run.model_copy(update={"id": "r0"}) if run.seed == 0 else run for run in plan.runs]
+    assert len(other_runs(report, plan.model_copy(update={"runs": moved}))) == 3
+
+
+def test_pages_and_terminal_say_which_round_it_is_and_the_form_offers_no_seeds(
+    settings: Settings, rounds: dict[str, Any]
+) -> None:
+    scene = Scene(settings)
+    made = scene.http.post("/v1/experiments", json=rounds).json()
+    assert made["rounds"] == {"seeds": [4, 8, 12], "number": 1, "is_over": False}
+    said = "round 1 of 3 (up to 4 of 12 seeds)"
+    assert said in show.counts(ExperimentDetail.model_validate(made))
+    page = scene.http.get(f"/experiments/{made['id']}").text
+    assert said in page
+    assert "tested first at the look after 4 of 12 seeds" in page or "No run has finished yet" in page
+    assert said in scene.http.get("/").text
+    form = scene.http.get(f"/experiments/{made['id']}/extend").text
+    assert "allows for no other looks" in form
+    assert 'name="seeds"' not in form
+    scene.db.engine.dispose()
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def _cost(table: Comparison) -> dict[str, Column]:
 ROUNDS = {
     "rounds": Column(
         "rounds", lambda row: row.rounds.words if row.rounds else "", is_number=False,
-        fields=lambda row: _fields(row.rounds, "rounds_", ("goes_on", "decided_after", "chance")),
+        fields=lambda row: _fields(row.rounds, "rounds_", ("goes_on", "decided_after", "worse_than", "chance")),
     )
 }  # fmt: skip
 SPEED = {

@@ -60,7 +60,7 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
     if found is None or found.mean is None or found.n < MIN_PAIRS:
         shared = found.n if found else 0
         return (
-            "Too early to say",
+            "No verdict" if table.rounds and table.rounds.is_over else "Too early to say",
             f"A verdict needs {MIN_PAIRS} seeds in common with {baseline}; this arm has {shared}.",
         )
     assert table.metric  # the arm has a rank
@@ -82,7 +82,7 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
             if more and _few(more)
             else ""
         )
-        waits = f" It waits for {next_look(table.rounds)}." if table.rounds and not table.rounds.is_over else ""
+        waits = _waits(table)
         return "Not shown" if not waits else "Not shown yet", (
             f"It leads {baseline} by {by}, but chance could explain that ({_tested(table, found)}).{needed}{waits}"
         )
@@ -93,14 +93,14 @@ def _among_all(table: Comparison, rounds: RoundsSoFar, best: ArmRow) -> tuple[st
     """Where the question is which arm is best: every arm is tested against every other."""
     if not rounds.looks:
         return _before_the_first_look(rounds)
-    left = [row.name for row in table.arms if row.rounds and row.rounds.worse_than is None]
-    out = len(table.arms) - len(left)
-    if left == [best.name]:
-        return "Yes", (
-            f"Each of the {out} other arms is shown to be worse than another {BEYOND_CHANCE} ({TESTED}): only this one "
-            "is left."
+    ranked = [row for row in table.arms if row.rank is not None]
+    left = [row.name for row in ranked if row.rounds and row.rounds.worse_than is None]
+    if left == [best.name] and len(ranked) > 1:
+        return (
+            "Yes",
+            f"Every other arm is shown to be worse than another {BEYOND_CHANCE} ({TESTED}): only this one is left.",
         )
-    told = f"{len(left)} of {len(table.arms)} arms are not shown to be worse than another: {'; '.join(left)}."
+    told = f"{len(left)} of {len(ranked)} arms are not shown to be worse than another: {'; '.join(left)}."
     if rounds.is_over:
         return "Not shown", told
     return "Not shown yet", f"{told} Those that go on wait for {next_look(rounds)}."
@@ -119,22 +119,29 @@ def _for_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
     worse = sum(row.difference.verdict == "worse" for row in others if row.difference)
     if worse == len(others):
         return "Yes", f"The best arm is the baseline, and every other arm loses to it {BEYOND_CHANCE}."
+    if table.rounds and not table.rounds.looks:
+        return _before_the_first_look(table.rounds)
     if all(row.difference.n < MIN_PAIRS for row in others if row.difference):
-        return "Too early to say", (
+        return "No verdict" if table.rounds and table.rounds.is_over else "Too early to say", (
             f"The best arm is the baseline. A verdict needs {MIN_PAIRS} seeds in common; no other arm has them yet."
         )
     if all(is_without_spread(row) for row in others):
         return "No verdict", (
             "The best arm is the baseline, but no test is possible: every difference to it is the same at every seed."
         )
+    waits = _waits(table)
     if worse == 0:
-        return "Not shown", (
-            "The best arm is the baseline, but chance could explain its lead over every arm that was tested."
+        return "Not shown yet" if waits else "Not shown", (
+            f"The best arm is the baseline, but chance could explain its lead over every arm that was tested.{waits}"
         )
     return (
         "For some arms",
-        f"The best arm is the baseline; {worse} of the {len(others)} other arms lose to it {BEYOND_CHANCE}.",
+        f"The best arm is the baseline; {worse} of the {len(others)} other arms lose to it {BEYOND_CHANCE}.{waits}",
     )
+
+
+def _waits(table: Comparison) -> str:
+    return f" Arms are tested next at {next_look(table.rounds)}." if table.rounds and not table.rounds.is_over else ""
 
 
 def _cautions(table: Comparison, best: ArmRow) -> list[str]:
@@ -150,7 +157,8 @@ def _cautions(table: Comparison, best: ArmRow) -> list[str]:
             "say nothing about training."
         )
     second = next((row for row in table.arms if row is not best and row.probe and row.probe.mean is not None), None)
-    if second and second.probe and not best.is_baseline and not second.is_baseline:
+    pairs = table.rounds is not None and table.rounds.target is Target.BEST
+    if second and second.probe and not (pairs or best.is_baseline or second.is_baseline):
         told.append(
             f"The best and the second ({second.name}, {short(second.probe.mean)}) are not tested against each other: "
             "each is tested against the baseline."

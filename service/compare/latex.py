@@ -74,7 +74,7 @@ def _mark(row: ArmRow) -> str:
 
 
 def _notes(table: Comparison) -> list[str]:
-    unit = "Mean $\\pm$ standard deviation over seeds; intervals are Student's $t$."
+    unit = "Mean $\\pm$ standard deviation over seeds; intervals of means are Student's $t$."
     notes = [unit] if table.metric else []
     if table.metric and table.metric.name.startswith("sanity/"):
         notes.append(f"{escape(table.metric.note)}.")

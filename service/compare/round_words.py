@@ -23,16 +23,17 @@ def method(rounds: RoundsSoFar) -> str:
     against = "pairs of arms" if rounds.target is Target.BEST else "differences to the baseline"
     levels = _and([f"{level:.2g}" for level in rounds.levels])
     stop = (
-        f"; arms whose predictive power was below {percent(rounds.futility)} got no more seeds, which the error rate "
+        f"; arms whose predictive power was below {percent(rounds.futility)} get no more seeds, which the error rate "
         "does not rely on"
         if rounds.futility
         else ""
     )
     return (
-        f"Method: {against} ({rounds.comparisons}) were tested after {_and(map(str, rounds.rounds))} seeds by the "
-        f"paired t test, group-sequential Holm at 5 % over all looks, error spending {SPENT[rounds.spending]} "
-        f"(two-sided levels of the t test, for the first difference to be shown: {levels}); p is the smallest error "
-        f"rate that shows a difference, and intervals of differences are repeated confidence intervals{stop}."
+        f"Method: {against} ({rounds.comparisons}) are tested by the paired t test after "
+        f"{_and(map(str, rounds.rounds))} seeds (looks taken: {rounds.looks}), group-sequential Holm at 5 % over all "
+        f"looks, error spending {SPENT[rounds.spending]} (two-sided levels of the t test, for the first difference to "
+        f"be shown: {levels}); p is the smallest error rate at which that look shows the difference, and intervals of "
+        f"differences are repeated confidence intervals{stop}."
     )
 
 
@@ -50,18 +51,23 @@ def _progress(table: Comparison, rounds: RoundsSoFar) -> str:
             f"Seeds come in rounds, and not all are trained yet: {looks}, {rounds.runs} of at most {most} runs asked "
             f"for. Arms are tested next at {next_look(rounds)}."
         )
-    saved = most - rounds.runs
-    cost = f", about {hours(rounds.hours_saved)} {table.hours}" if rounds.hours_saved else ""
-    if not saved:
-        return f"Seeds came in rounds, and all {most} runs were needed."
-    return f"Seeds came in rounds: {rounds.runs} of at most {most} runs were needed, which saved {saved} runs{cost}."
+    if rounds.runs == most:
+        return f"Seeds came in rounds, and all {most} runs were asked for."
+    if not rounds.runs_saved:
+        return (
+            f"Seeds came in rounds, and no more were given out after {rounds.runs} of at most {most} runs, because too "
+            "few had finished to test anything. Runs that are retried now are in no look: submit a new experiment, "
+            "which shares those that have finished."
+        )
+    saved = f"which saved {count(rounds.runs_saved, 'run')}, about {hours(rounds.hours_saved)} {table.hours}"
+    return f"Seeds came in rounds: {rounds.runs} of at most {most} runs were trained, {saved}."
 
 
 def _arms(rows: Sequence[ArmRow]) -> list[str]:
     known = [(row.name, row.rounds) for row in rows if row.rounds]
     told = []
-    if decided := [f"{name} {found.words.removeprefix('decided ')}" for name, found in known if found.decided_after]:
-        told.append(f"Decided: {'; '.join(decided)}.")
+    if decided := [f"{name}, {found.words}" for name, found in known if found.decided_after]:
+        told.append(f"Settled: {'; '.join(decided)}.")
     if stopped := [f"{name}, {found.words}" for name, found in known if found.words.startswith("stopped")]:
         told.append(f"Given no more seeds, and not decided: {'; '.join(stopped)}.")
     if waits := [name for name, found in known if found.goes_on]:

@@ -6,7 +6,7 @@ table by any metric, or as of any step, is of the same looks.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from statistics import fmean
@@ -41,6 +41,12 @@ class InRounds:
     looks: Sequence[Look] = ()
     is_cancelled: bool = False
 
+    def given(self, arm: str) -> int:
+        """Seeds that it has been given."""
+        # An arm is in every round until the first look that does not let it go on.
+        closed = next((number for number, look in enumerate(self.looks) if arm not in look.on), len(self.looks))
+        return self.design.rounds[closed]
+
     @property
     def is_over(self) -> bool:
         """No look is to come."""
@@ -68,10 +74,13 @@ class Course:
         if len(self.rounds.looks) == len(self._design.rounds):
             return set()
         # Where no seed of an arm has finished, no other would.
-        alive = {name for name in of if self._seen(name)} - self.dropped.keys()
+        alive = {name for name in of if self.has_finished(name)} - self.dropped.keys()
         if self.measure not in alive:
             return set()
         on = {name for name in alive - {self.measure} if self._is_open(name)}
+        if on and self._design.target is Target.BEST:
+            # One that is level with the leader now may lead at the next look: it goes on as long as anything can show.
+            return alive
         return on | {self.measure} if on else set()
 
     @cached_property
@@ -79,13 +88,32 @@ class Course:
         """The arm that the others are held against: the baseline, or whichever leads now."""
         if self._design.target is Target.BASELINE or not self.rounds.looks:
             return self.baseline
-        left = [name for name in self.arms if self._seen(name) and name not in self.dropped]
-        return max(left, key=self._mean, default=self.baseline)
+        # Of those that have had all looks: means over other seeds are another thing.
+        left = [name for name in self.arms if self.has_finished(name) and name not in self.dropped]
+        most = max((self.rounds.given(name) for name in left), default=0)
+        return max((name for name in left if self.rounds.given(name) == most), key=self._mean, default=self.baseline)
+
+    def has_finished(self, name: str) -> bool:
+        """Whether a run of it had at the last look."""
+        return bool(self._seen(name))
 
     @property
     def dropped(self) -> dict[str, str]:
         """Arms that cannot be the best any more, and the one that each is worse than, where that is the question."""
         return self._beaten if self._design.target is Target.BEST else {}
+
+    def loss(self, name: str) -> Outcome:
+        """Of an arm that is dropped, minus the one that it is worse than."""
+        other = self.dropped[name]
+        if found := self.outcomes.get((name, other)):
+            return found
+        mirrored = self.outcomes[other, name]
+        was = mirrored.found.summary
+        assert was.mean is not None
+        assert was.low is not None
+        assert was.high is not None
+        summary = replace(was, mean=-was.mean, low=-was.high, high=-was.low)
+        return replace(mirrored, found=replace(mirrored.found, summary=summary))
 
     @cached_property
     def _beaten(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from service.compare.levels import levels
 from service.compare.rounds import Course, InRounds
 from service.compare.sequential import Outcome
-from service.compare.stats import ALPHA, MIN_PAIRS, verdict
+from service.compare.stats import ALPHA, verdict
 from service.schemas.comparison import ArmInRounds, ArmRow, Difference, RoundsSoFar
 from service.states import RunState
 from service.text import percent
@@ -22,44 +22,47 @@ def differences(course: Course) -> dict[str, Difference]:
 def of_arm(course: Course, name: str) -> ArmInRounds:
     """Where an arm is: decided, given up, or waiting for the next look."""
     rounds = course.rounds
-    design, looks = rounds.design, rounds.looks
-    # An arm is in every round until the first look that does not let it go on.
-    closed = next((number for number, look in enumerate(looks, 1) if name not in look.on), None)
-    seeds = design.rounds[(closed or len(looks) + 1) - 1]
+    seeds, waits = rounds.given(name), not rounds.looks or name in rounds.looks[-1].on
     against = course.dropped.get(name, course.measure)
     outcome = None if name == against else course.outcome(name, against)
-    decided = design.rounds[outcome.shown_at] if outcome and outcome.shown_at is not None else None
-    return ArmInRounds(
-        seeds=seeds, most=design.most, goes_on=closed is None and not rounds.is_over, decided_after=decided,
-        worse_than=course.dropped.get(name), chance=outcome.chance if outcome else None,
-        words=_words(course, name, seeds, outcome, waits=closed is None),
+    decided = None
+    if outcome and outcome.shown_at is not None:
+        decided = min(rounds.design.rounds[outcome.shown_at], seeds)
+    loss = course.loss(name) if name in course.dropped else None
+    found = ArmInRounds(
+        seeds=seeds, most=rounds.design.most, goes_on=waits and not rounds.is_over, decided_after=decided,
+        worse_than=course.dropped.get(name), loss=_difference(loss, course.higher_is_better) if loss else None,
+        chance=outcome.chance if outcome else None, words="",
     )  # fmt: skip
+    return found.model_copy(update={"words": _words(course, name, found, outcome, waits=waits)})
 
 
-def so_far(rounds: InRounds, comparisons: int, rows: list[ArmRow]) -> RoundsSoFar:
-    """Of the whole experiment. `comparisons`: differences that are tested."""
+def so_far(rounds: InRounds, course: Course | None, rows: list[ArmRow]) -> RoundsSoFar:
+    """Of the whole experiment. `course`: None where arms are not ranked."""
     design = rounds.design
-    runs, most = sum(row.seeds for row in rows), len(rows) * design.most
-    saved = sum((design.most - row.seeds) * row.gpu_hours / row.seeds for row in rows if row.seeds)
+    comparisons = len(course.outcomes) if course else len(rows) - 1
+    # What has failed has saved nothing.
+    whole = course is not None and rounds.is_over and not rounds.is_cancelled and course.has_finished(course.measure)
+    spared = {row.name: design.most - row.seeds for row in rows if whole and course and course.has_finished(row.name)}
     shares = [count / design.most for count in design.rounds]
     return RoundsSoFar(
         rounds=list(design.rounds), first=design.first, spending=design.spending, target=design.target,
         futility=design.futility, looks=len(rounds.looks), is_over=rounds.is_over, is_cancelled=rounds.is_cancelled,
         comparisons=comparisons,
         levels=levels(design.rounds, shares, design.spending, ALPHA / max(1, comparisons)),
-        uncounted=_uncounted(rounds, rows), runs=runs, most_runs=most,
-        hours_saved=saved if rounds.is_over and not rounds.is_cancelled else None,
+        uncounted=_uncounted(rounds, rows), runs=sum(row.seeds for row in rows), most_runs=len(rows) * design.most,
+        runs_saved=sum(spared.values()),
+        hours_saved=sum(spared.get(row.name, 0) * row.gpu_hours / row.seeds for row in rows if row.seeds),
     )  # fmt: skip
 
 
 def _uncounted(rounds: InRounds, rows: list[ArmRow]) -> int:
-    if not rounds.looks:
+    if not (rounds.is_over and rounds.looks):
         return 0
     last = rounds.looks[-1]
     return sum(
-        run.state is RunState.SUCCEEDED and run.seed not in last.seeds(row.name)
-        for row in rows if row.name not in last.on for run in row.runs
-    )  # fmt: skip
+        run.state is RunState.SUCCEEDED and run.seed not in last.seeds(row.name) for row in rows for run in row.runs
+    )
 
 
 def _difference(outcome: Outcome, higher_is_better: bool) -> Difference:
@@ -70,20 +73,29 @@ def _difference(outcome: Outcome, higher_is_better: bool) -> Difference:
     )  # fmt: skip
 
 
-def _words(course: Course, name: str, seeds: int, outcome: Outcome | None, *, waits: bool) -> str:
-    design = course.rounds.design
-    of = f"{seeds} of {design.most} seeds"
-    if outcome and outcome.shown_at is not None:
-        to = f", worse than {course.dropped[name]}" if name in course.dropped else ""
-        return f"decided after {design.rounds[outcome.shown_at]} of {design.most} seeds{to}"
+def _words(course: Course, name: str, found: ArmInRounds, outcome: Outcome | None, *, waits: bool) -> str:
+    design, of = course.rounds.design, f"{found.seeds} of {found.most} seeds"
+    if found.loss and found.loss.mean is not None and found.loss.p_holm is not None:
+        by = f"by {abs(found.loss.mean):.3g}, p = {found.loss.p_holm:.2g}"
+        return f"dropped after {found.decided_after} of {found.most} seeds: worse than {found.worse_than} ({by})"
+    if found.decided_after:
+        return f"decided after {found.decided_after} of {found.most} seeds"
     if waits:
         return f"{'cancelled before' if course.rounds.is_cancelled else 'waits for'} the look after {of}"
-    if seeds == design.most:
-        return f"undecided after all {seeds} seeds" if outcome else f"all {seeds} seeds"
+    if not course.has_finished(course.measure):
+        return (
+            f"stopped after {of}: no run of the {'leader' if design.target is Target.BEST else 'baseline'} has finished"
+        )
+    if not course.has_finished(name):
+        return f"stopped after {of}: no run of it has finished"
+    if found.seeds == design.most:
+        return f"undecided after all {found.seeds} seeds" if outcome else f"all {found.seeds} seeds"
     if outcome is None:
         return of if design.target is Target.BASELINE else f"leads after {of}"
-    if outcome.found.summary.n < MIN_PAIRS:
-        return f"stopped after {of}: too few of its runs have finished"
     if outcome.chance is not None and outcome.chance < design.futility:
-        return f"stopped after {of}: chance to be decided {percent(outcome.chance)}"
+        return (
+            f"stopped after {of}: chance to be decided {outcome.chance:.1%}, below {percent(design.futility)}".replace(
+                "%,", " %,"
+            )
+        )
     return f"stopped after {of}"

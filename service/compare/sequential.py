@@ -3,8 +3,9 @@
 Group-sequential Holm (Ye, Li, Liu and Yao 2013; Maurer and Bretz 2013): at a look, a difference is shown if its p is
 below the level of that look for 5 % / (differences that are open). What is shown leaves, and its share of the error
 goes to the others, at once and at later looks. Intervals are repeated confidence intervals (Jennison and Turnbull 2000,
-chapter 9), at 1 - the level of the look: an interval holds 0 exactly where its difference is not shown, and all of
-them hold the truth at once, whenever one stops. Pure functions; the unit is the seed.
+chapter 9), at 1 - the level of the look: an interval holds 0 exactly where its difference is not shown, and holds the
+truth at 95 %, whenever one stops. (All of them at once do so a little less often where arms differ, as the share of
+those that are shown is then spent twice: on their intervals and on the others'.) Pure functions; the unit is the seed.
 """
 
 import math
@@ -16,7 +17,7 @@ from typing import TypeVar
 from scipy.special import ndtr, ndtri, stdtrit
 
 from service.compare.levels import alpha_for, levels
-from service.compare.stats import ALPHA, MIN_PAIRS, Paired, Summary, against_zero
+from service.compare.stats import ALPHA, Paired, Summary, against_zero
 from trainer.contract.rounds import Rounds
 
 Key = TypeVar("Key", bound=Hashable)
@@ -35,7 +36,7 @@ class Outcome:
     level: float | None = None
     """Below which p has to be at that look; None = it has not been tested."""
     p: float | None = None
-    """The smallest error rate over all looks and differences at which it would have been shown."""
+    """The smallest error rate over all looks and differences at which its last look would have shown it."""
     shown_at: int | None = None
     """Number of the look that has shown it, from 0."""
     chance: float | None = None
@@ -58,7 +59,10 @@ def analyse(design: Rounds, looks: Mapping[Key, Sequence[Differences]]) -> dict[
     for key, test in tests.items():
         at, count = shown.get(key, (None, left))
         outcome = test.outcome(at, ALPHA / count if count else ALPHA)
-        outcomes[key] = replace(outcome, p=_smallest(key, steps)) if outcome.level is not None else outcome
+        if outcome.level is not None:
+            last = max(steps[key])
+            outcome = replace(outcome, p=_smallest(key, {**steps, key: {last: steps[key][last]}}))
+        outcomes[key] = outcome
     return outcomes
 
 
@@ -71,9 +75,9 @@ class _Tests:
         self._found: list[Paired] = []
         for number, differences in enumerate(looks):
             found = against_zero(differences)
-            if found.summary.n >= MIN_PAIRS and found.summary.n > self._last.summary.n:
-                # Of the same difference at every seed there is no p: a later look may have one.
+            if found.summary.n > self._last.summary.n:
                 self._last = found
+                # Of few pairs, or the same difference at every seed, there is no p: a later look may have one.
                 if found.p is not None:
                     self._numbers.append(number)
                     self._found.append(found)

@@ -112,7 +112,7 @@ def compare(
         interactions=interactions(cells, baseline.levels, higher, tested=tested) if metric else [],
         words=[],
         at=_as_of(_finished(arms), step) if step is not None else None,
-        rounds=in_rounds.so_far(rounds, len(course.outcomes) if course else len(arms) - 1, rows) if rounds else None,
+        rounds=in_rounds.so_far(rounds, course, rows) if rounds else None,
         forecast=_forecast(arms, metric, size, step) if size else None,
         steps=sorted({r.step for arm in arms for trial in arm.trials for r in trial.readings.readings}),
     )

@@ -16,6 +16,7 @@ from service.schemas.comparison import (
     Standing,
 )
 from service.text import short
+from trainer.contract.rounds import Target
 
 BEYOND_CHANCE = "by more than chance would explain"
 TESTED = "paired t test over seeds, Holm-adjusted, 5 % level"
@@ -76,11 +77,12 @@ def _against_baseline(table: Comparison) -> list[str]:
     others = [row for row in table.arms if row.difference]
     if not others:
         return ["The experiment has one arm: there is nothing to compare it with."]
+    if table.rounds and (not table.rounds.looks or table.rounds.target is Target.BEST):
+        # Of pairs of arms the words of rounds tell.
+        return []
     baseline = next(row for row in table.arms if row.is_baseline)
     if not baseline.probe or baseline.probe.n == 0:
         return [f"The baseline ({baseline.name}) has no finished run yet, so no arm can be compared with it."]
-    if table.rounds and not table.rounds.looks:
-        return []
     told, tested = [], round_words.TESTED if table.rounds else TESTED
     for verdict in "better", "worse":
         if names := [row.name for row in others if row.difference and row.difference.verdict == verdict]:

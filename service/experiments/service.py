@@ -24,6 +24,7 @@ from service.states import DEFAULT_PROJECT, RunState
 from service.tables import Arm, Experiment, Run, Trial
 from trainer.contract import Problem, RunSpec, SpecError
 from trainer.contract.records import FAULT, OUT_OF_MEMORY, OUTCOME
+from trainer.contract.rounds import MOST
 from trainer.resolve import Resolved, check_and_resolve
 from trainer.store.objects import StorageError, open_store
 from trainer.weights.sources import Library
@@ -312,7 +313,8 @@ def _to_train(
 def _refuse_too_many(payload: Mapping[str, Any]) -> None:
     seeds, factors = payload.get("seeds", 1), payload.get("factors", {})
     if isinstance(seeds, Mapping) and isinstance(rounds := seeds.get("rounds"), list) and rounds:
-        seeds = rounds[-1]
+        # More than that is refused for another reason.
+        seeds = min(rounds[-1], MOST) if isinstance(rounds[-1], int) else 1
     count = seeds if isinstance(seeds, int) else len(seeds) if isinstance(seeds, list) else 1
     for levels in factors.values() if isinstance(factors, Mapping) else ():
         count *= max(1, len(levels)) if isinstance(levels, list) else 1

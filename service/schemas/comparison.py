@@ -78,6 +78,8 @@ class ArmInRounds(Part):
     """Seeds after which it was shown to differ from what it is held against: the baseline, or the best arm."""
     worse_than: str | None
     """With the target `best`: the arm that it is shown to be worse than, and then it is out."""
+    loss: Difference | None
+    """Its difference to that arm."""
     chance: float | None
     """That the last look would decide it, as predicted at its last look; null where it is decided, or had all looks."""
     words: str
@@ -105,11 +107,12 @@ class RoundsSoFar(Part):
     runs: int
     most_runs: int
     """If every arm had all seeds."""
-    hours_saved: float | None
-    """By the seeds that were not trained, at the cost of a run of their arms; null before it is over, and where it was
-    cancelled."""
+    runs_saved: int
+    """Seeds that arms did not need, once it is over; 0 where it was cancelled. An arm that failed has saved none."""
+    hours_saved: float
+    """The same, at the cost of a run of their arms."""
     uncounted: int
-    """Runs that finished after the last look of their arm: in the means, and in no test."""
+    """Runs that finished after the last look, once it is over: in the means, and in no test."""
 
 
 class Effect(Tested):

@@ -8,6 +8,7 @@ import copy
 import difflib
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -227,7 +228,7 @@ def _undecidable(spec: ExperimentSpec, arms: list[Arm]) -> Iterator[Problem]:
     """Rounds that nothing could decide."""
     if not spec.rounds or not arms:
         return
-    if len(arms) == 1 and not spec.factors:
+    if math.prod(len(levels) for levels in spec.factors.values()) == 1:
         yield Problem(field="seeds", asked="rounds of one arm", possible="two arms or more, or a number of seeds")
     measured = next(iter(arms[0].runs.values())).evaluation
     if not (measured.rank_by or measured.landmarks or measured.labels or measured.stages):

@@ -1,7 +1,7 @@
 """Seeds in rounds: after each, the arms that are decided get no more. Pydantic only; the test is service/compare."""
 
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -10,6 +10,13 @@ from trainer.contract.frozen import MAX_INTEGER, Asked
 # A t test over fewer pairs says nothing, and a service solves for the levels of so many.
 FEWEST, MOST = 3, 50
 EXAMPLE = "{rounds: [4, 8, 12]}"
+POSSIBLE = {
+    "rounds": f"a list of two numbers of seeds or more from {FEWEST} to {MOST}, each larger than the last",
+    "first": f"a seed from 0 to {MAX_INTEGER - MOST}",
+    "spending": "linear, or obrien-fleming",
+    "target": "baseline, or best",
+    "futility": "a number from 0 to below 1",
+}
 
 
 class Spending(StrEnum):
@@ -32,9 +39,9 @@ class Rounds(Asked):
     """Seeds in rounds: arms are tested after each, and those that are decided or have little chance to be get no more
     seeds. The error over all looks together is 5 %."""
 
-    rounds: tuple[int, ...]
+    rounds: tuple[Annotated[int, Field(strict=True)], ...]
     """Seeds that an arm has after each round, such as [4, 8, 12]."""
-    first: int = Field(0, ge=0, le=MAX_INTEGER - MOST)
+    first: int = Field(0, ge=0, le=MAX_INTEGER - MOST, strict=True)
     """The first seed; the others follow it."""
     spending: Spending = Spending.LINEAR
     """How the error is spent over the looks: `linear`, or `obrien-fleming`, which decides later and has more power."""
@@ -48,7 +55,7 @@ class Rounds(Asked):
     def _grow(self) -> Self:
         grows = all(before < after for before, after in zip(self.rounds, self.rounds[1:], strict=False))
         if len(self.rounds) < 2 or self.rounds[0] < FEWEST or self.rounds[-1] > MOST or not grows:
-            raise ValueError(f"rounds: two numbers of seeds or more from {FEWEST} to {MOST}, each larger than the last")
+            raise ValueError(POSSIBLE["rounds"])
         return self
 
     @property
@@ -80,10 +87,7 @@ def asked_for(value: Any) -> Rounds:
 
 
 def _in_words(item: Any) -> str:
-    field = str(item["loc"][0]) if item["loc"] else ""
+    field = str(item["loc"][0]) if item["loc"] else "rounds"
     if item["type"] == "extra_forbidden":
-        return f"{field} is none of {', '.join(Rounds.model_fields)}"
-    if field == "rounds":
-        return "rounds: a list of numbers of seeds"
-    text = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{field}: {text}" if field else text
+        return f"the fields {', '.join(Rounds.model_fields)} alone, and not {field}"
+    return f"{field}: {POSSIBLE[field]}"

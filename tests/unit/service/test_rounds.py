@@ -15,7 +15,7 @@ from service.compare.headline import headline
 from service.compare.latex import latex
 from service.compare.reproduce import other_runs
 from service.compare.service import comparison_of, report_of
-from service.errors import NotExtendable
+from service.errors import InvalidSpec, NotExtendable
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
 from service.schemas.comparison import Comparison
@@ -112,7 +112,7 @@ def test_a_decided_arm_gets_no_more_seeds_and_the_others_go_on_by_themselves(
     assert found.rounds
     assert (found.rounds.runs, found.rounds.most_runs, found.rounds.is_over) == (28, 36, True)
     told = " ".join(found.words)
-    assert "28 of at most 36 runs were needed, which saved 8 runs" in told
+    assert "28 of at most 36 runs were trained, which saved 8 runs" in told
     assert "group-sequential Holm" in told
 
 
@@ -346,6 +346,78 @@ def _succeed(bench: Bench) -> None:
 
 
 @on_sqlite
+def test_where_the_baseline_fails_nothing_was_saved_and_the_way_out_is_said(
+    bench: Bench, rounds: dict[str, Any]
+) -> None:
+    experiment = bench.submit(rounds)
+    run_to_the_end(bench, experiment, fails=lambda ratio, seed: ratio == BASE)
+    found = table(bench, experiment)
+    assert seeds(bench, experiment) == dict.fromkeys(EFFECTS, 4)
+    assert found.rounds
+    assert (found.rounds.runs_saved, found.rounds.hours_saved) == (0, 0)
+    assert "submit a new experiment" in " ".join(found.words)
+    assert row(found, BETTER).rounds.words == "stopped after 4 of 12 seeds: no run of the baseline has finished"
+    assert headline(found).answer == "No verdict"
+
+
+@on_sqlite
+def test_few_pairs_are_counted_and_not_tested(bench: Bench, rounds: dict[str, Any]) -> None:
+    experiment = bench.submit(rounds)
+    bench.go_until(
+        lambda: (
+            finish(bench, lambda ratio, seed: ratio == BETTER and seed < 2)
+            or len(bench.experiment(experiment).looks) == 1
+        )
+    )
+    assert row(table(bench, experiment), BETTER).difference.verdict == "n = 2: no verdict"
+
+
+@on_sqlite
+def test_what_a_cancelled_round_trained_is_said_to_be_in_no_test(bench: Bench, rounds: dict[str, Any]) -> None:
+    experiment = bench.submit(rounds)
+    bench.go_until(lambda: finish(bench) or len(bench.experiment(experiment).looks) == 1)
+    bench.go_until(lambda: len(bench.cluster.live()) == 8)
+    finish(bench)
+    experiments.cancel(bench.db, experiment)
+    bench.go_until(lambda: bench.experiment(experiment).published)
+    assert "8 runs finished after the last look" in " ".join(table(bench, experiment).words)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"rounds": [4]}, "a list of two numbers"),
+        ({"rounds": [8, 4]}, "each larger than the last"),
+        ({"rounds": ["4", "8"]}, "a list of two numbers"),
+        ({"rounds": [4.0, 8.0]}, "a list of two numbers"),
+        ({"rounds": [2, 8]}, "from 3 to 50"),
+        ({"rounds": [4, 10**30]}, "from 3 to 50"),
+        ({"rounds": [4, 8], "first": -1}, "a seed from 0"),
+        ({"rounds": [4, 8], "futility": 1}, "a number from 0 to below 1"),
+        ({"rounds": [4, 8], "target": "beast"}, "baseline, or best"),
+        ({"rounds": [4, 8], "futilty": 0.1}, "the fields rounds, first, spending, target, futility alone"),
+        ({}, "a list of two numbers"),
+    ],
+)
+def test_a_wrong_design_is_refused_with_what_is_possible(
+    rounds: dict[str, Any], asked: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        experiments.check(rounds | {"seeds": asked}, FILES_ONLY)
+    [problem] = refused.value.problems
+    assert problem.field == "seeds"
+    assert told in problem.possible
+
+
+def test_rounds_need_two_arms_and_something_to_decide_by(rounds: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSpec, match="rounds of one arm"):
+        experiments.check(rounds | {"factors": {"mask_ratio": [0.75]}}, FILES_ONLY)
+    rounds["base"]["evaluation"] = {}
+    with pytest.raises(InvalidSpec, match="no metric to decide by"):
+        experiments.check(rounds, FILES_ONLY)
+
+
+@on_sqlite
 def test_every_form_says_what_was_decided_when_and_how(bench: Bench, rounds: dict[str, Any]) -> None:
     rounds["factors"]["contrastive.weight"] = [1.0, 0.5]
     for ratio in list(EFFECTS):
@@ -379,6 +451,14 @@ def test_the_best_of_several_arms_is_found_by_dropping_the_others(bench: Bench, 
     assert seeds(bench, experiment) == dict.fromkeys(EFFECTS, 4)
     assert headline(found).answer == "Yes"
     assert row(found, BASE).rounds.worse_than == "mask_ratio=0.5"
+    assert row(found, BASE).rounds.words.startswith(
+        "dropped after 4 of 12 seeds: worse than mask_ratio=0.5 (by 39.7, p = "
+    )
+    assert row(found, SAME).rounds.loss.mean < 0
+    told = " ".join([*found.words, *headline(found).cautions])
+    # Every pair is tested, so nothing is said of the baseline alone.
+    assert "not tested against each other" not in told
+    assert "better or worse than the baseline" not in told
     assert found.rounds
     assert found.rounds.comparisons == 3
 

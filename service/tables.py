@@ -102,6 +102,8 @@ class Arm(Base):
     name: Mapped[str]
     levels: Mapped[dict[str, Any]]
     is_baseline: Mapped[bool]
+    sample: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    """Where seeds come in rounds: the spec of its run as it was submitted, to which a later round gives other seeds."""
 
 
 class Run(Leased, Base):

@@ -82,8 +82,10 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
             if more and _few(more)
             else ""
         )
-        waits = _waits(table)
-        return "Not shown" if not waits else "Not shown yet", (
+        waits = _waits(table) if best.rounds and best.rounds.goes_on else ""
+        if best.rounds and not waits:
+            waits = f" It {'is ' if best.rounds.words.startswith('undecided') else 'was '}{best.rounds.words}."
+        return "Not shown yet" if best.rounds and best.rounds.goes_on else "Not shown", (
             f"It leads {baseline} by {by}, but chance could explain that ({_tested(table, found)}).{needed}{waits}"
         )
     return "No verdict", f"It leads {baseline} by {by}, but cannot be tested: {found.verdict.partition(':')[0]}."

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import Session
 
 from service.compare.readings import kept_readings
@@ -82,7 +82,9 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
     rows = session.execute(
         select(
             Trial.id, Run.id, Run.state, Run.ended_at, Run.reason, Run.process_seconds, Run.restarts,
-            Run.tracking_run_id, Run.last_reading, Experiment.spec[RANK_BY], Experiment.looks,
+            Run.tracking_run_id, Run.last_reading, Experiment.spec[RANK_BY],
+            # Looks are only added.
+            func.length(cast(Experiment.looks, String)), Experiment.cancelled_at,
         )
         .join(Run, Run.id == Trial.run_id)
         .join(Experiment, Experiment.id == Trial.experiment_id)

@@ -15,7 +15,7 @@ def describe(table: Comparison) -> list[str]:
     rounds = table.rounds
     if rounds is None:
         return []
-    return [_progress(table, rounds), *_arms(table.arms), *_uncounted(rounds), method(rounds)]
+    return [_progress(table, rounds), *_arms(table.arms), *_order(table.arms), *_uncounted(rounds), method(rounds)]
 
 
 def method(rounds: RoundsSoFar) -> str:
@@ -53,7 +53,9 @@ def _progress(table: Comparison, rounds: RoundsSoFar) -> str:
         )
     if rounds.runs == most:
         return f"Seeds came in rounds, and all {most} runs were asked for."
-    if not rounds.runs_saved:
+    if not rounds.runs_saved and not rounds.has_failed:
+        return f"Seeds came in rounds: {rounds.runs} of at most {most} runs were trained."
+    if rounds.has_failed:
         return (
             f"Seeds came in rounds, and no more were given out after {rounds.runs} of at most {most} runs, because too "
             "few had finished to test anything. Runs that are retried now are in no look: submit a new experiment, "
@@ -73,6 +75,15 @@ def _arms(rows: Sequence[ArmRow]) -> list[str]:
     if waits := [name for name, found in known if found.goes_on]:
         told.append(f"Still being trained: {'; '.join(waits)}.")
     return told
+
+
+def _order(rows: Sequence[ArmRow]) -> list[str]:
+    if len({row.probe.n for row in rows if row.probe and row.probe.n}) < 2:
+        return []
+    return [
+        "Arms have different numbers of seeds. They are in the order of their means over the seeds that all of them "
+        "have, and those that are shown to be worse come last."
+    ]
 
 
 def _uncounted(rounds: RoundsSoFar) -> list[str]:

@@ -41,6 +41,10 @@ class InRounds:
     looks: Sequence[Look] = ()
     is_cancelled: bool = False
 
+    def had_finished(self, arm: str) -> bool:
+        """Whether a run of it had, at the last look."""
+        return bool(self.looks) and bool(self.looks[-1].seeds(arm))
+
     def given(self, arm: str) -> int:
         """Seeds that it has been given."""
         # An arm is in every round until the first look that does not let it go on.

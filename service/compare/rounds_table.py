@@ -37,18 +37,25 @@ def of_arm(course: Course, name: str) -> ArmInRounds:
     return found.model_copy(update={"words": _words(course, name, found, outcome, waits=waits)})
 
 
-def so_far(rounds: InRounds, course: Course | None, rows: list[ArmRow]) -> RoundsSoFar:
-    """Of the whole experiment. `course`: None where arms are not ranked."""
+def so_far(rounds: InRounds, rows: list[ArmRow]) -> RoundsSoFar:
+    """Of the whole experiment."""
     design = rounds.design
-    comparisons = len(course.outcomes) if course else len(rows) - 1
+    pairs = len(rows) * (len(rows) - 1) // 2
+    comparisons = pairs if design.target is Target.BEST else len(rows) - 1
+    by_itself = rounds.is_over and not rounds.is_cancelled
+    needed = [row.name for row in rows if row.is_baseline or design.target is Target.BEST]
+    has_failed = by_itself and not any(map(rounds.had_finished, needed))
     # What has failed has saved nothing.
-    whole = course is not None and rounds.is_over and not rounds.is_cancelled and course.has_finished(course.measure)
-    spared = {row.name: design.most - row.seeds for row in rows if whole and course and course.has_finished(row.name)}
+    spared = {
+        row.name: design.most - row.seeds
+        for row in rows
+        if by_itself and not has_failed and rounds.had_finished(row.name)
+    }
     shares = [count / design.most for count in design.rounds]
     return RoundsSoFar(
         rounds=list(design.rounds), first=design.first, spending=design.spending, target=design.target,
         futility=design.futility, looks=len(rounds.looks), is_over=rounds.is_over, is_cancelled=rounds.is_cancelled,
-        comparisons=comparisons,
+        has_failed=has_failed, comparisons=comparisons,
         levels=levels(design.rounds, shares, design.spending, ALPHA / max(1, comparisons)),
         uncounted=_uncounted(rounds, rows), runs=sum(row.seeds for row in rows), most_runs=len(rows) * design.most,
         runs_saved=sum(spared.values()),
@@ -82,11 +89,11 @@ def _words(course: Course, name: str, found: ArmInRounds, outcome: Outcome | Non
         return f"decided after {found.decided_after} of {found.most} seeds"
     if waits:
         return f"{'cancelled before' if course.rounds.is_cancelled else 'waits for'} the look after {of}"
-    if not course.has_finished(course.measure):
+    if not course.rounds.had_finished(course.measure):
         return (
             f"stopped after {of}: no run of the {'leader' if design.target is Target.BEST else 'baseline'} has finished"
         )
-    if not course.has_finished(name):
+    if not course.rounds.had_finished(name):
         return f"stopped after {of}: no run of it has finished"
     if found.seeds == design.most:
         return f"undecided after all {found.seeds} seeds" if outcome else f"all {found.seeds} seeds"

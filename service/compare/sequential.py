@@ -44,7 +44,10 @@ class Outcome:
 
 
 def analyse(design: Rounds, looks: Mapping[Key, Sequence[Differences]]) -> dict[Key, Outcome]:
-    """looks: of each difference, its pairs at every look taken so far; later ones hold the earlier ones' pairs."""
+    """looks: of each difference, its pairs at every look taken so far; later ones hold the earlier ones' pairs.
+
+    Takes time with the cube of their number: 45 differences a tenth of a second, 200 ten.
+    """
     tests = {key: _Tests(design, differences) for key, differences in looks.items()}
     steps = {key: test.alphas for key, test in tests.items()}
     shown = _shown(steps, ALPHA)

@@ -107,12 +107,12 @@ def compare(
         hours="GPU-hours" if _on_gpus(arms) else "process-hours",
         metric=metric,
         baseline=baseline.name,
-        arms=_ranked(rows, metric),
+        arms=_ranked(rows, metric, course),
         factors=main_effects(cells, baseline.levels, higher, tested=tested) if metric else [],
         interactions=interactions(cells, baseline.levels, higher, tested=tested) if metric else [],
         words=[],
         at=_as_of(_finished(arms), step) if step is not None else None,
-        rounds=in_rounds.so_far(rounds, course, rows) if rounds else None,
+        rounds=in_rounds.so_far(rounds, rows) if rounds else None,
         forecast=_forecast(arms, metric, size, step) if size else None,
         steps=sorted({r.step for arm in arms for trial in arm.trials for r in trial.readings.readings}),
     )
@@ -281,14 +281,31 @@ def _means(metrics: Sequence[Metric]) -> dict[str, float]:
     return {name: fmean(found) for name, found in values.items()}
 
 
-def _ranked(rows: list[ArmRow], metric: RankingMetric | None) -> list[ArmRow]:
-    """Best first where there is a probe; arms without a value keep their order at the end."""
+def _ranked(rows: list[ArmRow], metric: RankingMetric | None, course: Course | None) -> list[ArmRow]:
+    """Best first where there is a probe; arms without a value keep their order at the end.
+
+    Where seeds come in rounds arms have different ones: means are taken over those that all have, and arms that are
+    shown to be worse come last. Else the luck of few seeds could put one first that has been shown to lose.
+    """
     if metric is None:
         return rows
     means = {row.name: row.probe.mean for row in rows if row.probe and row.probe.mean is not None}
-    order = sorted(means, key=means.__getitem__, reverse=metric.higher_is_better)
-    ranks = {
-        name: 1 + next(index for index, other in enumerate(order) if means[other] == means[name]) for name in order
-    }
-    ranked = [row.model_copy(update={"rank": ranks.get(row.name)}) for row in rows]
+    behind = {row.name: course is not None and _is_shown_worse(row) for row in rows}
+    for part in (False, True) if course else ():
+        names = [name for name in means if behind[name] is part]
+        common = set.intersection(*(set(course.arms[name]) for name in names)) if course and names else set()
+        if course and common:
+            means |= {name: fmean(course.arms[name][seed] for seed in common) for name in names}
+    sign = -1.0 if metric.higher_is_better else 1.0
+    places = {name: (behind[name], sign * mean) for name, mean in means.items()}
+    order = sorted(places.values())
+    ranked = [
+        row.model_copy(update={"rank": 1 + order.index(places[row.name]) if row.name in places else None})
+        for row in rows
+    ]
     return sorted(ranked, key=lambda row: row.rank or len(rows) + 1)
+
+
+def _is_shown_worse(row: ArmRow) -> bool:
+    of_all = row.rounds is not None and row.rounds.worse_than is not None
+    return of_all or (row.difference is not None and row.difference.verdict == "worse")

@@ -50,6 +50,11 @@ def extend(
             experiment = service.get(session, experiment_id)
             _refuse_cancelled(experiment)
             before = experiment.spec
+            if experiment.has_look_to_come and "rank_by" in more.evaluation:
+                raise NotExtendable(
+                    f"{experiment_id} has a look to come, and what it ranks by decides who gets more seeds. Change it "
+                    "when the rounds are over, or look at another metric meanwhile: `mcf compare --metric`."
+                )
         resolved = service.check(extended(before, more), library, pools, user_code=user_code)
         try:
             if _write(db, experiment_id, before, resolved, measured_anew=bool(more.evaluation)):
@@ -131,7 +136,7 @@ def _write(
                     is_baseline=arm_now.is_baseline,
                 )  # fmt: skip
                 session.add(arms[key])
-            arms[key].position = position
+            arms[key].position, arms[key].sample = position, service.sample(resolved, arm_now)
         experiment.spec, experiment.gpu_hours = spec.model_dump(mode="json"), spec.gpu_hours
         session.flush()
         anew = [key for key, (_, run) in runs.items() if run.digest != today[key].digest]

@@ -23,6 +23,7 @@ from service.settings import Settings
 from service.states import DEFAULT_PROJECT, RunState
 from service.tables import Arm, Experiment, Run, Trial
 from trainer.contract import Problem, RunSpec, SpecError
+from trainer.contract.ablation import Arm as ArmSpec
 from trainer.contract.records import FAULT, OUT_OF_MEMORY, OUTCOME
 from trainer.contract.rounds import MOST
 from trainer.resolve import Resolved, check_and_resolve
@@ -209,7 +210,14 @@ def _write(session: Session, resolved: Resolved, key: str | None, digest: str, p
         priority=spec.placement.priority, gpu_hours=spec.gpu_hours, next_check_at=now,
     )  # fmt: skip
     arms = [
-        Arm(experiment_id=experiment.id, position=n, name=arm.name, levels=arm.levels, is_baseline=arm.is_baseline)
+        Arm(
+            experiment_id=experiment.id,
+            position=n,
+            name=arm.name,
+            levels=arm.levels,
+            is_baseline=arm.is_baseline,
+            sample=sample(resolved, arm),
+        )
         for n, arm in enumerate(resolved.arms)
     ]
     session.add(experiment)
@@ -224,6 +232,11 @@ def _write(session: Session, resolved: Resolved, key: str | None, digest: str, p
     ]
     add_trials(session, experiment, wanted)
     return experiment.id
+
+
+def sample(resolved: Resolved, arm: ArmSpec) -> dict[str, Any] | None:
+    """What `Arm.sample` is."""
+    return next(iter(arm.runs.values())).model_dump(mode="json") if resolved.spec.rounds else None
 
 
 @dataclass(frozen=True)

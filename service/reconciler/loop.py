@@ -76,6 +76,7 @@ class Reconciler:
         self._queue_changed = threading.Event()
 
     def start(self) -> None:
+        self.reopen_rounds()
         self._outside.launcher.start(self.hear)
         self._thread.start()
 
@@ -257,13 +258,15 @@ class Reconciler:
                 values = {"tracking_id": parent.experiment_id, "tracking_run_id": parent.run_id}
             with self._db.read() as session:
                 seconds, going, unsettled = repository.usage(session, experiment.id)
-            cap = experiment.gpu_hours
-            if cap is not None and going and seconds >= cap * 3600 and experiment.cancelled_at is None:
-                self._cancel(lease, f"the cap of {cap:g} GPU-hours is reached ({seconds / 3600:.3g} used)")
+            cap, capped = experiment.gpu_hours, ""
+            if cap is not None and seconds >= cap * 3600 and experiment.cancelled_at is None:
+                capped = f"the cap of {cap:g} GPU-hours is reached ({seconds / 3600:.3g} used)"
+            if capped and going:
+                self._cancel(lease, capped)
             has_ended = unsettled == 0
             if experiment.has_look_to_come and experiment.cancelled_at is None:
                 has_ended = False
-                if going == 0 and self._close_round(lease):
+                if going == 0 and self._close_round(lease, capped):
                     pause = 0.0
             if has_ended and self._outside.tracker and parent:
                 publication = self._publishers.submit(self._publish, lease, values, parent)
@@ -312,14 +315,25 @@ class Reconciler:
             if experiment := repository.still_leased(session, lease):
                 experiments.cancel(session, experiment, reason, self._clock())
 
-    def _close_round(self, lease: ExperimentLease) -> bool:
+    def _close_round(self, lease: ExperimentLease, capped: str) -> bool:
+        """`capped`: why no more may be spent; the look is taken, and then no round follows."""
         with self._db.deciding() as session:
             experiment = repository.still_leased(session, lease)
             if experiment is None or experiment.cancelled_at or not close_round(session, experiment, self._clock()):
                 return False
+            if capped and experiment.has_look_to_come:
+                experiments.cancel(session, experiment, capped, self._clock())
             log.info("round closed", experiment_id=experiment.id, look=len(experiment.looks))
         self._queue_changed.set()
         return True
+
+    def reopen_rounds(self) -> None:
+        """A service of a release without rounds takes an experiment for over when its first round is."""
+        with self._db.deciding() as session:
+            ids = repository.published_with_a_look_to_come(session)
+            experiments.reopen(session, ids, self._clock())
+        if ids:
+            log.warning("experiments in rounds were taken for over and go on", experiments=ids)
 
     def _sweep(self) -> None:
         """Stop attempts that live although their end is written down: submitted by a service that woke up too late."""

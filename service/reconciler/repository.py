@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, distinct, func, or_, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, load_only
 
 from service.reconciler.admission import Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
@@ -143,6 +143,14 @@ def still_leased(session: Session, lease: ExperimentLease) -> Experiment | None:
     """The experiment, locked; None when the lease is no longer ours."""
     query = select(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)
     return session.scalar(query.with_for_update(key_share=True))
+
+
+def published_with_a_look_to_come(session: Session) -> list[str]:
+    """Experiments whose seeds come in rounds, and which somebody took for over."""
+    query = select(Experiment).where(Experiment.published, Experiment.cancelled_at.is_(None))
+    # Two JSON columns of each, once at a start: what is JSON is asked for in other words by each database.
+    rows = session.scalars(query.options(load_only(Experiment.spec, Experiment.looks)))
+    return [row.id for row in rows if row.has_look_to_come]
 
 
 # A run that is settled waits for nothing and holds no place. Said in each query, as an index finds the others by it:

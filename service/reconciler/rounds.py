@@ -4,12 +4,10 @@ One transaction does both, so whoever is killed on the way has done neither. Wha
 numbers (service/compare/rounds.py); written down are the seeds that had finished, and who was given more.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
-from typing import Literal
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.compare import repository
@@ -18,8 +16,8 @@ from service.compare.service import rank_by
 from service.compare.table import ArmTrials, course_of, metric_of
 from service.experiments.service import WantedRun, add_trials
 from service.states import RunState
-from service.tables import Experiment, Run
-from trainer.contract import RunSpec, asked_subset_seed
+from service.tables import Arm, Experiment, Run
+from trainer.contract import RunSpec
 
 
 def close_round(session: Session, experiment: Experiment, now: datetime) -> bool:
@@ -49,9 +47,7 @@ def close_round(session: Session, experiment: Experiment, now: datetime) -> bool
     ]
     if on:
         seeds = rounds.design.seeds_of(len(experiment.looks) + 1)
-        samples = _samples(session, experiment, [arm for arm in arms if arm.name in on])
-        # Seed by seed, as the first round.
-        add_trials(session, experiment, [_wanted(samples[id], seed, id) for seed in seeds for id in samples])
+        add_trials(session, experiment, _wanted(session, [arm for arm in arms if arm.name in on], seeds))
     return True
 
 
@@ -67,28 +63,13 @@ def _going_on(experiment: Experiment, arms: Collection[ArmTrials], rounds: InRou
     return course_of(list(arms), metric, rounds).going_on(so_far)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A run of an arm: but for the seed, the next ones are the same."""
-
-    run: Run
-    subset_seed: int | Literal["run"]
-    """What the arm asks for; a run that it shares may say the same otherwise."""
-
-
-def _samples(session: Session, experiment: Experiment, arms: Collection[ArmTrials]) -> Mapping[int, Sample]:
-    """One of each arm: its own rather than one that it shares."""
-    found = {}
-    for arm in arms:
-        ids = [trial.run_id for trial in arm.trials]
-        runs = session.scalars(select(Run).where(Run.id.in_(ids)).order_by(Run.id)).all()
-        own = max(runs, key=lambda run: run.home_id == experiment.id)
-        found[arm.id] = Sample(own, asked_subset_seed(run.spec for run in runs))
-    return found
-
-
-def _wanted(sample: Sample, seed: int, arm_id: int) -> WantedRun:
-    # Not looked for again: data and teacher are those of the first round, by their digests.
-    spec = sample.run.spec
-    asked = {**spec, "seed": seed, "data": {**spec["data"], "subset_seed": sample.subset_seed}}
-    return WantedRun(RunSpec.model_validate(asked), sample.run.total_steps, arm_id)
+def _wanted(session: Session, arms: Collection[ArmTrials], seeds: Collection[int]) -> list[WantedRun]:
+    """Seed by seed, as the first round. Nothing is looked for again: data and teacher are pinned by their digests."""
+    rows = {arm.id: session.get_one(Arm, arm.id) for arm in arms}
+    # A seed does not change how many there are.
+    steps = {arm.id: session.get_one(Run, arm.trials[0].run_id).total_steps for arm in arms}
+    return [
+        WantedRun(RunSpec.model_validate({**(rows[arm.id].sample or {}), "seed": seed}), steps[arm.id], arm.id)
+        for seed in seeds
+        for arm in arms
+    ]

@@ -103,7 +103,9 @@ class RoundsSoFar(Part):
     """Taken so far."""
     is_over: bool
     """No arm gets more seeds."""
-    is_cancelled: bool
+    is_cancelled: bool = False
+    has_failed: bool = False
+    """It is over because of the baseline, or of no arm, a run had finished: nothing could be tested."""
     runs: int
     most_runs: int
     """If every arm had all seeds."""

@@ -22,6 +22,7 @@ from trainer.contract.experiment import ExperimentSpec
 from trainer.contract.presets import PRESETS
 from trainer.contract.problems import Problem
 from trainer.contract.ranking import rankable
+from trainer.contract.rounds import MOST_ARMS
 from trainer.contract.run import RunSpec
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -228,7 +229,13 @@ def _undecidable(spec: ExperimentSpec, arms: list[Arm]) -> Iterator[Problem]:
     """Rounds that nothing could decide."""
     if not spec.rounds or not arms:
         return
-    if math.prod(len(levels) for levels in spec.factors.values()) == 1:
+    count = math.prod(len(levels) for levels in spec.factors.values())
+    if count > (most := MOST_ARMS[spec.rounds.target]):
+        yield Problem(
+            field="seeds", asked=f"rounds of {count} arms, with the target {spec.rounds.target}",
+            possible=f"at most {most} arms, or a number of seeds",
+        )  # fmt: skip
+    if count == 1:
         yield Problem(field="seeds", asked="rounds of one arm", possible="two arms or more, or a number of seeds")
     measured = next(iter(arms[0].runs.values())).evaluation
     if not (measured.rank_by or measured.landmarks or measured.labels or measured.stages):

@@ -8,10 +8,12 @@ from pydantic import Field, ValidationError, model_validator
 from trainer.contract.frozen import MAX_INTEGER, Asked
 
 # A t test over fewer pairs says nothing, and a service solves for the levels of so many.
-FEWEST, MOST = 3, 50
+FEWEST, MOST, MOST_LOOKS = 3, 50, 10
+# Differences are tested against one another's errors, which takes time with the cube of their number.
+MOST_ARMS = {"baseline": 60, "best": 10}
 EXAMPLE = "{rounds: [4, 8, 12]}"
 POSSIBLE = {
-    "rounds": f"a list of two numbers of seeds or more from {FEWEST} to {MOST}, each larger than the last",
+    "rounds": f"a list of two to {MOST_LOOKS} numbers of seeds from {FEWEST} to {MOST}, each larger than the last",
     "first": f"a seed from 0 to {MAX_INTEGER - MOST}",
     "spending": "linear, or obrien-fleming",
     "target": "baseline, or best",
@@ -54,7 +56,7 @@ class Rounds(Asked):
     @model_validator(mode="after")
     def _grow(self) -> Self:
         grows = all(before < after for before, after in zip(self.rounds, self.rounds[1:], strict=False))
-        if len(self.rounds) < 2 or self.rounds[0] < FEWEST or self.rounds[-1] > MOST or not grows:
+        if not 2 <= len(self.rounds) <= MOST_LOOKS or self.rounds[0] < FEWEST or self.rounds[-1] > MOST or not grows:
             raise ValueError(POSSIBLE["rounds"])
         return self
 

@@ -8,7 +8,8 @@ workers and by later runs with the same teacher and subset. The losses are those
 import hashlib
 import json
 import math
-import os
+import uuid
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -39,13 +40,23 @@ class TapCache:
         kind = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
         # Everything the features are a function of, up to the rounding of another device or version.
         self.name = _sha256(
-            teacher.identity, subset_digest, run.input_size, run.data.fit, run.precision, kind, torch.__version__, BOOT
+            teacher.identity,
+            subset_digest,
+            run.input_size,
+            run.data.fit,
+            run.precision,
+            kind,
+            torch.__version__,
+            BOOT,
+            # Where a row lies.
+            num_images,
+            self.states,
         )
         self._path = cache_folder() / "taps" / self.name
-        layout = self._path.with_suffix(".json")
         self._file: _File | None = None
-        if layout.exists():
-            self._open(Layout(**json.loads(layout.read_text())))
+        # Whoever makes room removes it at any time.
+        with suppress(FileNotFoundError):
+            self._open(Layout(**json.loads(self._path.with_suffix(".json").read_text())))
 
     @torch.no_grad()
     def wanted(self, cell: Slice, image_BCHW: Tensor) -> list[Tensor]:
@@ -75,9 +86,11 @@ class TapCache:
         if slots is None:
             return
         self._file = _File(slots, layout)
-        aside = self._path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(layout._asdict()))
-        aside.replace(self._path.with_suffix(".json"))
+        # Two pods on one folder may have the same pid. A full disk costs the next run a pass of the teacher.
+        aside = self._path.with_suffix(f".{uuid.uuid4().hex}")
+        with suppress(OSError):
+            aside.write_text(json.dumps(layout._asdict()))
+            aside.replace(self._path.with_suffix(".json"))
 
 
 class Layout(NamedTuple):

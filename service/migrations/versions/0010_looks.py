@@ -13,8 +13,12 @@ JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=Tru
 def upgrade() -> None:
     with op.batch_alter_table("experiments") as table:
         table.add_column(sa.Column("looks", JSON, nullable=False, server_default="[]"))
+    with op.batch_alter_table("arms") as table:
+        table.add_column(sa.Column("sample", JSON, nullable=True))
 
 
 def downgrade() -> None:
     with op.batch_alter_table("experiments") as table:
         table.drop_column("looks")
+    with op.batch_alter_table("arms") as table:
+        table.drop_column("sample")

@@ -1,20 +1,25 @@
 """Seeds in rounds through the service: who gets more seeds, who is told what, and what a killed service leaves."""
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import event, func, select, update
 
 from service.cli import show
 from service.compare import plaintext
 from service.compare.headline import headline
 from service.compare.latex import latex
 from service.compare.reproduce import other_runs
+from service.compare.rounds import InRounds, Look
 from service.compare.service import comparison_of, report_of
+from service.compare.table import ArmTrials, TrialRow, compare
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
@@ -22,14 +27,17 @@ from service.schemas.comparison import Comparison
 from service.schemas.experiments import ExperimentDetail, ExperimentState
 from service.settings import Settings
 from service.states import RunState
-from service.tables import Arm, Run, Trial
-from tests.unit.service.bench import Bench, Killed
+from service.tables import Arm, Experiment, Run, Trial
+from tests.unit.service.bench import Bench, Killed, result
 from tests.unit.service.test_api import Scene
 from trainer.contract import RunSpec
 from trainer.contract.records import Metric
+from trainer.contract.rounds import Rounds
 from trainer.resolve import check_and_resolve
 from trainer.weights.sources import FILES_ONLY
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LOOKS = (4, 8, 12)
 NOISE = np.random.default_rng(3).standard_normal((10, 60))
 BASE, BETTER, SAME = 0.75, 0.5, 0.6
 """mask_ratio of the three arms."""
@@ -343,6 +351,78 @@ def test_where_no_metric_is_found_all_seeds_are_trained_as_without_rounds(bench:
 def _succeed(bench: Bench) -> None:
     for name in bench.cluster.live():
         bench.cluster.succeed(name, sanity=[], probe=None)
+
+
+def test_an_arm_that_is_shown_to_be_worse_is_never_the_best_however_lucky_its_seeds() -> None:
+    easy = [30.0, 30.2, 29.9, 30.1]
+    values = {"base": [*easy, *[10.0 + 0.1 * seed for seed in range(8)]], "worse": [value - 1 for value in easy]}
+    values |= {"other": [value + 0.01 * seed * (-1) ** seed for seed, value in enumerate(values["base"])]}
+    values["worse"] = [value + noise for value, noise in zip(values["worse"], [0.0, 0.02, -0.02, 0.01], strict=True)]
+    arms = [
+        ArmTrials(name, {"x": name}, name == "base", [trial(seed, value) for seed, value in enumerate(found)])
+        for name, found in values.items()
+    ]
+    seeds = {name: [frozenset(range(min(count, len(found)))) for count in LOOKS] for name, found in values.items()}
+    on = [frozenset({"base", "other"}), frozenset({"base", "other"}), frozenset[str]()]
+    looks = [Look(NOW, {name: found[number] for name, found in seeds.items()}, on[number]) for number in range(3)]
+    found = compare("e1", "t", arms, NOW, rank_by="sanity/psnr", rounds=InRounds(Rounds(rounds=LOOKS), looks))
+    assert [row.name for row in found.arms][-1] == "worse"
+    best, last = found.arms[0], found.arms[-1]
+    assert last.probe.mean > best.probe.mean
+    assert last.difference.verdict == "worse"
+    assert "those that are shown to be worse come last" in " ".join(found.words)
+
+
+def trial(seed: int, value: float) -> TrialRow:
+    metric = Metric(name="sanity/psnr", value=value, unit="dB", higher_is_better=True)
+    return TrialRow(seed, f"r{seed}", RunState.SUCCEEDED, "", result(None, sanity=[metric]), 3600.0, 0, None)
+
+
+@on_sqlite
+def test_later_rounds_are_trained_where_the_experiment_says_and_not_where_a_shared_run_was(
+    bench: Bench, rounds: dict[str, Any], tmp_path: Path
+) -> None:
+    first = bench.submit(rounds | {"seeds": 4})
+    bench.go_until(lambda: finish(bench) or bench.experiment(first).published)
+    here = shutil.copytree(rounds["base"]["data"]["uri"], tmp_path / "moved")
+    rounds["base"]["data"]["uri"] = str(here)
+    experiment = bench.submit(rounds)
+    bench.go_until(lambda: len(bench.experiment(experiment).looks) == 1)
+    assert sum(bench.cluster.submissions.values()) == 12
+    later = [run for run in bench.runs() if run.spec["seed"] >= 4]
+    assert {run.spec["data"]["uri"] for run in later} == {str(here)}
+    assert len(later) == 8
+
+
+def test_a_service_of_before_that_took_rounds_for_over_is_put_right_at_the_next_start(
+    bench: Bench, rounds: dict[str, Any]
+) -> None:
+    experiment = bench.submit(rounds)
+    fixed = bench.submit(rounds | {"seeds": 2})
+    with bench.db.write() as session:
+        session.execute(update(Experiment).values(published=True))
+    bench.reconciler.reopen_rounds()
+    assert not bench.experiment(experiment).published
+    assert bench.experiment(fixed).published
+    run_to_the_end(bench, experiment)
+    assert len(bench.experiment(experiment).looks) == 3
+
+
+@on_sqlite
+def test_while_a_look_is_to_come_the_ranking_stays_what_it_was(bench: Bench, rounds: dict[str, Any]) -> None:
+    experiment = bench.submit(rounds)
+    with pytest.raises(NotExtendable, match="has a look to come"):
+        extend(bench.db, experiment, Extension(evaluation={"rank_by": "sanity/retrieval_top1"}), FILES_ONLY, None)
+
+
+@on_sqlite
+def test_a_table_of_before_or_between_measurements_claims_no_failure(bench: Bench, rounds: dict[str, Any]) -> None:
+    experiment = bench.submit(rounds)
+    run_to_the_end(bench, experiment)
+    extend(bench.db, experiment, Extension(evaluation={"mask_ratio": 0.4}), FILES_ONLY, None)
+    told = " ".join(table(bench, experiment).words)
+    assert "too few had finished" not in told
+    assert "saved 8 runs" in told
 
 
 @on_sqlite

@@ -30,7 +30,7 @@ class Cache(Frozen):
     """Size of the disk; not of `host_path`."""
     storage_class: str | None = None
     """None = the node's own disk (emptyDir); else a volume of this class that lives as long as the pod."""
-    host_path: str | None = Field(None, pattern=r"^/(?!.*\.\.).+")
+    host_path: str | None = Field(None, pattern=r"^/.+")
     """A folder that every node of the pool has and `run_as_user` can write: all runs on a node share it, whoever's they
     are. Only for people who trust each other."""
 

@@ -466,17 +466,17 @@ def test_what_a_cancelled_round_trained_is_said_to_be_in_no_test(bench: Bench, r
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"rounds": [4]}, "a list of two numbers"),
+        ({"rounds": [4]}, "a list of two to 10 numbers"),
         ({"rounds": [8, 4]}, "each larger than the last"),
-        ({"rounds": ["4", "8"]}, "a list of two numbers"),
-        ({"rounds": [4.0, 8.0]}, "a list of two numbers"),
+        ({"rounds": ["4", "8"]}, "a list of two to 10 numbers"),
+        ({"rounds": [4.0, 8.0]}, "a list of two to 10 numbers"),
         ({"rounds": [2, 8]}, "from 3 to 50"),
         ({"rounds": [4, 10**30]}, "from 3 to 50"),
         ({"rounds": [4, 8], "first": -1}, "a seed from 0"),
         ({"rounds": [4, 8], "futility": 1}, "a number from 0 to below 1"),
         ({"rounds": [4, 8], "target": "beast"}, "baseline, or best"),
         ({"rounds": [4, 8], "futilty": 0.1}, "the fields rounds, first, spending, target, futility alone"),
-        ({}, "a list of two numbers"),
+        ({}, "a list of two to 10 numbers"),
     ],
 )
 def test_a_wrong_design_is_refused_with_what_is_possible(

@@ -79,6 +79,13 @@ def test_without_mirroring_there_is_one_state(tiny_run: RunSpec) -> None:
     assert 40 <= teacher.seen <= 40 + 16
 
 
+def test_runs_with_and_without_mirroring_keep_apart_what_they_have_at_other_places(tiny_run: RunSpec) -> None:
+    plain = tiny_run.model_copy(update={"data": tiny_run.data.model_copy(update={"flip": False})})
+    for run in tiny_run, plain, tiny_run:
+        teacher = counting(run)
+        assert_as_without(cache_of(run, teacher), cells_of(run, 4), teacher)
+
+
 def test_what_does_not_fit_is_computed_every_time(tiny_run: RunSpec, folder: Path) -> None:
     teacher = counting(tiny_run)
     cells = cells_of(tiny_run, 4)

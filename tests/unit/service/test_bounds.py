@@ -83,7 +83,7 @@ def test_seeds_are_numbers_that_a_database_holds(scene: Scene, spec: dict[str, A
     assert answer.status_code == 422, answer.text
     [problem] = answer.json()["problems"]
     assert problem["field"] == "seeds"
-    told = "rounds: a list of numbers" if isinstance(seeds, dict) else f"different seeds from 0 to {MAX_INTEGER}"
+    told = "rounds: a list of two" if isinstance(seeds, dict) else f"different seeds from 0 to {MAX_INTEGER}"
     assert told in problem["possible"]
 
 

@@ -65,9 +65,10 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
         )
     assert table.metric  # the arm has a rank
     if (found.mean if table.metric.higher_is_better else -found.mean) <= 0:
-        # The rank is by all of its seeds, the test by those it has in common with the baseline.
+        # The rank is by other seeds than the test, which takes those it has in common with the baseline.
+        over = "the seeds that all arms have" if table.rounds else "all its seeds"
         return "Not shown", (
-            f"Its mean over all its seeds is the best, but it does not lead {baseline} over the {found.n} seeds that "
+            f"Its mean over {over} is the best, but it does not lead {baseline} over the {found.n} seeds that "
             f"both have ({_tested(table, found)})."
         )
     # 87 % instead of 58 % is not 29 % more.
@@ -84,7 +85,7 @@ def _against_the_baseline(table: Comparison, best: ArmRow) -> tuple[str, str]:
         )
         waits = _waits(table) if best.rounds and best.rounds.goes_on else ""
         if best.rounds and not waits:
-            waits = f" It {'is ' if best.rounds.words.startswith('undecided') else 'was '}{best.rounds.words}."
+            waits = f" This arm: {best.rounds.words}."
         return "Not shown yet" if best.rounds and best.rounds.goes_on else "Not shown", (
             f"It leads {baseline} by {by}, but chance could explain that ({_tested(table, found)}).{needed}{waits}"
         )

@@ -70,7 +70,7 @@ def _arms(rows: Sequence[ArmRow]) -> list[str]:
     told = []
     if decided := [f"{name}, {found.words}" for name, found in known if found.decided_after]:
         told.append(f"Settled: {'; '.join(decided)}.")
-    if stopped := [f"{name}, {found.words}" for name, found in known if found.words.startswith("stopped")]:
+    if stopped := [f"{name}, {found.words}" for name, found in known if found.is_given_up]:
         told.append(f"Given no more seeds, and not decided: {'; '.join(stopped)}.")
     if waits := [name for name, found in known if found.goes_on]:
         told.append(f"Still being trained: {'; '.join(waits)}.")

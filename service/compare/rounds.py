@@ -78,7 +78,7 @@ class Course:
         if len(self.rounds.looks) == len(self._design.rounds):
             return set()
         # Where no seed of an arm has finished, no other would.
-        alive = {name for name in of if self.has_finished(name)} - self.dropped.keys()
+        alive = {name for name in of if self._seen(name)} - self.dropped.keys()
         if self.measure not in alive:
             return set()
         on = {name for name in alive - {self.measure} if self._is_open(name)}
@@ -93,13 +93,9 @@ class Course:
         if self._design.target is Target.BASELINE or not self.rounds.looks:
             return self.baseline
         # Of those that have had all looks: means over other seeds are another thing.
-        left = [name for name in self.arms if self.has_finished(name) and name not in self.dropped]
+        left = [name for name in self.arms if self._seen(name) and name not in self.dropped]
         most = max((self.rounds.given(name) for name in left), default=0)
         return max((name for name in left if self.rounds.given(name) == most), key=self._mean, default=self.baseline)
-
-    def has_finished(self, name: str) -> bool:
-        """Whether a run of it had at the last look."""
-        return bool(self._seen(name))
 
     @property
     def dropped(self) -> dict[str, str]:

@@ -31,6 +31,7 @@ def of_arm(course: Course, name: str) -> ArmInRounds:
     loss = course.loss(name) if name in course.dropped else None
     found = ArmInRounds(
         seeds=seeds, most=rounds.design.most, goes_on=waits and not rounds.is_over, decided_after=decided,
+        is_given_up=not waits and outcome is not None and decided is None and seeds < rounds.design.most,
         worse_than=course.dropped.get(name), loss=_difference(loss, course.higher_is_better) if loss else None,
         chance=outcome.chance if outcome else None, words="",
     )  # fmt: skip

@@ -65,11 +65,11 @@ def _going_on(experiment: Experiment, arms: Collection[ArmTrials], rounds: InRou
 
 def _wanted(session: Session, arms: Collection[ArmTrials], seeds: Collection[int]) -> list[WantedRun]:
     """Seed by seed, as the first round. Nothing is looked for again: data and teacher are pinned by their digests."""
-    rows = {arm.id: session.get_one(Arm, arm.id) for arm in arms}
+    samples = {arm.id: RunSpec.model_validate(session.get_one(Arm, arm.id).sample) for arm in arms}
     # A seed does not change how many there are.
     steps = {arm.id: session.get_one(Run, arm.trials[0].run_id).total_steps for arm in arms}
     return [
-        WantedRun(RunSpec.model_validate({**(rows[arm.id].sample or {}), "seed": seed}), steps[arm.id], arm.id)
+        WantedRun(samples[arm.id].model_copy(update={"seed": seed}), steps[arm.id], arm.id)
         for seed in seeds
         for arm in arms
     ]

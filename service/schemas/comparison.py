@@ -74,6 +74,8 @@ class ArmInRounds(Part):
     """That it could have."""
     goes_on: bool
     """Whether it waits for a look."""
+    is_given_up: bool
+    """It gets no more seeds and is not decided: it has little chance to be, or its runs failed."""
     decided_after: int | None
     """Seeds after which it was shown to differ from what it is held against: the baseline, or the best arm."""
     worse_than: str | None

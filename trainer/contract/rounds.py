@@ -9,7 +9,7 @@ from trainer.contract.frozen import MAX_INTEGER, Asked
 
 # A t test over fewer pairs says nothing, and a service solves for the levels of so many.
 FEWEST, MOST, MOST_LOOKS = 3, 50, 10
-# Differences are tested against one another's errors, which takes time with the cube of their number.
+# The p of many differences takes time with the cube of their number (service/compare/sequential.py).
 MOST_ARMS = {"baseline": 60, "best": 10}
 EXAMPLE = "{rounds: [4, 8, 12]}"
 POSSIBLE = {

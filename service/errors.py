@@ -7,7 +7,9 @@ ApiError
 ├── Conflict             409  the request is fine, the state of things is not
 │   ├── KeyReused             an Idempotency-Key with another body
 │   ├── NothingToRetry        no failed run
-│   ├── AlreadyEnded          cancelling what has ended
+│   ├── AlreadyEnded          cancelling, pausing or changing what has ended
+│   ├── NothingToResume       nothing of it is paused
+│   ├── Ambiguous             several things are meant
 │   ├── NotExtendable         it was cancelled, or what it was trained on is not what it was
 │   └── NothingToDraw         a figure of numbers that are not there
 ├── BodyTooLarge         413
@@ -63,6 +65,14 @@ class NothingToRetry(Conflict):
 
 
 class AlreadyEnded(Conflict):
+    pass
+
+
+class NothingToResume(Conflict):
+    pass
+
+
+class Ambiguous(Conflict):
     pass
 
 

@@ -8,6 +8,7 @@ class RunState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -4,7 +4,21 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, Index, String, TypeDecorator, UniqueConstraint, false
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    Index,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+    and_,
+    case,
+    false,
+    literal,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -70,6 +84,10 @@ class Experiment(Leased, Base):
     """Cap; None = none."""
     cancelled_at: Mapped[datetime | None]
     cancel_reason: Mapped[str] = mapped_column(default="")
+    pause_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = paused."""
+    created_by: Mapped[str] = mapped_column(String(63), default="", server_default="")
+    """Name of the token; empty for what an older release has written."""
     tracking_id: Mapped[str | None]
     """MLflow experiment."""
     tracking_run_id: Mapped[str | None]
@@ -102,6 +120,8 @@ class Arm(Base):
     name: Mapped[str]
     levels: Mapped[dict[str, Any]]
     is_baseline: Mapped[bool]
+    cancel_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = seeds that the experiment gets later are none of this arm's."""
     sample: Mapped[dict[str, Any] | None] = mapped_column(Json)
     """Where seeds come in rounds: the spec of its run as it was submitted, to which a later round gives other seeds."""
 
@@ -129,7 +149,9 @@ class Run(Leased, Base):
     """Holds one of the places that concurrency gives out."""
     waiting_reason: Mapped[str] = mapped_column(default="")
     cancel_reason: Mapped[str] = mapped_column(default="")
-    """Not empty = asked to stop."""
+    """Not empty = asked to stop: no experiment wants it any more (service/experiments/wishes.py)."""
+    pause_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = asked to wait: of the experiments that have not cancelled it, each has paused it."""
     not_before: Mapped[datetime | None]
     fruitless: Mapped[int] = mapped_column(default=0)
     """Attempts in a row that ended without a new step."""
@@ -181,10 +203,23 @@ class Trial(Base):
     arm_id: Mapped[int] = mapped_column(ForeignKey("arms.id"), index=True)
     seed: Mapped[int]
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    cancel_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = this experiment no longer wants the run; the run goes on where another one does."""
+    pause_reason: Mapped[str] = mapped_column(default="", server_default="")
     published: Mapped[bool] = mapped_column(default=False, server_default=false())
     """MLflow has all that the service knows of its run."""
 
     __table_args__ = (UniqueConstraint("arm_id", "seed"),)
+
+    def state_of(self, run: Run) -> RunState:
+        """As its experiment sees it: what was cancelled counts again when its run has come to a result."""
+        return RunState.CANCELLED if self.cancel_reason and run.state is not RunState.SUCCEEDED else run.state
+
+
+_IS_CANCELLED = and_(Trial.cancel_reason != "", Run.state != RunState.SUCCEEDED)
+TRIAL_STATE = case((_IS_CANCELLED, literal(RunState.CANCELLED, Run.state.type)), else_=Run.state)
+"""`Trial.state_of` in SQL, for a trial joined with its run."""
+TRIAL_REASON = case((_IS_CANCELLED, Trial.cancel_reason), else_=Run.reason)
 
 
 class Attempt(Base):
@@ -234,7 +269,35 @@ class Token(Base):
     project: Mapped[str | None] = mapped_column(String(63))
     """None = every project."""
     created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(63), default="", server_default="")
+    """Name of the token that it was made with."""
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     """Within a minute: not every request writes."""
+
+
+class AuditEntry(Base):
+    """Who asked for what and when; written before it is done, and completed with the answer. Nothing deletes any."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    token_id: Mapped[str] = mapped_column(String(16))
+    """Empty = MCF_TOKEN, or nobody is asked for one."""
+    name: Mapped[str] = mapped_column(String(63))
+    """Of the token."""
+    project: Mapped[str | None] = mapped_column(String(63))
+    """Of the token; None = every project."""
+    action: Mapped[str] = mapped_column(String(63))
+    """Such as `experiments.cancel`."""
+    object: Mapped[str] = mapped_column(String(200))
+    """Id of what it was done to."""
+    asked: Mapped[str] = mapped_column(String(1000))
+    """What of it, as the address had it: the query."""
+    address: Mapped[str] = mapped_column(String(200))
+    status: Mapped[int | None]
+    """Of the answer, as HTTP has it; None = the service was stopped before it could answer."""
+
+    __table_args__ = (Index("audit_of_project", "project", "id"),)

@@ -16,6 +16,7 @@ from starlette.datastructures import State
 
 from service.errors import Forbidden, Unauthorized
 from service.experiments import service as experiments
+from service.experiments.actions import SOMEBODY
 from service.runs import service as runs
 from service.states import Scope
 from service.tables import Token
@@ -35,6 +36,13 @@ class Principal:
     scope: Scope
     project: str | None = None
     """None = every project."""
+    token_id: str = ""
+    """Empty = MCF_TOKEN, or nobody is asked for one."""
+
+    @property
+    def signature(self) -> str:
+        """Who it was, in `cancelled by ...`."""
+        return SOMEBODY if self is LOCAL else self.name
 
     def within(self, asked: str | None) -> str | None:
         """The project a request is about: the one asked for, else the token's; None = every one. Raises Forbidden."""
@@ -68,7 +76,7 @@ def principal_of(state: State, secret: str) -> Principal:
         raise Unauthorized("This token is not known to the service. An admin creates one with `mcf token create`.")
     if ended := state.keyring.ended(token):
         raise Unauthorized(f"The token {token.name!r} ({token.id}) {ended}. Ask an admin for a new one.")
-    return Principal(token.name, token.scope, token.project)
+    return Principal(token.name, token.scope, token.project, token.id)
 
 
 @dataclass(frozen=True)

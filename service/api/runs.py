@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from enum import StrEnum
 from typing import Annotated
 
 import anyio
@@ -9,17 +10,27 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from service.api import cursors
-from service.api.auth import Reader
+from service.api.auth import Reader, Submitter
 from service.api.cursors import Cursor
 from service.api.refusals import responses
 from service.db import Database
-from service.errors import InvalidSpec, NotFound, Unavailable
+from service.errors import AlreadyEnded, Ambiguous, InvalidSpec, NotFound, NothingToRetry, Unavailable
+from service.experiments import actions
 from service.runs import logs, repository, service
 from service.schemas.base import ProjectName
+from service.schemas.experiments import Part
 from service.schemas.runs import Checkpoints, Histories, Pictures, RunDetail, RunList
 from service.states import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+
+class RunAction(StrEnum):
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+
 
 # Every follower waits in a thread; these are not the threads that answer requests.
 MAX_FOLLOWERS = 100
@@ -103,6 +114,30 @@ def get_pictures(request: Request, run_id: str) -> Pictures:
     """Steps of which there is a panel."""
     steps = service.picture_steps(request.app.state.db, request.app.state.tracker, run_id)
     return Pictures(steps=steps)
+
+
+@router.post("/{run_id}/{action}", responses=responses(NotFound, Ambiguous, AlreadyEnded, NothingToRetry, Unavailable))
+def act(
+    request: Request, run_id: str, action: RunAction, principal: Submitter,
+    experiment: Annotated[str | None, Query(pattern="^e[0-9a-f]+$")] = None,
+) -> RunDetail:  # fmt: skip
+    """Cancel, pause, resume or retry one run; the rest of its experiment goes on.
+
+    Where several experiments share it, say for which: for the others it goes on.
+    """
+    state, part = request.app.state, Part(runs=[run_id])
+    of = actions.experiment_of(state.db, run_id, principal.project, experiment)
+    match action:
+        case RunAction.CANCEL:
+            actions.cancel(state.db, of, principal.signature, part)
+        case RunAction.PAUSE:
+            actions.pause(state.db, of, principal.signature, part)
+        case RunAction.RESUME:
+            actions.resume(state.db, of, part)
+        case RunAction.RETRY:
+            actions.retry(state.db, state.settings, of, part)
+    state.reconciler.wake()
+    return service.detail(state.db, state.settings, run_id, principal.project)
 
 
 async def _events(request: Request, run_id: str) -> AsyncIterator[str]:

@@ -11,7 +11,7 @@ from service.compare.readings import kept_readings
 from service.compare.rounds import InRounds, Look
 from service.compare.table import ArmTrials, TrialRow, TrialSpeed
 from service.schemas.comparison import Digest
-from service.tables import Arm, Experiment, Run, Trial
+from service.tables import TRIAL_REASON, TRIAL_STATE, Arm, Experiment, Run, Trial
 from service.text import run_in_mlflow
 from trainer.contract.records import Result
 from trainer.contract.rounds import Rounds
@@ -40,7 +40,8 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
     arms = session.scalars(select(Arm).where(Arm.experiment_id == experiment_id).order_by(Arm.position)).all()
     rows = session.execute(
         select(
-            Trial.arm_id, Trial.seed, Run.id, Run.state, Run.reason, Run.result, Run.process_seconds, Run.restarts,
+            Trial.arm_id, Trial.seed, Run.id, TRIAL_STATE.label("state"), TRIAL_REASON.label("reason"), Run.result,
+            Run.process_seconds, Run.restarts,
             Run.tracking_id, Run.tracking_run_id, Run.world_sizes, Run.spec["evaluation"].label("evaluation"),
             Run.mean_images_per_second, Run.waiting_share, Run.peak_share, Run.compile_seconds, Run.readings,
         )
@@ -81,7 +82,7 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
     """Changes whenever `load` finds something else; without results, which are most of what there is to read."""
     rows = session.execute(
         select(
-            Trial.id, Run.id, Run.state, Run.ended_at, Run.reason, Run.process_seconds, Run.restarts,
+            Trial.id, Run.id, TRIAL_STATE, Run.ended_at, TRIAL_REASON, Run.process_seconds, Run.restarts,
             Run.tracking_run_id, Run.last_reading, Experiment.spec[RANK_BY],
             # Looks are only added.
             func.length(cast(Experiment.looks, String)), Experiment.cancelled_at,

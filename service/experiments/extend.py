@@ -12,6 +12,7 @@ from k8s.pools import Pool
 from service.db import Database
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import repository, service
+from service.experiments.wishes import follow
 from service.tables import Arm, Experiment, Run
 from trainer.contract import ExperimentSpec, Problem, RunSpec
 from trainer.contract.frozen import MAX_INTEGER
@@ -146,6 +147,7 @@ def _write(
         for place, run in zip(anew, measured, strict=True):
             trial, _ = runs[place]
             trial.run_id, trial.published = run.id, False
+        follow(session, [run.id for run in measured], datetime.now(UTC))
         new = [
             service.wanted_run(resolved, arm.runs[seed], arms[_key(arm.levels)].id)
             for seed in spec.seed_list

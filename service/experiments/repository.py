@@ -7,8 +7,9 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, case, func, select, tuple_, update
 from sqlalchemy.orm import Session, defer
 
+from service.experiments.wishes import follow
 from service.states import FINAL, RunState
-from service.tables import Arm, Charge, Experiment, Run, Trial
+from service.tables import TRIAL_STATE, Arm, Charge, Experiment, Run, Trial
 
 
 @dataclass
@@ -76,20 +77,20 @@ def page(
 
 def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
     """Two statements for any number of experiments."""
-    final = Run.state.in_(FINAL)
+    final = TRIAL_STATE.in_(FINAL)
     done: ColumnElement[float] = case((final, 1.0), else_=Run.step * 1.0 / Run.total_steps)
     left: ColumnElement[int] = case((final, 0), else_=Run.total_steps - Run.step)
     is_own = Run.home_id == Trial.experiment_id
     own_left: ColumnElement[int] = case((is_own, left), else_=0)
     rows = session.execute(
         select(
-            Trial.experiment_id, Run.state, func.count(), func.sum(done), func.sum(Run.step),
+            Trial.experiment_id, TRIAL_STATE, func.count(), func.sum(done), func.sum(Run.step),
             func.sum(Run.train_seconds), func.sum(left), func.sum(Run.process_seconds),
             func.sum(own_left),
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id.in_(list(ids)))
-        .group_by(Trial.experiment_id, Run.state)
+        .group_by(Trial.experiment_id, TRIAL_STATE)
     )  # fmt: skip
     found: dict[str, Tally] = {}
     for experiment, state, count, done_sum, steps, train_seconds, left_sum, seconds, own_left_sum in rows:
@@ -129,7 +130,7 @@ def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm]
 def tracked_trials(session: Session, experiment_id: str, arms: Collection[int] | None) -> list[TrackedTrial]:
     query = (
         select(
-            Arm.position, Arm.name, Arm.is_baseline, Trial.seed, Run.id, Run.state, Run.step, Run.tracking_run_id,
+            Arm.position, Arm.name, Arm.is_baseline, Trial.seed, Run.id, TRIAL_STATE, Run.step, Run.tracking_run_id,
             Run.ended_at,
         )
         .join(Trial, Trial.arm_id == Arm.id)
@@ -170,10 +171,17 @@ def taken_ids(session: Session, ids: Iterable[str]) -> set[str]:
     return set(session.scalars(select(Run.id).where(Run.id.in_(list(ids)))))
 
 
-def failed_runs(session: Session, experiment_id: str) -> Sequence[Run]:
-    query = select(Run).join(Trial).where(Trial.experiment_id == experiment_id, Run.state == RunState.FAILED)
-    query = query.order_by(Run.id)
-    return session.scalars(query.with_for_update(of=Run)).all()
+def trials_of(session: Session, experiment_id: str, *, lock: bool = False) -> list[tuple[Trial, Run, Arm]]:
+    """In the order of the request. `lock`: the runs, in one order everywhere."""
+    query = (
+        select(Trial, Run, Arm)
+        .join(Run, Run.id == Trial.run_id)
+        .join(Arm, Arm.id == Trial.arm_id)
+        .where(Trial.experiment_id == experiment_id)
+        .order_by(Run.id)
+    )
+    rows = session.execute(query.with_for_update(of=Run) if lock else query)
+    return sorted(((trial, run, arm) for trial, run, arm in rows), key=lambda row: (row[2].position, row[0].seed))
 
 
 def requeue(session: Session, runs: Collection[Run], home: str, now: datetime) -> None:
@@ -183,7 +191,7 @@ def requeue(session: Session, runs: Collection[Run], home: str, now: datetime) -
     """
     for run in runs:
         run.state, run.settled, run.admitted = RunState.QUEUED, False, False
-        run.cancel_reason = run.reason = run.kind = run.waiting_reason = ""
+        run.cancel_reason = run.pause_reason = run.reason = run.kind = run.waiting_reason = ""
         run.not_before, run.ended_at, run.fruitless = None, None, 0
         run.home_id = home
         run.next_check_at = now
@@ -207,18 +215,8 @@ def cancel(session: Session, experiment: Experiment, reason: str, now: datetime)
     """Runs that no other live experiment wants are asked to stop; the others find a new home."""
     experiment.cancelled_at, experiment.cancel_reason = now, reason
     experiment.next_check_at = now
-    other = (
-        select(Trial.run_id, Experiment.id)
-        .join(Experiment, Experiment.id == Trial.experiment_id)
-        .where(Experiment.cancelled_at.is_(None), Experiment.id != experiment.id)
-        # Of several the oldest: the last one stays in the dictionary.
-        .order_by(Experiment.created_at.desc(), Experiment.id)
-    )
-    own = select(Trial.run_id).where(Trial.experiment_id == experiment.id)
-    wanted = dict(session.execute(other.where(Trial.run_id.in_(own))).all())
-    for run in session.scalars(select(Run).where(Run.id.in_(own), Run.state.not_in(FINAL)).order_by(Run.id)):
-        if run.id in wanted:
-            run.home_id = wanted[run.id] if run.home_id == experiment.id else run.home_id
-        else:
-            run.cancel_reason = run.cancel_reason or reason
-            run.next_check_at = now
+    follow(session, runs_of(session, experiment.id), now)
+
+
+def runs_of(session: Session, experiment_id: str) -> Sequence[str]:
+    return session.scalars(select(Trial.run_id).where(Trial.experiment_id == experiment_id)).all()

@@ -46,12 +46,16 @@ def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentS
         return ExperimentState.RUNNING
     if RunState.QUEUED in states:
         # Between two runs it is as much under way as during them.
-        return ExperimentState.QUEUED if states == {RunState.QUEUED} else ExperimentState.RUNNING
+        waits = states <= {RunState.QUEUED, RunState.PAUSED}
+        return ExperimentState.QUEUED if waits else ExperimentState.RUNNING
+    if RunState.PAUSED in states or (experiment.pause_reason and experiment.has_look_to_come):
+        return ExperimentState.PAUSED
     if experiment.has_look_to_come:
         return ExperimentState.RUNNING
     if RunState.FAILED in states:
         return ExperimentState.FAILED
-    return ExperimentState.CANCELLED if RunState.CANCELLED in states else ExperimentState.SUCCEEDED
+    # Of single runs that were cancelled the table says so; the rest is what was asked for then.
+    return ExperimentState.CANCELLED if states == {RunState.CANCELLED} else ExperimentState.SUCCEEDED
 
 
 def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Settings) -> ExperimentSummary:
@@ -61,6 +65,7 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         project=experiment.project,
         state=state_of(experiment, tally.counts),
         created_at=experiment.created_at,
+        created_by=experiment.created_by,
         num_arms=num_arms,
         num_runs=tally.num_runs,
         counts=tally.counts,
@@ -71,6 +76,9 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         gpu_hours_left=_hours_left(tally),
         gpu_hours_cap=experiment.gpu_hours,
         cancel_reason=experiment.cancel_reason,
+        pause_reason=experiment.pause_reason,
+        concurrency=experiment.concurrency,
+        priority=experiment.priority,
         tracking_url=run_in_mlflow(settings.tracking_uri, experiment.tracking_id, experiment.tracking_run_id),
     )
 
@@ -101,13 +109,13 @@ def _trial(trial: Trial, run: Run, settings: Settings) -> TrialView:
     return TrialView(
         seed=trial.seed,
         run_id=run.id,
-        state=run.state,
+        state=trial.state_of(run),
         shared=run.home_id != trial.experiment_id,
         step=run.step,
         total_steps=run.total_steps,
         progress=run.step / run.total_steps,
         restarts=run.restarts,
-        waiting_reason=run.waiting_reason,
-        reason=run.reason,
+        waiting_reason=run.waiting_reason if trial.state_of(run) is run.state else "",
+        reason=run.reason if trial.state_of(run) is run.state else trial.cancel_reason,
         tracking_url=run_in_mlflow(settings.tracking_uri, run.tracking_id, run.tracking_run_id),
     )

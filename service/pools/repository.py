@@ -42,7 +42,7 @@ def unended(session: Session) -> Iterator[Unended]:
         .join(Arm, Arm.id == Trial.arm_id)
         .outerjoin(Attempt, and_(Attempt.run_id == Run.id, Attempt.state.in_(live)))
         .options(*(defer(column) for column in (Run.spec, Run.sessions, Run.result, Experiment.spec)))
-        .where(Run.state.not_in(FINAL), Experiment.cancelled_at.is_(None))
+        .where(Run.state.not_in(FINAL), Experiment.cancelled_at.is_(None), Trial.cancel_reason == "")
         .order_by(Experiment.priority.desc(), Experiment.created_at, Trial.id)
     )
     seen: set[str] = set()

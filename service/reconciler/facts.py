@@ -40,6 +40,9 @@ class RunFacts:
     state: RunState = RunState.QUEUED
     admitted: bool = False
     cancel_reason: str = ""
+    pause_reason: str = ""
+    pools: tuple[str, ...] = ()
+    """Where it may go; () = anywhere."""
     not_before: datetime | None = None
     fruitless: int = 0
     step: int = 0

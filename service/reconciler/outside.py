@@ -165,7 +165,8 @@ class Outside:
 def _may_open(facts: RunFacts, seen: Observed, now: datetime) -> bool:
     between = not (facts.attempt and facts.attempt.is_live)
     due = facts.not_before is None or now >= facts.not_before
-    return between and due and facts.admitted and not facts.cancel_reason and seen.outcome is None
+    wanted = facts.admitted and not (facts.cancel_reason or facts.pause_reason)
+    return between and due and wanted and seen.outcome is None
 
 
 def _is_ending(facts: RunFacts, seen: Observed) -> bool:
@@ -175,7 +176,7 @@ def _is_ending(facts: RunFacts, seen: Observed) -> bool:
         return False
     if not job.is_live:
         return True
-    return not attempt.log_tail and bool(facts.cancel_reason or attempt.reason or seen.outcome)
+    return not attempt.log_tail and bool(facts.cancel_reason or facts.pause_reason or attempt.reason or seen.outcome)
 
 
 def _progress(sessions: Sequence[TrainingSession]) -> dict[str, Any]:

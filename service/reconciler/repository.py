@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session, aliased, load_only
 from service.reconciler.admission import Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
 from service.states import FINAL, AttemptState, RunState
-from service.tables import Arm, Attempt, Charge, Experiment, Run, Trial
-from trainer.contract import RunSpec
+from service.tables import TRIAL_STATE, Arm, Attempt, Charge, Experiment, Run, Trial
+from trainer.contract import Placement, RunSpec
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,12 @@ class ExperimentLease:
 
 
 def lease_runs(session: Session, now: datetime, seconds: float, limit: int) -> list[RunLease]:
-    """Take runs that are due: in flight, to be cancelled, or ended but not yet settled."""
-    wanted = or_(Run.admitted, Run.cancel_reason != "", Run.state.in_(FINAL))
+    """Take runs that are due: in flight, to be cancelled, paused or resumed, or ended but not yet settled."""
+    wanted = or_(
+        Run.admitted, Run.cancel_reason != "", Run.state.in_(FINAL),
+        # To be paused, or to go on.
+        (Run.pause_reason != "") != (Run.state == RunState.PAUSED),
+    )  # fmt: skip
     due = select(Run.id).where(~Run.settled, Run.next_check_at <= now, _free(Run, now), wanted)
     token = uuid.uuid4().hex
     ids = session.scalars(due.order_by(Run.next_check_at).limit(limit).with_for_update(skip_locked=True)).all()
@@ -82,6 +86,8 @@ def facts(lease: RunLease) -> RunFacts:
         state=run.state,
         admitted=run.admitted,
         cancel_reason=run.cancel_reason,
+        pause_reason=run.pause_reason,
+        pools=tuple(Placement.model_validate(run.placement).pools),
         not_before=run.not_before,
         fruitless=run.fruitless,
         step=run.step,
@@ -156,10 +162,16 @@ def published_with_a_look_to_come(session: Session) -> list[str]:
 # A run that is settled waits for nothing and holds no place. Said in each query, as an index finds the others by it:
 # without, every tick would read all runs there have ever been.
 GOING = (~Run.settled, Run.state.not_in(FINAL))
+WITHOUT_A_PLACE = (*GOING, ~Run.admitted, Run.cancel_reason == "", Run.pause_reason == "")
+# A trial that wants its run (service/experiments/wishes.py).
+WANTS = (
+    Trial.cancel_reason == "", Trial.pause_reason == "", Experiment.cancelled_at.is_(None),
+    Experiment.pause_reason == "",
+)  # fmt: skip
 
 
 def is_anything_waiting(session: Session) -> bool:
-    query = select(Run.id).where(*GOING, ~Run.admitted, Run.cancel_reason == "").limit(1)
+    query = select(Run.id).where(*WITHOUT_A_PLACE).limit(1)
     return session.scalar(query) is not None
 
 
@@ -169,7 +181,7 @@ def waiting(session: Session) -> list[Waiting]:
         select(Run.id, Run.waiting_reason, Experiment.id, Experiment.name, Experiment.concurrency, _weights())
         .join(Trial, Trial.run_id == Run.id)
         .join(Experiment, Experiment.id == Trial.experiment_id)
-        .where(*GOING, ~Run.admitted, Run.cancel_reason == "", Experiment.cancelled_at.is_(None))
+        .where(*WITHOUT_A_PLACE, *WANTS)
         .order_by(Experiment.priority.desc(), Experiment.created_at, Trial.id)
     )
     return [Waiting(*row) for row in rows]
@@ -181,7 +193,7 @@ def in_flight(session: Session) -> tuple[int, dict[str, int]]:
     by_experiment = session.execute(
         select(Trial.experiment_id, func.count(distinct(Run.id)))
         .join(Run, Run.id == Trial.run_id)
-        .where(*GOING, Run.admitted)
+        .where(*GOING, Run.admitted, Trial.cancel_reason == "")
         .group_by(Trial.experiment_id)
     )
     return total, dict(by_experiment.all())
@@ -220,8 +232,10 @@ def weights_for(session: Session, run_ids: Collection[str]) -> dict[str, str]:
 def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
     """Of an experiment: process-seconds it has paid for, runs that go on, runs not settled yet."""
     paid = select(func.sum(Charge.process_seconds)).where(Charge.experiment_id == experiment_id)
-    going = func.count().filter(Run.state.not_in(FINAL))
-    unsettled = func.count().filter(~Run.settled)
+    going = func.count().filter(TRIAL_STATE.not_in(FINAL))
+    # What was cancelled here and goes on elsewhere keeps nobody here waiting.
+    given_away = and_(Trial.cancel_reason != "", Run.home_id != experiment_id)
+    unsettled = func.count().filter(~Run.settled, ~given_away)
     row = session.execute(
         select(going, unsettled).select_from(Trial).join(Run).where(Trial.experiment_id == experiment_id)
     ).one()

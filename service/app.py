@@ -11,6 +11,8 @@ from fastapi_offline import FastAPIOffline
 from k8s.pools import Pool, read_pools
 from service import errors
 from service.api import health, refusals
+from service.api.audit import Audited
+from service.api.audit import router as audit
 from service.api.auth import Require
 from service.api.body import Bounded
 from service.api.comparison import router as comparison
@@ -55,12 +57,13 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.stopping = asyncio.Event()
 
     refusals.install(app)
+    app.add_middleware(Audited)
     app.add_middleware(Bounded)
     app.include_router(health.router)
     # To read is the least; what changes something demands more by itself.
     protected = [Depends(Require(Scope.READ))]
     refused = refusals.responses(errors.Unauthorized, errors.Forbidden)
-    for router in experiments, comparison, runs, pools, tokens:
+    for router in experiments, comparison, runs, pools, tokens, audit:
         app.include_router(router, dependencies=protected, responses=refused)
     app.include_router(pages)  # asks for the token by itself, in a form
     return app

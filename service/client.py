@@ -21,6 +21,7 @@ from service import specfile
 from service.compare import plaintext
 from service.connection import McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
 from service.schemas import comparison as schemas
+from service.schemas.audit import AuditList, AuditView
 from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
 from service.schemas.pools import PoolList, PoolView
 from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
@@ -145,6 +146,10 @@ class Client:
     def revoke_token(self, token_id: str) -> TokenView:
         return TokenView.model_validate_json(self._connection.call("DELETE", f"/v1/tokens/{token_id}").content)
 
+    def audit(self, *, limit: int = 200, before: int | None = None, after: int | None = None) -> list[AuditView]:
+        """Who asked for what, newest first; those `after` a number oldest first."""
+        return self._connection.get(AuditList, "/v1/audit", limit=limit, before=before, after=after).entries
+
     # ------------------------------------------------------------ runs
 
     def runs(self, experiment: str | None = None) -> Iterator[RunSummary]:
@@ -162,6 +167,11 @@ class Client:
             found = self._connection.get(RunList, "/v1/runs", limit=SHOWN + 1, prefix=name).runs
             name = _only(name, [run.id for run in found], "run", "mcf show EXPERIMENT")
         return self._connection.get(RunDetail, f"/v1/runs/{name}")
+
+    def act_on_run(self, run_id: str, action: str, *, experiment: str | None = None) -> RunDetail:
+        """`cancel`, `pause`, `resume` or `retry` one run; `experiment`: for which of those that share it."""
+        answer = self._connection.call("POST", f"/v1/runs/{run_id}/{action}", params=given(experiment=experiment))
+        return RunDetail.model_validate_json(answer.content)
 
     def checkpoints(self, run_id: str) -> Checkpoints:
         return self._connection.get(Checkpoints, f"/v1/runs/{run_id}/checkpoints")
@@ -266,12 +276,26 @@ class Experiment:
     def runs(self) -> list[RunSummary]:
         return list(self._client.runs(self.id))
 
-    def cancel(self) -> "Experiment":
-        return self._act("cancel")
+    def cancel(self, *, arms: Sequence[str] = (), runs: Sequence[str] = ()) -> "Experiment":
+        """Stop it, or the arms (by name) and runs (by id) that are named; each run writes a checkpoint first."""
+        return self._act("cancel", json=_part(arms, runs))
 
-    def retry(self) -> "Experiment":
-        """Queue the failed runs again."""
-        return self._act("retry")
+    def pause(self, *, arms: Sequence[str] = (), runs: Sequence[str] = ()) -> "Experiment":
+        """Stop it, or what is named, until `resume`."""
+        return self._act("pause", json=_part(arms, runs))
+
+    def resume(self, *, arms: Sequence[str] = (), runs: Sequence[str] = ()) -> "Experiment":
+        return self._act("resume", json=_part(arms, runs))
+
+    def retry(self, *, arms: Sequence[str] = (), runs: Sequence[str] = ()) -> "Experiment":
+        """Queue the failed runs again; of what is named also what was cancelled."""
+        return self._act("retry", json=_part(arms, runs))
+
+    def change(self, **changes: Any) -> "Experiment":
+        """Other `priority`, `concurrency`, `gpu_hours` (None = no cap) or `pool` for what has not ended."""
+        answer = self._connection.call("PATCH", f"/v1/experiments/{self.id}", json=changes)
+        self.detail = ExperimentDetail.model_validate_json(answer.content)
+        return self
 
     def extend(
         self, *, seeds: int | Sequence[int] = (), factors: Mapping[str, Sequence[Any]] | None = None,
@@ -290,6 +314,10 @@ class Experiment:
         answer = self._connection.call("POST", f"/v1/experiments/{self.id}/{verb}", **options)
         self.detail = ExperimentDetail.model_validate_json(answer.content)
         return self
+
+
+def _part(arms: Sequence[str], runs: Sequence[str]) -> dict[str, list[str]]:
+    return {"arms": list(arms), "runs": list(runs)}
 
 
 def _only(name: str, ids: Sequence[str], kind: str, lister: str) -> str:

@@ -14,12 +14,13 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import State
 
+from service import audit
 from service.errors import Forbidden, Unauthorized
 from service.experiments import service as experiments
 from service.experiments.actions import SOMEBODY
 from service.runs import service as runs
 from service.states import Scope
-from service.tables import Token
+from service.tables import AuditEntry, Token
 from trainer.store.loopback import LOOPBACK
 
 COOKIE = "mcf_token"
@@ -95,6 +96,7 @@ class Require:
             _refuse_other_names(request)
             secret = bearer.credentials if bearer else request.cookies.get(COOKIE, "")
             principal = principal_of(request.app.state, secret)
+            _write_down(principal, request)
             _refuse_what_is_not_there_for(principal, request)
             request.state.principal = principal
         if not principal.scope.includes(self.scope):
@@ -108,6 +110,33 @@ class Require:
 Reader = Annotated[Principal, Depends(Require(Scope.READ))]
 Submitter = Annotated[Principal, Depends(Require(Scope.SUBMIT))]
 Admin = Annotated[Principal, Depends(Require(Scope.ADMIN))]
+
+
+MADE = {"POST": "create", "PATCH": "change", "PUT": "set", "DELETE": "delete"}
+
+
+def _write_down(principal: Principal, request: Request) -> None:
+    """What is to change something gets an entry in the audit before it does; api/audit.py completes it."""
+    if request.method in ONLY_LOOKS or request.query_params.get("dry_run") == "true":
+        return
+    path = request.scope["route"].path.removeprefix("/v1")
+    if path.endswith("/check"):  # a form that is being filled in
+        return
+    # /experiments/{experiment_id}/cancel is experiments.cancel, and /experiments is experiments.create.
+    what, *rest = [request.path_params.get(part.strip("{}"), part) for part in path.strip("/").split("/")]
+    ids, is_named = list(request.path_params.values()), bool(rest) and not path.endswith(("_id}", "/new"))
+    verb = rest[-1] if is_named else MADE[request.method]
+    forwarded = request.headers.get("x-forwarded-for")
+    address = request.client.host if request.client else ""
+    request.state.audit_makes = verb == "create" or what == "new"
+    request.state.audit = audit.begin(
+        request.app.state.db,
+        AuditEntry(
+            token_id=principal.token_id, name=principal.name, project=principal.project,
+            action="experiments.create" if what == "new" else f"{what}.{verb}", object=ids[0] if ids else "",
+            asked=request.url.query, address=f"{address} for {forwarded}" if forwarded else address,
+        ),
+    )  # fmt: skip
 
 
 def _refuse_other_sites(request: Request) -> None:

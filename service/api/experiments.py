@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from service.api import cursors, examples
+from service.api.audit import about
 from service.api.auth import Reader, Require, Submitter
 from service.api.body import PlainRoute, payload
 from service.api.cursors import Cursor
@@ -128,6 +129,7 @@ def get_curves(
 def change(request: Request, experiment_id: str, changes: Changes) -> ExperimentDetail:
     """Other priority, concurrency, cap or pool for the runs that have not ended."""
     state = request.app.state
+    about(request, changes)
     actions.change(state.db, experiment_id, changes, state.pools)
     return _after(request, experiment_id)
 
@@ -140,6 +142,7 @@ def cancel(request: Request, experiment_id: str, principal: Submitter, part: Som
 
     Of `arms` and `runs` that are named; without any, the whole experiment.
     """
+    about(request, part)
     actions.cancel(request.app.state.db, experiment_id, principal.signature, part or actions.WHOLE)
     return _after(request, experiment_id)
 
@@ -152,6 +155,7 @@ def pause(request: Request, experiment_id: str, principal: Submitter, part: Some
 
     Runs that another experiment wants go on. Doing it twice is harmless.
     """
+    about(request, part)
     actions.pause(request.app.state.db, experiment_id, principal.signature, part or actions.WHOLE)
     return _after(request, experiment_id)
 
@@ -161,6 +165,7 @@ def pause(request: Request, experiment_id: str, principal: Submitter, part: Some
 )
 def resume(request: Request, experiment_id: str, part: Some = None) -> ExperimentDetail:
     """Queue what is paused again; it goes on from its checkpoints."""
+    about(request, part)
     actions.resume(request.app.state.db, experiment_id, part or actions.WHOLE)
     return _after(request, experiment_id)
 
@@ -174,6 +179,7 @@ def retry(request: Request, experiment_id: str, part: Some = None) -> Experiment
     Of `arms` and `runs` that are named also those that were cancelled.
     """
     state = request.app.state
+    about(request, part)
     actions.retry(state.db, state.settings, experiment_id, part or actions.WHOLE)
     return _after(request, experiment_id)
 
@@ -190,6 +196,7 @@ def extend(request: Request, experiment_id: str, more: Extension, principal: Sub
     """
     state = request.app.state
     shelf = Shelf(state.db, state.settings, principal.project)
+    about(request, more)
     extending.extend(state.db, experiment_id, more, shelf, state.pools, user_code=state.settings.user_code)
     return _after(request, experiment_id)
 

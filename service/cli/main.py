@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.cli import data, flags, home, papers, show, tokens
+from service.cli import acts, data, flags, home, papers, show, tokens
+from service.cli.audit import audit
 from service.cli.evaluate import evaluate
 from service.cli.export import export
 from service.cli.extend import extend
@@ -210,20 +211,9 @@ def compare(
         typer.echo(texts[form](), nl=False)
 
 
-@app.command()
-def cancel(ctx: typer.Context, name: Name) -> None:
-    """Stop an experiment; each run writes a checkpoint first."""
-    detail = ctx.obj().experiment(name).cancel().detail
-    typer.echo(f"{detail.name} ({detail.id}) is being cancelled: {show.counts(detail)}")
-
-
-@app.command()
-def retry(ctx: typer.Context, name: Name) -> None:
-    """Queue the failed runs of an experiment again; they resume from their last checkpoints."""
-    detail = ctx.obj().experiment(name).retry().detail
-    typer.echo(f"{detail.name} ({detail.id}) resumes: {show.counts(detail)}")
-
-
+for act in acts.cancel, acts.pause, acts.resume, acts.retry, acts.change:
+    app.command()(act)
+app.command()(audit)
 app.command()(extend)
 app.command()(evaluate)
 app.command()(export)

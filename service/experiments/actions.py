@@ -3,9 +3,11 @@
 Nothing here stops or starts a run: it is written down what the experiment wants, and the reconciler does it.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -131,7 +133,7 @@ def retry(db: Database, settings: Settings, experiment_id: str, part: Part = WHO
             f"Experiment {experiment_id} was cancelled. Submit it again: finished runs are shared and cost nothing."
         )
     if not any(item.state in wanted for item in chosen):
-        there = ", ".join(sorted({item.state.value for item in chosen}))
+        there = _there(chosen)
         what = f"Experiment {experiment_id} has" if part.is_whole else "What you name has"
         raise NothingToRetry(f"{what} no {' or '.join(wanted)} run (there: {there}).")
     # Before the database says queued: a trainer that finds an outcome believes it and does not train.
@@ -157,19 +159,20 @@ def change(db: Database, experiment_id: str, changes: Changes, pools: Mapping[st
 
     A run that another experiment has brought here keeps that one's pool.
     """
-    asked = changes.model_dump(exclude_unset=True)
+    asked: dict[str, Any] = changes.model_dump(exclude_unset=True)
     with db.deciding() as session:
         experiment = get(session, experiment_id, lock=True)
         _refuse_ended(session, experiment, "change")
         mine = [item.run for item in _chosen(session, experiment, WHOLE) if item.run.home_id == experiment_id]
         going = [run for run in mine if not run.state.is_final]
-        placement = {**experiment.spec["placement"], **{k: asked[k] for k in ("priority", "pool") if k in asked}}
+        was = experiment.spec
+        placement = was["placement"] | {name: asked[name] for name in ("priority", "pool") if name in asked}
         if "pool" in asked:
             _refuse_pool(Placement.model_validate(placement), pools, going)
-        spec = {**experiment.spec, **{k: asked[k] for k in ("concurrency", "gpu_hours") if k in asked}}
+        spec = was | {name: asked[name] for name in ("concurrency", "gpu_hours") if name in asked}
         _refuse_spent(session, experiment, asked.get("gpu_hours"))
         # As it would be read again.
-        experiment.spec = ExperimentSpec.model_validate({**spec, "placement": placement}).model_dump(mode="json")
+        experiment.spec = ExperimentSpec.model_validate(spec | {"placement": placement}).model_dump(mode="json")
         experiment.concurrency, experiment.gpu_hours = experiment.spec["concurrency"], experiment.spec["gpu_hours"]
         experiment.priority = experiment.spec["placement"]["priority"]
         for run in going:
@@ -220,9 +223,15 @@ def _going(experiment: Experiment, chosen: Iterable[Chosen], what: str, *, but: 
     chosen = list(chosen)
     going = [item for item in chosen if not item.state.is_final]
     if experiment.cancelled_at or not (going or but):
-        there = ", ".join(sorted({item.state.value for item in chosen}))
-        raise AlreadyEnded(f"All that you name of {experiment.id} has ended ({there}): there is nothing to {what}.")
+        raise AlreadyEnded(
+            f"All that you name of {experiment.id} has ended ({_there(chosen)}): there is nothing to {what}."
+        )
     return going
+
+
+def _there(chosen: Iterable[Chosen]) -> str:
+    """`2 succeeded, 1 failed`."""
+    return ", ".join(f"{count} {state}" for state, count in Counter(item.state for item in chosen).items())
 
 
 def _refuse_ended(session: Session, experiment: Experiment, what: str) -> None:

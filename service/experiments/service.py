@@ -261,7 +261,7 @@ def ensure_runs(session: Session, experiment: Experiment, wanted: Sequence[Wante
     return found
 
 
-def _arms_of(experiment: Experiment) -> Select[tuple[Arm]]:
+def _arms_of(experiment: Experiment) -> Select[Arm]:
     return select(Arm).where(Arm.experiment_id == experiment.id)
 
 

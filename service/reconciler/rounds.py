@@ -54,7 +54,7 @@ def close_round(session: Session, experiment: Experiment, now: datetime) -> bool
 
 
 def _going_on(
-    experiment: Experiment, arms: Collection[ArmTrials], stopped: Collection[str], rounds: InRounds
+    experiment: Experiment, arms: Collection[ArmTrials], stopped: set[str], rounds: InRounds
 ) -> Collection[str]:
     """Names of the arms that get more seeds after the last of the looks. `stopped`: by a person."""
     *before, last = rounds.looks

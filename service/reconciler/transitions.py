@@ -111,7 +111,8 @@ def _better_elsewhere(run: RunFacts, seen: Observed) -> bool:
 
 
 def _sent_elsewhere(run: RunFacts, seen: Observed) -> bool:
-    return bool(run.attempt and run.attempt.pool and run.pools) and run.attempt.pool not in run.pools
+    assert run.attempt
+    return bool(run.attempt.pool and run.pools) and run.attempt.pool not in run.pools
 
 
 def _being_ended(run: RunFacts, seen: Observed) -> bool:

@@ -118,9 +118,9 @@ class Part(View):
 
     model_config = ConfigDict(extra="forbid")
 
-    arms: list[str] = []
+    arms: list[str] = Field([])
     """Names of arms: all their runs."""
-    runs: list[str] = []
+    runs: list[str] = Field([])
     """Ids of runs."""
 
     @property

@@ -34,6 +34,15 @@ class AttemptState(StrEnum):
         return self in (AttemptState.SUBMITTED, AttemptState.RUNNING)
 
 
+class RunAction(StrEnum):
+    """What a person may do to runs."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+
+
 class Scope(StrEnum):
     """What a token is good for; each includes the ones before."""
 

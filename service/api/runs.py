@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from enum import StrEnum
 from typing import Annotated
 
 import anyio
@@ -20,16 +19,9 @@ from service.runs import logs, repository, service
 from service.schemas.base import ProjectName
 from service.schemas.experiments import Part
 from service.schemas.runs import Checkpoints, Histories, Pictures, RunDetail, RunList
-from service.states import RunState
+from service.states import RunAction, RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
-
-
-class RunAction(StrEnum):
-    CANCEL = "cancel"
-    PAUSE = "pause"
-    RESUME = "resume"
-    RETRY = "retry"
 
 
 # Every follower waits in a thread; these are not the threads that answer requests.
@@ -125,17 +117,9 @@ def act(
 
     Where several experiments share it, say for which: for the others it goes on.
     """
-    state, part = request.app.state, Part(runs=[run_id])
+    state = request.app.state
     of = actions.experiment_of(state.db, run_id, principal.project, experiment)
-    match action:
-        case RunAction.CANCEL:
-            actions.cancel(state.db, of, principal.signature, part)
-        case RunAction.PAUSE:
-            actions.pause(state.db, of, principal.signature, part)
-        case RunAction.RESUME:
-            actions.resume(state.db, of, part)
-        case RunAction.RETRY:
-            actions.retry(state.db, state.settings, of, part)
+    actions.act(state.db, state.settings, of, action, principal.signature, Part(runs=[run_id]))
     state.reconciler.wake()
     return service.detail(state.db, state.settings, run_id, principal.project)
 

@@ -1,6 +1,6 @@
 """`mcf cancel`, `pause`, `resume`, `retry` and `change`: what is done to experiments and runs that are there."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +55,7 @@ def change(
     ] = None,
 ) -> None:
     """Change priority, concurrency, cap or pool of what has not ended."""
-    asked = {"priority": priority, "concurrency": concurrency, "pool": pool}
+    asked: dict[str, Any] = {"priority": priority, "concurrency": concurrency, "pool": pool}
     changes = {name: value for name, value in asked.items() if value is not None}
     if gpu_hours is not None:
         changes["gpu_hours"] = gpu_hours or None

@@ -25,13 +25,9 @@ REACHED = (
 )  # fmt: skip
 FLOORS, COST = ("pixels", "untrained", "above"), ("images", "hours", "restarts", "processes")
 COLOURS = {
+    "succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow",
     "paused": "yellow",
-    "succeeded": "green",
-    "failed": "red",
-    "running": "cyan",
-    "starting": "cyan",
-    "interrupted": "yellow",
-}
+}  # fmt: skip
 
 
 def terminal() -> Console:

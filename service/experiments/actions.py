@@ -28,7 +28,7 @@ from service.experiments.wishes import follow
 from service.runs import repository as runs
 from service.schemas.experiments import Changes, Part
 from service.settings import Settings
-from service.states import RunState
+from service.states import RunAction, RunState
 from service.tables import Arm, Experiment, Run, Trial
 from trainer.contract import ExperimentSpec, Placement, Problem
 from trainer.contract.records import FAULT, OUT_OF_MEMORY, OUTCOME
@@ -50,6 +50,21 @@ class Chosen:
     @property
     def state(self) -> RunState:
         return self.trial.state_of(self.run)
+
+
+def act(
+    db: Database, settings: Settings, experiment_id: str, action: RunAction, by: str = SOMEBODY, part: Part = WHOLE
+) -> None:  # fmt: skip
+    """One of the four below, and raises what it raises."""
+    match action:
+        case RunAction.CANCEL:
+            cancel(db, experiment_id, by, part)
+        case RunAction.PAUSE:
+            pause(db, experiment_id, by, part)
+        case RunAction.RESUME:
+            resume(db, experiment_id, part)
+        case RunAction.RETRY:
+            retry(db, settings, experiment_id, part)
 
 
 def cancel(db: Database, experiment_id: str, by: str = SOMEBODY, part: Part = WHOLE) -> None:

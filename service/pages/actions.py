@@ -39,6 +39,18 @@ def cancel(request: Request, experiment_id: str, principal: Submitter) -> Respon
     return _back(request, experiment_id)
 
 
+@router.post("/pause")
+def pause(request: Request, experiment_id: str, principal: Submitter) -> Response:
+    actions.pause(request.app.state.db, experiment_id, principal.signature)
+    return _back(request, experiment_id)
+
+
+@router.post("/resume")
+def resume(request: Request, experiment_id: str) -> Response:
+    actions.resume(request.app.state.db, experiment_id)
+    return _back(request, experiment_id)
+
+
 @router.post("/retry")
 def retry(request: Request, experiment_id: str) -> Response:
     actions.retry(request.app.state.db, request.app.state.settings, experiment_id)

@@ -13,6 +13,7 @@ from service.pages.render import PageRoute, page, part
 from service.pages.timeline import timeline
 from service.runs import logs
 from service.runs import service as runs
+from service.states import Scope
 
 router = APIRouter(route_class=PageRoute, prefix="/runs/{run_id}", include_in_schema=False)
 
@@ -34,7 +35,10 @@ def run(request: Request, run_id: str, principal: Reader, said: str = "") -> Res
     state = request.app.state
     detail = runs.detail(state.db, state.settings, run_id, principal.project)
     now = datetime.now(UTC)
-    return page("run.html", run=detail, said=said, timeline=timeline(detail, now), at=now)
+    return page(
+        "run.html", run=detail, said=said, timeline=timeline(detail, now), at=now,
+        may_submit=principal.scope.includes(Scope.SUBMIT),
+    )  # fmt: skip
 
 
 @router.get("/curves")

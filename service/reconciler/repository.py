@@ -162,7 +162,9 @@ def published_with_a_look_to_come(session: Session) -> list[str]:
 # A run that is settled waits for nothing and holds no place. Said in each query, as an index finds the others by it:
 # without, every tick would read all runs there have ever been.
 GOING = (~Run.settled, Run.state.not_in(FINAL))
-WITHOUT_A_PLACE = (*GOING, ~Run.admitted, Run.cancel_reason == "", Run.pause_reason == "")
+WITHOUT_A_PLACE = (
+    *GOING, ~Run.admitted, Run.state != RunState.PAUSED, Run.cancel_reason == "", Run.pause_reason == "",
+)  # fmt: skip
 # A trial that wants its run (service/experiments/wishes.py).
 WANTS = (
     Trial.cancel_reason == "", Trial.pause_reason == "", Experiment.cancelled_at.is_(None),

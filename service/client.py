@@ -24,6 +24,7 @@ from service.schemas import comparison as schemas
 from service.schemas.audit import AuditList, AuditView
 from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
 from service.schemas.pools import PoolList, PoolView
+from service.schemas.retention import Deletion, ProjectList, ProjectView, StoreCheck
 from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
 from service.states import Scope
@@ -93,11 +94,14 @@ class Client:
         answer = self._connection.call("POST", "/v1/experiments", **options)
         return Plan.model_validate_json(answer.content)
 
-    def experiments(self, project: str | None = None) -> Iterator[ExperimentSummary]:
-        """Experiments, newest first, of a project or all."""
+    def experiments(self, project: str | None = None, *, deleted: bool = False) -> Iterator[ExperimentSummary]:
+        """Experiments, newest first, of a project or all; `deleted`: those that can be restored."""
+        only = {"deleted": "true"} if deleted else {}
         cursor: str | None = None
         while True:
-            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor, project=project)
+            page = self._connection.get(
+                ExperimentList, "/v1/experiments", limit=200, cursor=cursor, project=project, **only
+            )
             yield from page.experiments
             if (cursor := page.next_cursor) is None:
                 return
@@ -149,6 +153,26 @@ class Client:
     def audit(self, *, limit: int = 200, before: int | None = None, after: int | None = None) -> list[AuditView]:
         """Who asked for what, newest first; those `after` a number oldest first."""
         return self._connection.get(AuditList, "/v1/audit", limit=limit, before=before, after=after).entries
+
+    # ------------------------------------------------------------ retention and projects
+
+    def restore(self, experiment_id: str) -> "Experiment":
+        """Bring back a deleted experiment; `experiments(deleted=True)` are those that can be."""
+        answer = self._connection.call("POST", f"/v1/experiments/{experiment_id}/restore")
+        return Experiment(self, ExperimentDetail.model_validate_json(answer.content))
+
+    def check_store(self) -> StoreCheck:
+        """What takes room in the store, and what no run of this service has left there."""
+        answer = self._connection.call("GET", "/v1/store", timeout=SUBMIT_SECONDS)
+        return StoreCheck.model_validate_json(answer.content)
+
+    def projects(self) -> list[ProjectView]:
+        return self._connection.get(ProjectList, "/v1/projects").projects
+
+    def set_limits(self, project: str, **limits: float | None) -> ProjectView:
+        """Limits of a project, by the names of ProjectLimits; None takes one away."""
+        answer = self._connection.call("PATCH", f"/v1/projects/{project}", json=limits)
+        return ProjectView.model_validate_json(answer.content)
 
     # ------------------------------------------------------------ runs
 
@@ -296,6 +320,20 @@ class Experiment:
         answer = self._connection.call("PATCH", f"/v1/experiments/{self.id}", json=changes)
         self.detail = ExperimentDetail.model_validate_json(answer.content)
         return self
+
+    def delete(
+        self, *, dry_run: bool = False, objects: bool = True, tracking: bool = False, undo_days: float | None = None
+    ) -> Deletion:
+        """Delete it, once it has ended; what others share stays. With `dry_run`: what that would do.
+
+        `objects`: whether the directories of its runs go, `tracking`: whether their runs in MLflow do. Until `purge_at`
+        of the answer `Client.restore` brings it back.
+        """
+        options = {"dry_run": dry_run, "objects": objects, "tracking": tracking}
+        params = {name: str(value).lower() for name, value in options.items()} | given(undo_days=undo_days)
+        # Every run's directory is listed, to say what it takes.
+        answer = self._connection.call("DELETE", f"/v1/experiments/{self.id}", params=params, timeout=SUBMIT_SECONDS)
+        return Deletion.model_validate_json(answer.content)
 
     def extend(
         self, *, seeds: int | Sequence[int] = (), factors: Mapping[str, Sequence[Any]] | None = None,

@@ -10,9 +10,13 @@ ApiError
 │   ├── AlreadyEnded          cancelling, pausing or changing what has ended
 │   ├── NothingToResume       nothing of it is paused
 │   ├── Ambiguous             several things are meant
+│   ├── NotDeletable          some of it still runs, or it is gone
+│   ├── NothingToRestore      it is not deleted
+│   ├── Deleted               it is deleted: restore it first
 │   ├── NotExtendable         it was cancelled, or what it was trained on is not what it was
 │   └── NothingToDraw         a figure of numbers that are not there
 ├── BodyTooLarge         413
+├── TooManyQueued        429  the project has as many waiting runs as it may; has Retry-After
 ├── InvalidSpec          422  a spec with problems, all of them listed
 ├── UnreadableBody       422  not JSON or YAML, or no object
 └── Unavailable          503  MLflow or the store does not answer
@@ -76,6 +80,18 @@ class Ambiguous(Conflict):
     pass
 
 
+class NotDeletable(Conflict):
+    pass
+
+
+class NothingToRestore(Conflict):
+    pass
+
+
+class Deleted(Conflict):
+    pass
+
+
 class NotExtendable(Conflict):
     pass
 
@@ -86,6 +102,11 @@ class NothingToDraw(Conflict):
 
 class BodyTooLarge(ApiError):
     status = 413
+
+
+class TooManyQueued(ApiError):
+    status = 429
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
 
 class InvalidSpec(ApiError):

@@ -18,6 +18,7 @@ from sqlalchemy import (
     case,
     false,
     literal,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -88,6 +89,17 @@ class Experiment(Leased, Base):
     """Not empty = paused."""
     created_by: Mapped[str] = mapped_column(String(63), default="", server_default="")
     """Name of the token; empty for what an older release has written."""
+    deleted_at: Mapped[datetime | None]
+    """It is in no list any more, and can be restored until ..."""
+    purge_at: Mapped[datetime | None]
+    """... then, when the reconciler removes what only this experiment has used ..."""
+    purged_at: Mapped[datetime | None]
+    """... and leaves this row, which others refer to: what a run cost before it was theirs."""
+    delete_reason: Mapped[str] = mapped_column(default="", server_default="")
+    remove_objects: Mapped[bool] = mapped_column(default=True, server_default=true())
+    """With it go the run directories ..."""
+    remove_tracking: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """... and the runs in MLflow."""
     tracking_id: Mapped[str | None]
     """MLflow experiment."""
     tracking_run_id: Mapped[str | None]
@@ -185,6 +197,8 @@ class Run(Leased, Base):
 
     tracking_id: Mapped[str | None]
     tracking_run_id: Mapped[str | None]
+    checkpoints_kept: Mapped[int | None]
+    """So many at most are left since it has succeeded; None = all that it has left."""
     settled: Mapped[bool] = mapped_column(default=False)
     """Ended, and MLflow says so too: nothing left to do."""
 
@@ -254,6 +268,35 @@ class Charge(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), primary_key=True, index=True)
     process_seconds: Mapped[float]
+
+
+class Doomed(Leased, Base):
+    """A run that nobody uses any more and that is in no other table: what is left of it outside is removed."""
+
+    __tablename__ = "doomed"
+
+    run_id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """No new run gets this id, nor its directory, before that is empty."""
+    remove_objects: Mapped[bool]
+    tracking_run_id: Mapped[str | None]
+    """To be deleted in MLflow; None = it stays."""
+
+
+class Project(Base):
+    """What an admin has set for a project; one without a row has no limits and keeps everything."""
+
+    __tablename__ = "projects"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    max_places: Mapped[int | None]
+    """Runs in flight at once."""
+    max_queued: Mapped[int | None]
+    """Runs that wait; more are refused with 429."""
+    max_priority: Mapped[int | None]
+    delete_after_days: Mapped[float | None]
+    """Experiments are deleted so long after their last run has ended."""
+    keep_checkpoints: Mapped[int | None]
+    """Of a run that has succeeded; None = as everywhere."""
 
 
 class Token(Base):

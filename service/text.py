@@ -75,3 +75,12 @@ def count(number: int, what: str) -> str:
 def first_line(text: str, length: int = 240) -> str:
     line = text.strip().partition("\n")[0]
     return line if len(line) <= length else f"{line[: length - 3]}..."
+
+
+def size(count: float) -> str:
+    """Bytes as people write them: 3.2 GB."""
+    for unit in "B", "kB", "MB", "GB":
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

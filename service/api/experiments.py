@@ -19,6 +19,7 @@ from service.errors import (
     NotFound,
     NothingToResume,
     NothingToRetry,
+    TooManyQueued,
     Unavailable,
 )
 from service.experiments import actions, repository, service, views
@@ -44,7 +45,7 @@ MAY_SUBMIT = [Depends(Require(Scope.SUBMIT))]
     "",
     status_code=201,
     response_model=ExperimentDetail | Plan,
-    responses=responses(KeyReused, BodyTooLarge, InvalidSpec)
+    responses=responses(KeyReused, BodyTooLarge, InvalidSpec, TooManyQueued)
     | {200: {"model": Plan, "description": "With dry_run: what would be done"}},
     openapi_extra=examples.REQUEST_BODY,
 )
@@ -72,7 +73,7 @@ def submit(
     resolved = service.check(body, shelf, state.pools, user_code=state.settings.user_code)
     if dry_run:
         response.status_code = 200
-        return service.plan(state.db, resolved, state.settings, state.launcher)
+        return service.plan(state.db, resolved, state.settings, state.launcher, home)
     experiment_id = service.submit(state.db, resolved, idempotency_key, digest, project=home, by=principal.name)
     state.reconciler.wake()
     response.headers["Location"] = f"/v1/experiments/{experiment_id}"
@@ -89,16 +90,17 @@ def list_experiments(
     project: Project = None,
     name: Annotated[str | None, Query(max_length=200)] = None,
     prefix: Annotated[str | None, Query(max_length=200)] = None,
+    deleted: bool = False,
 ) -> ExperimentList:
     """Experiments, newest first, with their runs by state and how far they are; of one project, or all.
 
-    `name`: those of that name. `prefix`: those whose ids begin with it.
+    `name`: those of that name. `prefix`: those whose ids begin with it. `deleted`: those that can be restored.
     """
     state = request.app.state
     before = cursors.position(cursor)
     with state.db.read() as session:
         within = principal.within(project)
-        found = repository.page(session, limit + 1, before, within, name=name, beginning=prefix)
+        found = repository.page(session, limit + 1, before, within, name=name, beginning=prefix, deleted=deleted)
         summaries = views.summaries(session, found[:limit], state.settings)
     last = found[limit - 1] if len(found) > limit else None
     return ExperimentList(experiments=summaries, next_cursor=cursors.after(last) if last else None)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.cli import acts, data, flags, home, papers, show, tokens
+from service.cli import acts, data, flags, home, papers, show, store, tokens
 from service.cli.audit import audit
 from service.cli.evaluate import evaluate
 from service.cli.export import export
@@ -123,10 +123,12 @@ def submit(
 
 @app.command("list")
 def list_experiments(
-    ctx: typer.Context, project: Annotated[str | None, typer.Option(help="Show only this project.")] = None
+    ctx: typer.Context,
+    project: Annotated[str | None, typer.Option(help="Show only this project.")] = None,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Show those that `mcf restore` can bring back.")] = False,
 ) -> None:
     """List experiments, newest first."""
-    show.terminal().print(show.experiments(ctx.obj().experiments(project)))
+    show.terminal().print(show.experiments(ctx.obj().experiments(project, deleted=deleted)))
 
 
 @app.command("show")
@@ -213,6 +215,10 @@ def compare(
 
 for act in acts.cancel, acts.pause, acts.resume, acts.retry, acts.change:
     app.command()(act)
+app.command()(store.delete)
+app.command()(store.restore)
+app.add_typer(store.store, name="store")
+app.add_typer(store.project, name="project")
 app.command()(audit)
 app.command()(extend)
 app.command()(evaluate)

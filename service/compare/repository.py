@@ -35,7 +35,7 @@ Fingerprint = tuple[tuple[Any, ...], ...]
 def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tuple[Experiment, list[ArmTrials]] | None:
     """The experiment and its arms with their trials, in the order of the request; None when there is none."""
     experiment = session.get(Experiment, experiment_id)
-    if experiment is None:
+    if experiment is None or experiment.purged_at:
         return None
     arms = session.scalars(select(Arm).where(Arm.experiment_id == experiment_id).order_by(Arm.position)).all()
     rows = session.execute(

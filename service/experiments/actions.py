@@ -23,8 +23,9 @@ from service.errors import (
     Unavailable,
 )
 from service.experiments import repository, views
-from service.experiments.service import get, misplaced
+from service.experiments.service import get, misplaced, refuse_deleted
 from service.experiments.wishes import follow
+from service.retention import projects
 from service.runs import repository as runs
 from service.schemas.experiments import Changes, Part
 from service.settings import Settings
@@ -74,7 +75,7 @@ def cancel(db: Database, experiment_id: str, by: str = SOMEBODY, part: Part = WH
     """
     reason = f"cancelled by {by}"
     with db.deciding() as session:
-        experiment = get(session, experiment_id, lock=True)
+        experiment = _mine(session, experiment_id)
         if experiment.cancelled_at:
             return
         if part.is_whole:
@@ -103,7 +104,7 @@ def pause(db: Database, experiment_id: str, by: str = SOMEBODY, part: Part = WHO
     """
     reason = f"paused by {by}"
     with db.deciding() as session:
-        experiment = get(session, experiment_id, lock=True)
+        experiment = _mine(session, experiment_id)
         chosen = _chosen(session, experiment, part)
         going = _going(experiment, chosen, "pause", but=part.is_whole and experiment.has_look_to_come)
         if part.is_whole:
@@ -117,7 +118,7 @@ def pause(db: Database, experiment_id: str, by: str = SOMEBODY, part: Part = WHO
 def resume(db: Database, experiment_id: str, part: Part = WHOLE) -> None:
     """Paused runs are queued again, and go on from their checkpoints. Raises NotFound, InvalidSpec, NothingToResume."""
     with db.deciding() as session:
-        experiment = get(session, experiment_id, lock=True)
+        experiment = _mine(session, experiment_id)
         everything = _chosen(session, experiment, WHOLE)
         chosen = everything if part.is_whole else _chosen(session, experiment, part)
         paused = [item for item in chosen if item.trial.pause_reason or experiment.pause_reason]
@@ -141,6 +142,7 @@ def retry(db: Database, settings: Settings, experiment_id: str, part: Part = WHO
     wanted = (RunState.FAILED,) if part.is_whole else (RunState.FAILED, RunState.CANCELLED)
     with db.read() as session:
         experiment = get(session, experiment_id)
+        refuse_deleted(experiment)
         chosen = _chosen(session, experiment, part, lock=False)
         ended = [item.run.id for item in chosen if item.state in wanted and item.run.state.is_final]
     if experiment.cancelled_at:
@@ -158,7 +160,7 @@ def retry(db: Database, settings: Settings, experiment_id: str, part: Part = WHO
     except StorageError as error:
         raise Unavailable(f"The store does not answer, so nothing was queued: {error}") from error
     with db.deciding() as session:
-        experiment = get(session, experiment_id, lock=True)
+        experiment = _mine(session, experiment_id)
         again = [item for item in _chosen(session, experiment, part) if item.state in wanted]
         for item in again:
             item.trial.cancel_reason = item.trial.pause_reason = ""
@@ -176,12 +178,14 @@ def change(db: Database, experiment_id: str, changes: Changes, pools: Mapping[st
     """
     asked: dict[str, Any] = changes.model_dump(exclude_unset=True)
     with db.deciding() as session:
-        experiment = get(session, experiment_id, lock=True)
+        experiment = _mine(session, experiment_id)
         _refuse_ended(session, experiment, "change")
         mine = [item.run for item in _chosen(session, experiment, WHOLE) if item.run.home_id == experiment_id]
         going = [run for run in mine if not run.state.is_final]
         was = experiment.spec
         placement = was["placement"] | {name: asked[name] for name in ("priority", "pool") if name in asked}
+        if problems := projects.problems_with(session, experiment.project, placement["priority"]):
+            raise InvalidSpec("; ".join(map(str, problems)), problems=problems)
         if "pool" in asked:
             _refuse_pool(Placement.model_validate(placement), pools, going)
         spec = was | {name: asked[name] for name in ("concurrency", "gpu_hours") if name in asked}
@@ -214,6 +218,13 @@ def experiment_of(db: Database, run_id: str, project: str | None, asked: str | N
             "longer wants it: for the others it goes on."
         )
     return asked or live[0]
+
+
+def _mine(session: Session, experiment_id: str) -> Experiment:
+    """Locked. Raises NotFound, Deleted."""
+    experiment = get(session, experiment_id, lock=True)
+    refuse_deleted(experiment)
+    return experiment
 
 
 def _chosen(session: Session, experiment: Experiment, part: Part, *, lock: bool = True) -> list[Chosen]:

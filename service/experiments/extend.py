@@ -13,6 +13,7 @@ from service.db import Database
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import repository, service
 from service.experiments.wishes import follow
+from service.retention import projects
 from service.tables import Arm, Experiment, Run
 from trainer.contract import ExperimentSpec, Problem, RunSpec
 from trainer.contract.frozen import MAX_INTEGER
@@ -156,7 +157,10 @@ def _write(
             if (_key(arm.levels), seed) not in runs and not spec.rounds
         ]
         if new:
+            before_it = projects.going(session, admitted=False).get(experiment.project, 0)
             service.add_trials(session, experiment, new)
+            session.flush()
+            projects.refuse_too_many(session, experiment.project, before_it)
         # A new cap counts from now on, too: whoever looks at the experiment now has read the old one.
         repository.reopen(session, [experiment_id], datetime.now(UTC))
     return True
@@ -180,6 +184,7 @@ def _key(levels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
 
 def _refuse_cancelled(experiment: Experiment) -> None:
     """Before anything is read, and again once nobody else can cancel it."""
+    service.refuse_deleted(experiment)
     if experiment.cancelled_at:
         raise NotExtendable(
             f"Experiment {experiment.id} was cancelled. Submit it again with the arms and seeds you want: finished "

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, defer
 
 from service.experiments.wishes import follow
 from service.states import FINAL, RunState
-from service.tables import TRIAL_STATE, Arm, Charge, Experiment, Run, Trial
+from service.tables import TRIAL_STATE, Arm, Charge, Doomed, Experiment, Run, Trial
 
 
 @dataclass
@@ -61,9 +61,12 @@ def page(
     *,
     name: str | None = None,
     beginning: str | None = None,
+    deleted: bool = False,
 ) -> Sequence[Experiment]:
-    """Newest first; of one project, or all; of that name, or with ids that begin so."""
+    """Newest first; of one project, or all; of that name, or with ids that begin so; those that are deleted, or not."""
     query = select(Experiment).order_by(Experiment.created_at.desc(), Experiment.id.desc()).limit(limit)
+    query = query.where(Experiment.purged_at.is_(None))
+    query = query.where(Experiment.deleted_at.is_not(None) if deleted else Experiment.deleted_at.is_(None))
     if project:
         query = query.where(Experiment.project == project)
     if name is not None:
@@ -168,7 +171,10 @@ def trained(session: Session, pretrainings: Iterable[str], private_to: str = "")
 
 
 def taken_ids(session: Session, ids: Iterable[str]) -> set[str]:
-    return set(session.scalars(select(Run.id).where(Run.id.in_(list(ids)))))
+    """Also those of deleted runs whose directories are not empty yet."""
+    asked = list(ids)
+    removing = session.scalars(select(Doomed.run_id).where(Doomed.run_id.in_(asked)))
+    return {*session.scalars(select(Run.id).where(Run.id.in_(asked))), *removing}
 
 
 def trials_of(session: Session, experiment_id: str, *, lock: bool = False) -> list[tuple[Trial, Run, Arm]]:

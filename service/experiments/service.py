@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from k8s.pools import Pool
 from service.db import Database
-from service.errors import InvalidSpec, KeyReused, NotFound
+from service.errors import Deleted, InvalidSpec, KeyReused, NotFound, Unavailable
 from service.experiments import repository, views
 from service.experiments.estimate import estimate
 from service.experiments.wishes import follow
 from service.launching.port import Launch, Launcher
+from service.retention import projects
 from service.schemas.experiments import ExperimentDetail, Plan, PlannedArm, PlannedRun
 from service.settings import Settings
 from service.states import DEFAULT_PROJECT, RunState
@@ -82,12 +83,18 @@ def misplaced(
             )  # fmt: skip
 
 
-def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launcher) -> Plan:
-    """What a request would do; nothing is written. Runs of an experiment that does not share are all new."""
+def plan(
+    db: Database, resolved: Resolved, settings: Settings, launcher: Launcher, project: str = DEFAULT_PROJECT
+) -> Plan:  # fmt: skip
+    """What a request would do; nothing is written. Runs of an experiment that does not share are all new.
+
+    Raises InvalidSpec where the project may not have that.
+    """
     specs = {(arm.name, seed): spec for arm in resolved.arms for seed, spec in arm.runs.items()}
     private_to = "" if resolved.spec.share else "this experiment"
     rounds, has_gpus = resolved.spec.rounds, launcher.has_gpus(resolved.spec.placement)
     with db.read() as session:
+        _refuse_priority(session, project, resolved.spec.placement)
         existing = repository.existing_runs(session, (spec.digest for spec in specs.values()), private_to)
         new = {key: spec for key, spec in specs.items() if _is_new(existing.get(spec.digest))}
         trained = repository.trained(session, (spec.pretraining for spec in new.values()), private_to)
@@ -115,6 +122,11 @@ def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launche
     )  # fmt: skip
 
 
+def _refuse_priority(session: Session, project: str, placement: Placement) -> None:
+    if problems := projects.problems_with(session, project, placement.priority):
+        raise InvalidSpec("; ".join(map(str, problems)), problems=problems)
+
+
 def find_replay(db: Database, project: str, key: str, digest: str) -> Experiment | None:
     """The experiment an Idempotency-Key has made in the project. Raises KeyReused when it came with another body."""
     with db.read() as session:
@@ -137,7 +149,12 @@ def submit(
     for attempt in range(CONCURRENT_WRITES):
         try:
             with db.deciding() as session:
-                return _write(session, resolved, key, digest, project, by)
+                _refuse_priority(session, project, resolved.spec.placement)
+                before = projects.going(session, admitted=False).get(project, 0)
+                made = _write(session, resolved, key, digest, project, by)
+                session.flush()
+                projects.refuse_too_many(session, project, before)
+                return made
         except IntegrityError:
             # Another request has written the same key or the same runs since we looked.
             if key and (replay := find_replay(db, project, key, digest)):
@@ -149,13 +166,19 @@ def submit(
 
 def get(session: Session, experiment_id: str, *, lock: bool = False, project: str | None = None) -> Experiment:
     """`project`: the only one to look in. Raises NotFound."""
-    query = select(Experiment).where(Experiment.id == experiment_id.replace("\0", ""))
+    query = select(Experiment).where(Experiment.id == experiment_id.replace("\0", ""), Experiment.purged_at.is_(None))
     if project:
         query = query.where(Experiment.project == project)
     found = session.scalar(query.with_for_update(key_share=True) if lock else query)
     if found is None:
         raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists all.")
     return found
+
+
+def refuse_deleted(experiment: Experiment) -> None:
+    """Raises Deleted."""
+    if experiment.deleted_at:
+        raise Deleted(f"Experiment {experiment.id} was deleted. Restore it first: `mcf restore {experiment.id}`.")
 
 
 def show(db: Database, settings: Settings, experiment_id: str) -> ExperimentDetail:
@@ -241,16 +264,22 @@ def ensure_runs(session: Session, experiment: Experiment, wanted: Sequence[Wante
     digests = [item.spec.digest for item in wanted]
     existing = repository.existing_runs(session, digests, private_to, lock=True)
     # The same twelve digits of another digest: no accident that is likely, and none that may mix two runs up.
-    taken = repository.taken_ids(session, (run_id(each, private_to) for each in digests if each not in existing))
+    new = [each for each in digests if each not in existing]
+    taken = repository.taken_ids(session, (run_id(each, private_to, n) for each in new for n in (DIGITS, MORE_DIGITS)))
     placement = experiment.spec["placement"]
     found = []
     for item, digest in zip(wanted, digests, strict=True):
         if run := existing.get(digest):
             _join(session, run, experiment, placement, now)
         else:
-            id = run_id(digest, private_to)
+            ids = [run_id(digest, private_to, n) for n in (DIGITS, MORE_DIGITS)]
+            free = [id for id in ids if id not in taken]
+            if not free:
+                raise Unavailable(
+                    f"What deleted runs have left in {' and '.join(ids)} is being removed. Ask again soon."
+                )
             run = Run(
-                id=run_id(digest, private_to, MORE_DIGITS) if id in taken else id, digest=digest,
+                id=free[0], digest=digest,
                 pretraining=item.spec.pretraining, private_to=private_to, spec=item.spec.model_dump(mode="json"),
                 placement=placement, home_id=experiment.id, created_at=now, next_check_at=now,
                 total_steps=item.total_steps,

@@ -79,6 +79,8 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         pause_reason=experiment.pause_reason,
         concurrency=experiment.concurrency,
         priority=experiment.priority,
+        deleted_at=experiment.deleted_at,
+        purge_at=experiment.purge_at,
         tracking_url=run_in_mlflow(settings.tracking_uri, experiment.tracking_id, experiment.tracking_run_id),
     )
 

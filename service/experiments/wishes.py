@@ -38,16 +38,17 @@ def _wishes(session: Session, run_ids: Collection[str]) -> dict[str, list[Wish]]
     """Of each run, the oldest experiment first."""
     rows = session.execute(
         select(
-            Trial.run_id, Experiment.id, Experiment.cancelled_at, Experiment.cancel_reason, Trial.cancel_reason,
-            Experiment.pause_reason, Trial.pause_reason,
+            Trial.run_id, Experiment.id, Experiment.deleted_at, Experiment.cancelled_at, Experiment.cancel_reason,
+            Trial.cancel_reason, Experiment.pause_reason, Trial.pause_reason,
         )
         .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(Trial.run_id.in_(list(run_ids)))
         .order_by(Experiment.created_at, Experiment.id, Trial.id)
     )  # fmt: skip
     found: dict[str, list[Wish]] = {}
-    for run_id, experiment_id, cancelled_at, why, trial_cancelled, paused, trial_paused in rows:
+    for run_id, experiment_id, deleted_at, cancelled_at, why, trial_cancelled, paused, trial_paused in rows:
         cancelled = (why or "cancelled") if cancelled_at else trial_cancelled
+        cancelled = cancelled or ("its experiment was deleted" if deleted_at else "")
         found.setdefault(run_id, []).append(Wish(experiment_id, cancelled, paused or trial_paused))
     return found
 

@@ -21,11 +21,13 @@ from service.launching.port import LauncherAway
 from service.publishing.publish import Superseded, publish
 from service.reconciler import repository
 from service.reconciler.admission import admit
+from service.reconciler.cleaning import CLEAN_SECONDS, Cleaner
 from service.reconciler.facts import Action, RunFacts
 from service.reconciler.outside import Outside
 from service.reconciler.repository import ExperimentLease, RunLease
 from service.reconciler.rounds import close_round
 from service.reconciler.transitions import decide
+from service.retention import projects
 from service.settings import Settings
 from service.states import RunState
 from service.tables import Run, Trial
@@ -74,6 +76,10 @@ class Reconciler:
         self._news: set[str] = set()
         self._swept_at = self._admitted_at = datetime.min.replace(tzinfo=UTC)
         self._queue_changed = threading.Event()
+        self._cleaner = Cleaner(db, settings, outside.tracker, clock, self._stopping)
+        self._cleaning = ThreadPoolExecutor(1, thread_name_prefix="clean")
+        self._cleaned: Future[None] | None = None
+        self._cleaned_at = self._swept_at
 
     def start(self) -> None:
         self.reopen_rounds()
@@ -88,6 +94,7 @@ class Reconciler:
             self._thread.join()
         self._pool.shutdown()
         self._publishers.shutdown()
+        self._cleaning.shutdown()
         self._outside.launcher.close()
 
     def hear(self, attempt: str) -> None:
@@ -120,6 +127,11 @@ class Reconciler:
         if now - self._swept_at > timedelta(seconds=SWEEP_SECONDS):
             self._swept_at = now
             self._sweep()
+        if now - self._cleaned_at > timedelta(seconds=CLEAN_SECONDS) and (
+            self._cleaned is None or self._cleaned.done()
+        ):
+            self._cleaned_at = now
+            self._cleaned = self._cleaning.submit(self._clean)
         self._telemetry.last_tick.set(now.timestamp())
 
     def drain(self) -> None:
@@ -127,6 +139,15 @@ class Reconciler:
         for look in wait(self._busy).done:
             look.result()
         wait(list(self._publishing))
+        if self._cleaned:
+            self._cleaned.result()
+
+    def _clean(self) -> None:
+        try:
+            self._cleaner.clean()
+        except Exception:
+            # The database may be away for a while; the next round does what this one has not.
+            log.exception("cleaning failed")
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -152,9 +173,9 @@ class Reconciler:
                 return
         with self._db.deciding() as session:
             rows = repository.waiting(session)
-            total, by_experiment = repository.in_flight(session)
-            training = repository.training(session)
-            admitted, told = admit(rows, total, by_experiment, self._settings.max_concurrent_runs, training)
+            taken, training = repository.in_flight(session), repository.training(session)
+            places = projects.max_places(session)
+            admitted, told = admit(rows, taken, self._settings.max_concurrent_runs, places, training)
             weights_of = repository.weights_for(session, admitted)
             now = self._clock()
             for run_id, reason in told.items():

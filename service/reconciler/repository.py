@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, distinct, func, or_, select, update
 from sqlalchemy.orm import Session, aliased, load_only
 
-from service.reconciler.admission import Waiting
+from service.reconciler.admission import Taken, Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
+from service.retention import projects
 from service.states import FINAL, AttemptState, RunState
 from service.tables import TRIAL_STATE, Arm, Attempt, Charge, Experiment, Run, Trial
 from trainer.contract import Placement, RunSpec
@@ -168,7 +169,7 @@ WITHOUT_A_PLACE = (
 # A trial that wants its run (service/experiments/wishes.py).
 WANTS = (
     Trial.cancel_reason == "", Trial.pause_reason == "", Experiment.cancelled_at.is_(None),
-    Experiment.pause_reason == "",
+    Experiment.pause_reason == "", Experiment.deleted_at.is_(None),
 )  # fmt: skip
 
 
@@ -180,7 +181,15 @@ def is_anything_waiting(session: Session) -> bool:
 def waiting(session: Session) -> list[Waiting]:
     """Runs without a place, the first to get one first."""
     rows = session.execute(
-        select(Run.id, Run.waiting_reason, Experiment.id, Experiment.name, Experiment.concurrency, _weights())
+        select(
+            Run.id,
+            Run.waiting_reason,
+            Experiment.id,
+            Experiment.name,
+            Experiment.concurrency,
+            Experiment.project,
+            _weights(),
+        )
         .join(Trial, Trial.run_id == Run.id)
         .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(*WITHOUT_A_PLACE, *WANTS)
@@ -189,8 +198,8 @@ def waiting(session: Session) -> list[Waiting]:
     return [Waiting(*row) for row in rows]
 
 
-def in_flight(session: Session) -> tuple[int, dict[str, int]]:
-    """Runs that hold a place: in all, and by experiment."""
+def in_flight(session: Session) -> Taken:
+    """Runs that hold a place."""
     total = session.scalar(select(func.count()).select_from(Run).where(*GOING, Run.admitted)) or 0
     by_experiment = session.execute(
         select(Trial.experiment_id, func.count(distinct(Run.id)))
@@ -198,7 +207,7 @@ def in_flight(session: Session) -> tuple[int, dict[str, int]]:
         .where(*GOING, Run.admitted, Trial.cancel_reason == "")
         .group_by(Trial.experiment_id)
     )
-    return total, dict(by_experiment.all())
+    return Taken(total, dict(by_experiment.all()), projects.going(session, admitted=True))
 
 
 def training(session: Session) -> dict[str, str]:

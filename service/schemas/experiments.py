@@ -73,6 +73,9 @@ class ExperimentSummary(View):
     """Not empty = paused: by whom."""
     concurrency: int = 1
     priority: int = 0
+    deleted_at: datetime | None = None
+    purge_at: datetime | None = None
+    """Where it is deleted: until then it can be restored."""
     tracking_url: str | None
     """The experiment's parent run in MLflow."""
 

@@ -1,0 +1,118 @@
+"""What is removed: deleted experiments after their time, what they have left, and checkpoints that nobody needs.
+
+Experiments first leave the tables, in one transaction, and their runs are written down as doomed; then the runs'
+directories are emptied, and last the note that they are doomed goes. So whoever is killed on the way leaves a note
+that the next one follows. Only directories of runs that this database has made are ever touched.
+"""
+
+import threading
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from service.db import Database
+from service.experiments.service import get
+from service.retention import repository
+from service.retention.service import mark
+from service.settings import Settings
+from service.tables import Doomed, Experiment
+from service.tracking import Tracker, TrackingAway
+from trainer.contract.records import COMMITTED, SPEC, checkpoint_name
+from trainer.store.objects import StorageError, open_store
+from trainer.store.rundir import list_checkpoints
+
+log = structlog.get_logger()
+
+CLEAN_SECONDS = 30.0
+# At a time, so that a store is not asked for everything at once: thousands of old runs are thinned over hours.
+MOST_RUNS = 20
+RETRY = timedelta(seconds=60)
+LEASE = timedelta(minutes=10)
+
+
+class Cleaner:
+    def __init__(
+        self, db: Database, settings: Settings, tracker: Tracker | None, clock: Callable[[], datetime],
+        stopping: threading.Event,
+    ) -> None:  # fmt: skip
+        self._db, self._settings, self._tracker, self._clock = db, settings, tracker, clock
+        self._stopping = stopping
+
+    def clean(self) -> None:
+        """Whatever is due. What fails is tried again later."""
+        self._delete_by_rule()
+        self._purge()
+        self._remove()
+        self._thin()
+
+    def _delete_by_rule(self) -> None:
+        now = self._clock()
+        with self._db.read() as session:
+            if not (aged := repository.aged(session, now)):
+                return
+        with self._db.deciding() as session:
+            for id, project, days in aged:
+                experiment = session.get_one(Experiment, id)
+                if experiment.deleted_at is None and experiment.published:
+                    purge_at = now + timedelta(days=self._settings.undo_days)
+                    mark(experiment, f"the rule of project {project}, {days:g} days after its end", purge_at, now)
+                    log.info("experiment deleted by rule", experiment_id=id, project=project, purge_at=purge_at)
+
+    def _purge(self) -> None:
+        now = self._clock()
+        with self._db.read() as session:
+            due = repository.due(session, now)
+        for id in due:
+            with self._db.deciding() as session:
+                experiment = get(session, id, lock=True)
+                if experiment.purge_at is None or experiment.purge_at > now or experiment.purged_at:
+                    continue  # restored, or another service was faster
+                if repository.unended(session, id):
+                    # Another experiment has brought a run back that is still at home here.
+                    continue
+                parent = experiment.tracking_run_id if experiment.remove_tracking else None
+                gone = repository.purge(session, experiment, now)
+                if parent:
+                    session.add(Doomed(run_id=id, remove_objects=False, tracking_run_id=parent, next_check_at=now))
+            log.info("experiment purged", experiment_id=id, runs=len(gone))
+
+    def _remove(self) -> None:
+        now = self._clock()
+        with self._db.write() as session:
+            doomed = repository.lease_doomed(session, now, now + LEASE, uuid.uuid4().hex, MOST_RUNS)
+        for item in doomed:
+            if self._stopping.is_set():
+                return
+            try:
+                if item.remove_objects:
+                    # The spec first: what is half removed is no run that could be read again.
+                    open_store(self._settings.run_uri(item.run_id)).remove(first=SPEC)
+                if item.tracking_run_id and self._tracker:
+                    self._tracker.delete(item.tracking_run_id, copies=item.run_id.startswith("e"))
+            except (StorageError, TrackingAway) as error:
+                log.warning("not removed yet", run_id=item.run_id, error=str(error))
+                with self._db.write() as session:
+                    repository.put_off(session, item.run_id, self._clock() + RETRY)
+                continue
+            with self._db.write() as session:
+                repository.removed(session, item.run_id)
+
+    def _thin(self) -> None:
+        with self._db.read() as session:
+            found = repository.to_thin(session, self._settings.keep_checkpoints, MOST_RUNS)
+        for run_id, keep in found:
+            if self._stopping.is_set():
+                return
+            store = open_store(self._settings.run_uri(run_id))
+            try:
+                folders = [checkpoint_name(each.step) for each in list_checkpoints(store)[:-keep]]
+                # Markers first: a checkpoint that is half removed is none.
+                store.delete([folder + COMMITTED for folder in folders])
+                store.delete([entry.name for folder in folders for entry in store.list(folder)])
+            except StorageError as error:
+                log.warning("checkpoints not thinned yet", run_id=run_id, error=str(error))
+                return
+            with self._db.write() as session:
+                repository.thinned(session, run_id, keep)

@@ -99,9 +99,8 @@ class Client:
         only = {"deleted": "true"} if deleted else {}
         cursor: str | None = None
         while True:
-            page = self._connection.get(
-                ExperimentList, "/v1/experiments", limit=200, cursor=cursor, project=project, **only
-            )
+            asked = {"limit": 200, "cursor": cursor, "project": project, **only}
+            page = self._connection.get(ExperimentList, "/v1/experiments", **asked)
             yield from page.experiments
             if (cursor := page.next_cursor) is None:
                 return

@@ -123,9 +123,12 @@ def _write_down(principal: Principal, request: Request) -> None:
     if path.endswith("/check"):  # a form that is being filled in
         return
     # /experiments/{experiment_id}/cancel is experiments.cancel, and /experiments is experiments.create.
-    what, *rest = [request.path_params.get(part.strip("{}"), part) for part in path.strip("/").split("/")]
-    ids, is_named = list(request.path_params.values()), bool(rest) and not path.endswith(("_id}", "/new"))
-    verb = rest[-1] if is_named else MADE[request.method]
+    what, *rest = path.strip("/").split("/")
+    last = rest[-1] if rest else ""
+    if last == "{action}":
+        last = request.path_params["action"]
+    verb = MADE[request.method] if not last or last.startswith("{") else last
+    ids = list(request.path_params.values())
     forwarded = request.headers.get("x-forwarded-for")
     address = request.client.host if request.client else ""
     request.state.audit_makes = verb == "create" or what == "new"

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from service.cli import show
 from service.schemas.retention import Deletion, ProjectView, StoreCheck
-from service.text import age, size
+from service.text import age, count, size
 
 store = typer.Typer(help="What the store holds. Needs a token of scope admin.", no_args_is_help=True)
 project = typer.Typer(help="Limits of projects. Needs a token of scope admin.", no_args_is_help=True)
@@ -90,7 +90,7 @@ def set_limits(
 
 def _deletion(found: Deletion, *, dry_run: bool) -> RenderableType:
     does = "would be" if dry_run else "will be"
-    gone = f"{_runs(len(found.removed_runs))} {does} removed"
+    gone = f"{count(len(found.removed_runs), 'run')} {does} removed"
     gone += f", {size(found.bytes)} in the store" if found.objects else "; their directories stay in the store"
     gone += "; their runs in MLflow are deleted, too" if found.tracking else "; their runs in MLflow stay"
     lines = [f"{found.name} ({found.experiment_id}): {gone}."]
@@ -104,10 +104,6 @@ def _deletion(found: Deletion, *, dry_run: bool) -> RenderableType:
             f"Until {found.purge_at:%Y-%m-%d %H:%M} UTC `mcf restore {found.experiment_id}` brings it back."
         )  # fmt: skip
     return Text("\n".join(lines))
-
-
-def _runs(count: int) -> str:
-    return f"{count} run{'s' * (count != 1)}"
 
 
 def _store(found: StoreCheck) -> RenderableType:
@@ -132,7 +128,7 @@ def _store(found: StoreCheck) -> RenderableType:
         some = ", ".join(found.missing[:MOST])
         parts += ["", Text(f"Runs whose directories are missing: {len(found.missing)}: {some}", style="red")]
     if found.being_removed:
-        parts += ["", f"{_runs(found.being_removed)} of deleted experiments are being removed."]
+        parts += ["", f"{count(found.being_removed, 'run')} of deleted experiments are being removed."]
     return Group(*parts)
 
 

@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from service.api.auth import COOKIE, Reader, Require, principal_of
 from service.errors import NotFound, Unauthorized
 from service.experiments import repository, views
-from service.pages import actions, experiment, manage, queue, run
+from service.pages import actions, experiment, manage, queue, retention, run
 from service.pages.actions import MAX_FORM_BYTES
 from service.pages.render import PageRoute, page
 from service.schemas.base import ProjectName
@@ -78,6 +78,6 @@ def static(name: str) -> Response:
 
 router = APIRouter()
 protected = [Depends(Require(Scope.READ))]
-for routes in pages, experiment.router, actions.router, manage.router, run.router, queue.router:
+for routes in pages, experiment.router, actions.router, manage.router, retention.router, run.router, queue.router:
     router.include_router(routes, dependencies=protected)
 router.include_router(open_to_all)

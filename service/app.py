@@ -18,6 +18,7 @@ from service.api.body import Bounded
 from service.api.comparison import router as comparison
 from service.api.experiments import router as experiments
 from service.api.pools import router as pools
+from service.api.rebuild import router as rebuild
 from service.api.retention import router as retention
 from service.api.runs import MAX_FOLLOWERS
 from service.api.runs import router as runs
@@ -64,7 +65,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     # To read is the least; what changes something demands more by itself.
     protected = [Depends(Require(Scope.READ))]
     refused = refusals.responses(errors.Unauthorized, errors.Forbidden)
-    for router in experiments, comparison, runs, pools, tokens, audit, retention:
+    for router in experiments, comparison, runs, pools, tokens, audit, retention, rebuild:
         app.include_router(router, dependencies=protected, responses=refused)
     app.include_router(pages)  # asks for the token by itself, in a form
     return app

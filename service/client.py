@@ -24,6 +24,7 @@ from service.schemas import comparison as schemas
 from service.schemas.audit import AuditList, AuditView
 from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
 from service.schemas.pools import PoolList, PoolView
+from service.schemas.rebuild import Rebuilt
 from service.schemas.retention import Deletion, ProjectList, ProjectView, StoreCheck
 from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
@@ -164,6 +165,11 @@ class Client:
         """What takes room in the store, and what no run of this service has left there."""
         answer = self._connection.call("GET", "/v1/store", timeout=SUBMIT_SECONDS)
         return StoreCheck.model_validate_json(answer.content)
+
+    def rebuild(self) -> Rebuilt:
+        """Write the service's empty database anew from the store. Raises Refused where it is not empty."""
+        answer = self._connection.call("POST", "/v1/rebuild", timeout=SUBMIT_SECONDS)
+        return Rebuilt.model_validate_json(answer.content)
 
     def projects(self) -> list[ProjectView]:
         return self._connection.get(ProjectList, "/v1/projects").projects

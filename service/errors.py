@@ -10,6 +10,7 @@ ApiError
 │   ├── AlreadyEnded          cancelling, pausing or changing what has ended
 │   ├── NothingToResume       nothing of it is paused
 │   ├── Ambiguous             several things are meant
+│   ├── NotEmpty              a database that is to be written anew has experiments
 │   ├── NotDeletable          some of it still runs, or it is gone
 │   ├── NothingToRestore      it is not deleted
 │   ├── Deleted               it is deleted: restore it first
@@ -77,6 +78,10 @@ class NothingToResume(Conflict):
 
 
 class Ambiguous(Conflict):
+    pass
+
+
+class NotEmpty(Conflict):
     pass
 
 

@@ -100,6 +100,10 @@ class Experiment(Leased, Base):
     """With it go the run directories ..."""
     remove_tracking: Mapped[bool] = mapped_column(default=False, server_default=false())
     """... and the runs in MLflow."""
+    revision: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Of what the store keeps of it (service/rebuild/record.py) ..."""
+    recorded: Mapped[int] = mapped_column(default=0, server_default="0")
+    """... and the one that the store has."""
     tracking_id: Mapped[str | None]
     """MLflow experiment."""
     tracking_run_id: Mapped[str | None]

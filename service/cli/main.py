@@ -217,6 +217,7 @@ for act in acts.cancel, acts.pause, acts.resume, acts.retry, acts.change:
     app.command()(act)
 app.command()(store.delete)
 app.command()(store.restore)
+app.command()(store.rebuild)
 app.add_typer(store.store, name="store")
 app.add_typer(store.project, name="project")
 app.command()(audit)

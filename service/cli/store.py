@@ -43,6 +43,17 @@ def restore(ctx: typer.Context, experiment: Annotated[str, typer.Argument(help="
     typer.echo(f"{found.detail.name} ({found.id}) is back.")
 
 
+def rebuild(ctx: typer.Context) -> None:
+    """Write the service's lost database anew from the store. Needs an empty one, and a token of scope admin."""
+    found = ctx.obj().rebuild()
+    typer.echo(
+        f"{count(found.experiments, 'experiment')}, {count(found.runs, 'run')} and {count(found.attempts, 'attempt')} "
+        "are back. Tokens, the audit and limits of projects are not in the store: create them anew."
+    )
+    for item in found.skipped:
+        typer.echo(f"left out: {item.name}: {item.why}", err=True)
+
+
 @store.command("check")
 def check(
     ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False

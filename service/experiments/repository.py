@@ -214,13 +214,15 @@ def reopen(session: Session, ids: Collection[str], now: datetime) -> None:
     Whoever is publishing one of them, or about to cancel it, has lost the right to: it looked before this.
     """
     values = {"published": False, "next_check_at": now, "lease_token": None, "lease_expires_at": None}
-    session.execute(update(Experiment).where(Experiment.id.in_(ids)).values(values))
+    changed = {"revision": Experiment.revision + 1}
+    session.execute(update(Experiment).where(Experiment.id.in_(ids)).values(values | changed))
 
 
 def cancel(session: Session, experiment: Experiment, reason: str, now: datetime) -> None:
     """Runs that no other live experiment wants are asked to stop; the others find a new home."""
     experiment.cancelled_at, experiment.cancel_reason = now, reason
     experiment.next_check_at = now
+    experiment.revision += 1
     follow(session, runs_of(session, experiment.id), now)
 
 

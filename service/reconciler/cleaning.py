@@ -14,6 +14,7 @@ import structlog
 
 from service.db import Database
 from service.experiments.service import get
+from service.rebuild.record import note_recorded, object_name, record_of, unrecorded
 from service.retention import repository
 from service.retention.service import mark
 from service.settings import Settings
@@ -28,7 +29,10 @@ log = structlog.get_logger()
 CLEAN_SECONDS = 30.0
 # At a time, so that a store is not asked for everything at once: thousands of old runs are thinned over hours.
 MOST_RUNS = 20
+MOST_RECORDS = 5
 RETRY = timedelta(seconds=60)
+EXPERIMENT = "e"
+"""How ids of experiments begin; others are runs."""
 LEASE = timedelta(minutes=10)
 
 
@@ -39,6 +43,20 @@ class Cleaner:
     ) -> None:  # fmt: skip
         self._db, self._settings, self._tracker, self._clock = db, settings, tracker, clock
         self._stopping = stopping
+
+    def record(self) -> None:
+        """The store gets what has changed of experiments, so that a lost database can be written anew from it."""
+        with self._db.read() as session:
+            records = [(record_of(session, item), revision) for item, revision in unrecorded(session, MOST_RECORDS)]
+        for record, revision in records:
+            try:
+                text = record.model_dump_json().encode()
+                open_store(self._settings.store_uri).put(object_name(record.id), text)
+            except StorageError as error:
+                log.warning("experiment not recorded yet", experiment_id=record.id, error=str(error))
+                return
+            with self._db.write() as session:
+                note_recorded(session, record.id, revision)
 
     def clean(self) -> None:
         """Whatever is due. What fails is tried again later."""
@@ -74,8 +92,7 @@ class Cleaner:
                     continue
                 parent = experiment.tracking_run_id if experiment.remove_tracking else None
                 gone = repository.purge(session, experiment, now)
-                if parent:
-                    session.add(Doomed(run_id=id, remove_objects=False, tracking_run_id=parent, next_check_at=now))
+                session.add(Doomed(run_id=id, remove_objects=True, tracking_run_id=parent, next_check_at=now))
             log.info("experiment purged", experiment_id=id, runs=len(gone))
 
     def _remove(self) -> None:
@@ -86,11 +103,13 @@ class Cleaner:
             if self._stopping.is_set():
                 return
             try:
-                if item.remove_objects:
+                if item.run_id.startswith(EXPERIMENT):
+                    open_store(self._settings.store_uri).delete([object_name(item.run_id)])
+                elif item.remove_objects:
                     # The spec first: what is half removed is no run that could be read again.
                     open_store(self._settings.run_uri(item.run_id)).remove(first=SPEC)
                 if item.tracking_run_id and self._tracker:
-                    self._tracker.delete(item.tracking_run_id, copies=item.run_id.startswith("e"))
+                    self._tracker.delete(item.tracking_run_id, copies=item.run_id.startswith(EXPERIMENT))
             except (StorageError, TrackingAway) as error:
                 log.warning("not removed yet", run_id=item.run_id, error=str(error))
                 with self._db.write() as session:

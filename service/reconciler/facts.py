@@ -68,3 +68,5 @@ class Observed:
     """What somebody has to see to although the run goes on."""
     pool: str = ""
     """Where the next attempt would go."""
+    sent: int = 0
+    """Number of the newest attempt by the run's directory, where the next one would be opened."""

@@ -30,7 +30,7 @@ from service.reconciler.transitions import decide
 from service.retention import projects
 from service.settings import Settings
 from service.states import RunState
-from service.tables import Run, Trial
+from service.tables import Experiment, Run, Trial
 from service.telemetry import Telemetry
 from service.tracking import TrackedRun, TrackingAway
 from trainer.contract.records import DONE
@@ -127,11 +127,10 @@ class Reconciler:
         if now - self._swept_at > timedelta(seconds=SWEEP_SECONDS):
             self._swept_at = now
             self._sweep()
-        if now - self._cleaned_at > timedelta(seconds=CLEAN_SECONDS) and (
-            self._cleaned is None or self._cleaned.done()
-        ):
-            self._cleaned_at = now
-            self._cleaned = self._cleaning.submit(self._clean)
+        if self._cleaned is None or self._cleaned.done():
+            is_due = now - self._cleaned_at > timedelta(seconds=CLEAN_SECONDS)
+            self._cleaned_at = now if is_due else self._cleaned_at
+            self._cleaned = self._cleaning.submit(self._clean, cleans=is_due)
         self._telemetry.last_tick.set(now.timestamp())
 
     def drain(self) -> None:
@@ -142,9 +141,11 @@ class Reconciler:
         if self._cleaned:
             self._cleaned.result()
 
-    def _clean(self) -> None:
+    def _clean(self, *, cleans: bool) -> None:
         try:
-            self._cleaner.clean()
+            self._cleaner.record()
+            if cleans:
+                self._cleaner.clean()
         except Exception:
             # The database may be away for a while; the next round does what this one has not.
             log.exception("cleaning failed")
@@ -295,6 +296,7 @@ class Reconciler:
                 publication.add_done_callback(self._publishing.discard)
                 return
             values["published"] = has_ended
+            values |= self._news_of(experiment, values)
         except TrackingAway as error:
             log.warning("experiment waits for MLflow", experiment_id=experiment.id, error=str(error))
             pause = FAULT_SECONDS
@@ -310,6 +312,7 @@ class Reconciler:
         try:
             publish(self._db, tracker, experiment.id, parent, partial(self._keep, lease))
             values, pause = values | {"published": True}, 0.0
+            values |= self._news_of(experiment, values)
         except Superseded as error:
             log.info("publishing is left to another look", experiment_id=experiment.id, reason=str(error))
         except TrackingAway as error:
@@ -317,6 +320,11 @@ class Reconciler:
         except Exception:
             log.exception("publishing failed", experiment_id=experiment.id)
         self._release(lease, values, pause)
+
+    def _news_of(self, experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
+        """The store is to know of it, too."""
+        is_new = any(getattr(experiment, name) != value for name, value in values.items())
+        return {"revision": Experiment.revision + 1} if is_new else {}
 
     def _keep(self, lease: ExperimentLease, done: Trial | None = None) -> None:
         expires = self._clock() + timedelta(seconds=self._settings.lease_seconds)

@@ -47,6 +47,7 @@ def close_round(session: Session, experiment: Experiment, now: datetime) -> bool
             "on": sorted(ids[name] for name in on),
         },
     ]
+    experiment.revision += 1
     if on:
         seeds = rounds.design.seeds_of(len(experiment.looks) + 1)
         add_trials(session, experiment, _wanted(session, [arm for arm in arms if arm.name in on], seeds))

@@ -259,6 +259,8 @@ def _open_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     if seen.not_ready:
         return Decision(replace(run, waiting_reason=seen.not_ready))
     number = run.attempt.number + 1 if run.attempt else 1
+    # A database that was restored is older than the directory: that attempt may live, and is adopted by its name.
+    number = max(number, seen.sent)
     attempt = AttemptFacts(number, seen.pool, first_step=run.step, last_step=run.step)
     return Decision(replace(run, state=RunState.STARTING, attempt=attempt, waiting_reason="", not_before=None))
 

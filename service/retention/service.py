@@ -13,6 +13,7 @@ from service.errors import NotDeletable, NothingToRestore, Unavailable
 from service.experiments import repository as experiments
 from service.experiments import views
 from service.experiments.service import get
+from service.rebuild.record import FOLDER
 from service.retention import repository
 from service.schemas.retention import Deletion, KeptRun, StoreCheck, StoredExperiment, StoredThing
 from service.settings import Settings
@@ -67,6 +68,7 @@ def delete(
 def mark(experiment: Experiment, by: str, purge_at: datetime, now: datetime) -> None:
     experiment.deleted_at, experiment.purge_at = experiment.deleted_at or now, purge_at
     experiment.delete_reason = f"deleted by {by}"
+    experiment.revision += 1
 
 
 def restore(db: Database, experiment_id: str) -> None:
@@ -77,6 +79,7 @@ def restore(db: Database, experiment_id: str) -> None:
             raise NothingToRestore(f"Experiment {experiment_id} is not deleted.")
         experiment.deleted_at = experiment.purge_at = None
         experiment.delete_reason = ""
+        experiment.revision += 1
 
 
 def check_store(db: Database, settings: Settings) -> StoreCheck:
@@ -101,7 +104,7 @@ def check_store(db: Database, settings: Settings) -> StoreCheck:
         uri=settings.store_uri, bytes=sum(thing.bytes for thing in things), run_bytes=sum(runs.values()),
         experiments=sorted(stored, key=lambda item: -item.own_bytes),
         orphans=[thing for thing in things if _is_orphan(thing.name, known)],
-        others=[thing for thing in things if not _looks_like_a_run(thing.name)],
+        others=[thing for thing in things if not _looks_like_a_run(thing.name) and thing.name != FOLDER],
         missing=sorted(should - runs.keys()), being_removed=being_removed,
     )  # fmt: skip
 

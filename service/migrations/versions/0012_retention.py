@@ -1,4 +1,4 @@
-"""Deletion with undo, what is left of deleted runs, thinned checkpoints, and limits of projects."""
+"""Deletion with undo, thinned checkpoints, limits of projects, and what the store has of an experiment."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,7 +7,16 @@ revision = "0012"
 down_revision = "0011"
 
 AT = sa.DateTime(timezone=True)
-NEW = ("deleted_at", "purge_at", "purged_at", "delete_reason", "remove_objects", "remove_tracking")
+NEW = (
+    "deleted_at",
+    "purge_at",
+    "purged_at",
+    "delete_reason",
+    "remove_objects",
+    "remove_tracking",
+    "revision",
+    "recorded",
+)
 
 
 def upgrade() -> None:
@@ -16,6 +25,8 @@ def upgrade() -> None:
     op.add_column("experiments", sa.Column("delete_reason", sa.String, nullable=False, server_default=""))
     op.add_column("experiments", sa.Column("remove_objects", sa.Boolean, nullable=False, server_default=sa.true()))
     op.add_column("experiments", sa.Column("remove_tracking", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.add_column("experiments", sa.Column("revision", sa.Integer, nullable=False, server_default="1"))
+    op.add_column("experiments", sa.Column("recorded", sa.Integer, nullable=False, server_default="0"))
     op.add_column("runs", sa.Column("checkpoints_kept", sa.Integer, nullable=True))
     op.create_table(
         "doomed",

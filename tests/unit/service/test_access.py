@@ -51,6 +51,7 @@ MORE_THAN_READ = {
     ("DELETE", "/v1/experiments/{experiment_id}"): Scope.SUBMIT,
     ("POST", "/v1/experiments/{experiment_id}/restore"): Scope.SUBMIT,
     ("GET", "/v1/store"): Scope.ADMIN,
+    ("POST", "/v1/rebuild"): Scope.ADMIN,
     ("GET", "/v1/projects"): Scope.ADMIN,
     ("PATCH", "/v1/projects/{name}"): Scope.ADMIN,
     ("GET", "/experiments/{experiment_id}/delete"): Scope.SUBMIT,

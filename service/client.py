@@ -15,28 +15,33 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from service import specfile
 from service.compare import plaintext
-from service.connection import McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
+from service.connection import Ambiguous, McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
 from service.schemas import comparison as schemas
 from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
+from service.schemas.lookup import Found, Kind
 from service.schemas.pools import PoolList, PoolView
 from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
 from service.states import Scope
+from service.version import HEADER
 from trainer.contract import asked_subset_seed, plain
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Client", "Comparison", "Experiment", "McfError", "NoSuchThing", "Refused", "ServiceAway"]
+Detail = TypeVar("Detail", ExperimentDetail, RunDetail)
+
+__all__ = ["Ambiguous", "Client", "Comparison", "Experiment", "McfError", "NoSuchThing", "Refused", "ServiceAway"]
 
 # Submitting reads the data once, to name the runs by what they see.
 SUBMIT_SECONDS = 600.0
-# Of several that are meant, so many are named.
-SHOWN = 4
+WHOLE_ID = re.compile("e[0-9a-f]{10}|r[0-9a-f]{12,15}")
+# What the service says of a name that does not mean one thing.
+MEANT_WRONGLY = {"not_found": NoSuchThing, "ambiguous": Ambiguous}
 
 
 class Comparison(schemas.Comparison):
@@ -67,15 +72,26 @@ class Comparison(schemas.Comparison):
 
 
 class Client:
-    """A connection to one service. Without a URL: MCF_URL, else the `mcf up` of this folder. Raises ServiceAway."""
+    """A connection to one service. Without a URL: MCF_URL, else the `mcf up` of this folder. Raises ServiceAway.
 
-    def __init__(self, url: str | None = None, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
-        self._connection = ServiceConnection(url, token, timeout_seconds)
+    A service of another version is told of once: to `warn`, else as a warning of class OtherVersion.
+    """
+
+    def __init__(
+        self, url: str | None = None, token: str | None = None, *, timeout_seconds: float = 30.0,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._connection = ServiceConnection(url, token, timeout_seconds, **given(warn=warn))
         self.url = self._connection.url
 
     def ping(self) -> None:
         """Raises ServiceAway unless somebody answers."""
         self._connection.call("GET", "/healthz")
+
+    def service_version(self) -> str | None:
+        """None where the service is of a release that did not tell it. Raises ServiceAway."""
+        version: str | None = self._connection.call("GET", "/healthz").headers.get(HEADER)
+        return version
 
     # ------------------------------------------------------------ experiments
 
@@ -92,33 +108,29 @@ class Client:
         answer = self._connection.call("POST", "/v1/experiments", **options)
         return Plan.model_validate_json(answer.content)
 
-    def experiments(self, project: str | None = None) -> Iterator[ExperimentSummary]:
-        """Experiments, newest first, of a project or all."""
+    def experiments(self, project: str | None = None, *, prefix: str | None = None) -> Iterator[ExperimentSummary]:
+        """Experiments, newest first, of a project or all, or with ids that begin so."""
         cursor: str | None = None
         while True:
-            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor, project=project)
+            page = self._connection.get(
+                ExperimentList, "/v1/experiments", limit=200, cursor=cursor, project=project, prefix=prefix
+            )
             yield from page.experiments
             if (cursor := page.next_cursor) is None:
                 return
 
     def experiment(self, name: str) -> "Experiment":
-        """By id, by the beginning of one, or by name: the newest of that name, if they are all of one project.
+        """By id, by the beginning of one, or by name. Raises NoSuchThing, and Ambiguous where several are meant."""
+        return Experiment(self, self._detail(ExperimentDetail, "/v1/experiments", name, Kind.EXPERIMENT))
 
-        Raises NoSuchThing.
-        """
-        # What is asked for is looked for here, too: a service of an older version tells of all there are.
-        same_name = [item for item in self._experiments_with(name=name) if item.name == name]
-        if len(projects := sorted({item.project for item in same_name})) > 1:
-            some = ", ".join(f"{item.id} ({item.project})" for item in same_name[:SHOWN])
-            raise NoSuchThing(
-                f"Experiments of several projects ({', '.join(projects)}) are called {name!r}: {some}. Give an id."
-            )
-        ids = [item.id for item in self._experiments_with(prefix=name)] if not same_name else []
-        found = same_name[0].id if same_name else _only(name, ids, "experiment", "mcf list")
-        return Experiment(self, self._connection.get(ExperimentDetail, f"/v1/experiments/{found}"))
-
-    def _experiments_with(self, **what: str) -> list[ExperimentSummary]:
-        return self._connection.get(ExperimentList, "/v1/experiments", limit=200, **what).experiments
+    def look_up(self, name: str, kind: Kind | None = None) -> Found:
+        """The experiment or run that the service takes this for; of one kind, or either. Raises as `experiment`."""
+        try:
+            return self._connection.get(Found, "/v1/lookup", name=name, kind=kind)
+        except Refused as refused:
+            if refused.error in MEANT_WRONGLY:
+                raise MEANT_WRONGLY[refused.error](str(refused)) from refused
+            raise
 
     def pools(self) -> list[PoolView]:
         """The cluster's node pools with what is free now; empty where attempts are processes of one machine."""
@@ -147,21 +159,30 @@ class Client:
 
     # ------------------------------------------------------------ runs
 
-    def runs(self, experiment: str | None = None) -> Iterator[RunSummary]:
-        """Newest first, of one experiment (its id) or all."""
+    def runs(self, experiment: str | None = None, *, prefix: str | None = None) -> Iterator[RunSummary]:
+        """Newest first, of one experiment (its id) or all, or with ids that begin so."""
         cursor: str | None = None
         while True:
-            page = self._connection.get(RunList, "/v1/runs", limit=1000, cursor=cursor, experiment=experiment)
+            page = self._connection.get(
+                RunList, "/v1/runs", limit=1000, cursor=cursor, experiment=experiment, prefix=prefix
+            )
             yield from page.runs
             if (cursor := page.next_cursor) is None:
                 return
 
     def run(self, name: str) -> RunDetail:
-        """By id or by the beginning of one. Raises NoSuchThing."""
-        if not re.fullmatch("r[0-9a-f]{12}", name):
-            found = self._connection.get(RunList, "/v1/runs", limit=SHOWN + 1, prefix=name).runs
-            name = _only(name, [run.id for run in found], "run", "mcf show EXPERIMENT")
-        return self._connection.get(RunDetail, f"/v1/runs/{name}")
+        """By id or by the beginning of one. Raises NoSuchThing, and Ambiguous where several are meant."""
+        return self._detail(RunDetail, "/v1/runs", name, Kind.RUN)
+
+    def _detail(self, model: type[Detail], address: str, name: str, kind: Kind) -> Detail:
+        # Who gives a whole id is spared a question, and needs no service that answers it.
+        if WHOLE_ID.fullmatch(name):
+            try:
+                return self._connection.get(model, f"{address}/{name}")
+            except Refused as refused:
+                if refused.error != "not_found":
+                    raise
+        return self._connection.get(model, f"{address}/{self.look_up(name, kind).id}")
 
     def checkpoints(self, run_id: str) -> Checkpoints:
         return self._connection.get(Checkpoints, f"/v1/runs/{run_id}/checkpoints")
@@ -290,15 +311,6 @@ class Experiment:
         answer = self._connection.call("POST", f"/v1/experiments/{self.id}/{verb}", **options)
         self.detail = ExperimentDetail.model_validate_json(answer.content)
         return self
-
-
-def _only(name: str, ids: Sequence[str], kind: str, lister: str) -> str:
-    found = [id for id in ids if id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise NoSuchThing(f"Several {kind}s begin with {name!r}: {', '.join(found[:SHOWN])} ... Give more of the id.")
-    raise NoSuchThing(f"There is no {kind} {name!r}. `{lister}` lists all {kind}s.")
 
 
 def _submission(spec: Mapping[str, Any] | str | Path, **params: Any) -> dict[str, Any]:

@@ -8,9 +8,11 @@ ApiError
 │   ├── KeyReused             an Idempotency-Key with another body
 │   ├── NothingToRetry        no failed run
 │   ├── AlreadyEnded          cancelling what has ended
+│   ├── Ambiguous             a name or the beginning of an id that means several things
 │   ├── NotExtendable         it was cancelled, or what it was trained on is not what it was
 │   └── NothingToDraw         a figure of numbers that are not there
 ├── BodyTooLarge         413
+├── NoSuchRange          416  a part of a file that lies behind its end
 ├── InvalidSpec          422  a spec with problems, all of them listed
 ├── UnreadableBody       422  not JSON or YAML, or no object
 └── Unavailable          503  MLflow or the store does not answer
@@ -66,6 +68,10 @@ class AlreadyEnded(Conflict):
     pass
 
 
+class Ambiguous(Conflict):
+    pass
+
+
 class NotExtendable(Conflict):
     pass
 
@@ -76,6 +82,10 @@ class NothingToDraw(Conflict):
 
 class BodyTooLarge(ApiError):
     status = 413
+
+
+class NoSuchRange(ApiError):
+    status = 416
 
 
 class InvalidSpec(ApiError):

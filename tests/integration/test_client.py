@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from k8s.local import stop_all
-from service.client import Client, NoSuchThing, Refused, ServiceAway
+from service.client import Ambiguous, Client, NoSuchThing, Refused, ServiceAway
 from service.compare.paper import html, read_back
 from tests.conftest import free_port
 from tests.forks import forks
@@ -85,12 +85,13 @@ def test_things_go_by_id_by_its_beginning_and_by_name(client: Client, tiny_faces
     first = client.submit(cheap(tiny_faces, name="named", seeds=1))
     second = client.submit(cheap(tiny_faces, name="named", seeds=2))
     assert client.experiment(first.id[:9]).id == first.id
-    assert client.experiment("named").id == second.id
+    with pytest.raises(Ambiguous, match=f"means 2 things:\n  {second.id} .*\n  {first.id} "):
+        client.experiment("named")
     run = first.runs()[0].id
     assert client.run(run[:9]).id == run
     with pytest.raises(NoSuchThing, match=r"no experiment 'nemed'.*mcf list"):
         client.experiment("nemed")
-    with pytest.raises(NoSuchThing, match="begin with"):
+    with pytest.raises(NoSuchThing, match="means"):
         client.run("r")
 
 

@@ -17,7 +17,7 @@ from service.api.comparison import router as comparison
 from service.api.experiments import router as experiments
 from service.api.lookup import router as lookup
 from service.api.pools import router as pools
-from service.api.runs import MAX_FOLLOWERS
+from service.api.runs import MAX_FOLLOWERS, MAX_READS
 from service.api.runs import router as runs
 from service.api.tokens import router as tokens
 from service.api.versioned import Versioned
@@ -56,6 +56,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.reconciler = Reconciler(state.db, settings, outside, state.telemetry)
     state.questions = health.questions(state.db, state.tracker, settings)
     state.stopping = asyncio.Event()
+    state.transfers = anyio.CapacityLimiter(MAX_READS)
 
     refusals.install(app)
     app.add_middleware(Bounded)

@@ -1,4 +1,4 @@
-"""What the shell offers at Tab, asked of the service. Where none answers at once, nothing is offered and nothing said."""
+"""What the shell offers at Tab, asked of the service. Where none answers at once, it offers nothing and is silent."""
 
 import re
 from collections import Counter

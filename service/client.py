@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from service import specfile
+from service import downloads, specfile
 from service.compare import plaintext
 from service.connection import Ambiguous, McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
+from service.downloads import DownloadFailed, Told
 from service.schemas import comparison as schemas
 from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
 from service.schemas.lookup import Found, Kind
 from service.schemas.pools import PoolList, PoolView
-from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
+from service.schemas.runs import Checkpoints, FileKind, Histories, RunDetail, RunFiles, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
 from service.states import Scope
 from service.version import HEADER
@@ -35,13 +36,27 @@ if TYPE_CHECKING:
 
 Detail = TypeVar("Detail", ExperimentDetail, RunDetail)
 
-__all__ = ["Ambiguous", "Client", "Comparison", "Experiment", "McfError", "NoSuchThing", "Refused", "ServiceAway"]
+__all__ = [
+    "Ambiguous",
+    "Client",
+    "Comparison",
+    "DownloadFailed",
+    "Experiment",
+    "McfError",
+    "NoSuchThing",
+    "Refused",
+    "ServiceAway",
+]
 
 # Submitting reads the data once, to name the runs by what they see.
 SUBMIT_SECONDS = 600.0
 WHOLE_ID = re.compile("e[0-9a-f]{10}|r[0-9a-f]{12,15}")
 # What the service says of a name that does not mean one thing.
 MEANT_WRONGLY = {"not_found": NoSuchThing, "ambiguous": Ambiguous}
+
+
+def _nobody(done: int, of: int) -> None:
+    """For who does not want to know how far a transfer is."""
 
 
 class Comparison(schemas.Comparison):
@@ -183,6 +198,36 @@ class Client:
                 if refused.error != "not_found":
                     raise
         return self._connection.get(model, f"{address}/{self.look_up(name, kind).id}")
+
+    def files(self, run_id: str) -> RunFiles:
+        """What can be fetched of a run, and why some of it is not there."""
+        return self._connection.get(RunFiles, f"/v1/runs/{run_id}/files")
+
+    def get_encoder(self, run: str, folder: str | Path | None = None, *, told: Told = _nobody) -> Path:
+        """Fetch the exported encoder of a run into a folder, RUN-encoder if none is named; timm loads it.
+
+        Raises NoSuchThing where there is none yet, with why, and DownloadFailed.
+        """
+        found = self.files(self.run(run).id)
+        return downloads.encoder(self._connection, found, Path(folder or f"{found.run_id}-encoder"), told)
+
+    def get_checkpoint(
+        self, run: str, file: str | Path | None = None, *, step: int | None = None, told: Told = _nobody
+    ) -> Path:
+        """Fetch the newest checkpoint of a run, or that of a step; RUN-step-STEP.pt if no file or folder is named.
+
+        Of a run that measures the weights of another, the other's. Raises as `get_encoder`.
+        """
+        found = self.files(self.run(run).id)
+        if found.weights_of and FileKind.CHECKPOINT in found.missing:
+            found = self.files(self.run(found.weights_of).id)
+        target = Path(file) if file else None
+        return downloads.single(self._connection, found, FileKind.CHECKPOINT, target, told, step=step)
+
+    def get_result(self, run: str, file: str | Path | None = None, *, told: Told = _nobody) -> Path:
+        """Fetch the numbers of a finished run as JSON; RUN-result.json if none is named. Raises as `get_encoder`."""
+        found = self.files(self.run(run).id)
+        return downloads.single(self._connection, found, FileKind.RESULT, Path(file) if file else None, told)
 
     def checkpoints(self, run_id: str) -> Checkpoints:
         return self._connection.get(Checkpoints, f"/v1/runs/{run_id}/checkpoints")

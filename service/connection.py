@@ -14,7 +14,7 @@ import os
 import ssl
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,7 +106,19 @@ class ServiceConnection:
 
     def events(self, path: str, **params: Any) -> Iterator[tuple[str, str]]:
         """Server-sent events as (name, text); the text is what was sent as JSON."""
-        request = self._http.build_request("GET", path, params=params, timeout=None)
+        with self.stream(path, params=params, timeout=None) as answer:
+            name = ""
+            for line in answer.iter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    yield name, json.loads(value)
+
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str] | None = None, **options: Any) -> Iterator[httpx2.Response]:
+        """An answer that is read as it comes. Raises Refused, and ServiceAway also where it breaks off."""
+        request = self._http.build_request("GET", path, headers=headers, **options)
         with self._errors():
             answer = self._http.send(request, stream=True)
             self._look_at_version(answer)
@@ -114,13 +126,7 @@ class ServiceConnection:
                 if answer.is_error:
                     answer.read()
                     raise _refusal(answer)
-                name = ""
-                for line in answer.iter_lines():
-                    field, _, value = line.partition(": ")
-                    if field == "event":
-                        name = value
-                    elif field == "data":
-                        yield name, json.loads(value)
+                yield answer
             finally:
                 answer.close()
 

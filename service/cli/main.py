@@ -13,6 +13,7 @@ from service.cli import complete, data, flags, home, papers, show, tokens
 from service.cli.evaluate import evaluate
 from service.cli.export import export
 from service.cli.extend import extend
+from service.cli.get import get
 from service.cli.progress import READS, progress
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, Refused
@@ -268,6 +269,7 @@ def retry(ctx: typer.Context, name: Name) -> None:
 app.command()(extend)
 app.command()(evaluate)
 app.command()(export)
+app.command()(get)
 app.command("report")(papers.report)
 app.command("reproduce")(papers.reproduce)
 app.command("import-flags", context_settings={"ignore_unknown_options": True})(flags.import_flags)

@@ -43,8 +43,8 @@ COMMITTED = "COMMITTED"
 # In every row of training; other rows, such as the final metrics, are recognised by their first name.
 REFERENCE = "loss/total"
 EXPORT = "export/"
-# In EXPORT, written in this order: the weights, timm's configuration of them, and what they are, for people. MLflow gets
-# a pointer instead of the weights.
+# In EXPORT, written in this order: the weights, timm's configuration of them, and a card for people. MLflow gets a
+# pointer instead of the weights.
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"

@@ -8,7 +8,6 @@ What goes wrong is a service.connection.McfError, in words for people.
 """
 
 import importlib.util
-import io
 import math
 import re
 import time
@@ -18,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service import downloads, specfile
-from service.compare import plaintext
+from service.compare.forms import Comparison
 from service.connection import Ambiguous, McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
 from service.downloads import DownloadFailed, Told
-from service.schemas import comparison as schemas
 from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
 from service.schemas.lookup import Found, Kind
 from service.schemas.pools import PoolList, PoolView
@@ -57,33 +55,6 @@ MEANT_WRONGLY = {"not_found": NoSuchThing, "ambiguous": Ambiguous}
 
 def _nobody(done: int, of: int) -> None:
     """For who does not want to know how far a transfer is."""
-
-
-class Comparison(schemas.Comparison):
-    """The comparison as the service made it, with the forms people want it in."""
-
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """One row an arm, numbers in full; `attrs["words"]` is what may be said about them. Needs pandas."""
-        import pandas
-
-        frame = pandas.read_csv(io.StringIO(self.to_csv())).set_index("arm")
-        frame.attrs["words"] = self.words
-        return frame
-
-    def to_csv(self) -> str:
-        return plaintext.comma_separated(self)
-
-    def to_markdown(self) -> str:
-        return plaintext.markdown(self)
-
-    def to_latex(self) -> str:
-        """A table for booktabs."""
-        from service.compare.latex import latex  # loads scipy: two seconds that most commands need not spend
-
-        return latex(self)
-
-    def _repr_markdown_(self) -> str:
-        return self.to_markdown()
 
 
 class Client:
@@ -219,8 +190,11 @@ class Client:
         Of a run that measures the weights of another, the other's. Raises as `get_encoder`.
         """
         found = self.files(self.run(run).id)
-        if found.weights_of and FileKind.CHECKPOINT in found.missing:
-            found = self.files(self.run(found.weights_of).id)
+        if found.weights_of and (why := found.missing.get(FileKind.CHECKPOINT)):
+            try:
+                found = self.files(self.run(found.weights_of).id)
+            except NoSuchThing as error:
+                raise NoSuchThing(f"{why} {error}") from error
         target = Path(file) if file else None
         return downloads.single(self._connection, found, FileKind.CHECKPOINT, target, told, step=step)
 

@@ -41,8 +41,6 @@ def encoder(connection: ServiceConnection, found: RunFiles, folder: Path, told: 
                 lambda at, _, before=done: told(before + at, total),  # type: ignore[misc]
             )  # fmt: skip
             done += file.bytes
-        if folder.exists():
-            folder.rmdir()
     return folder
 
 

@@ -7,6 +7,7 @@ import typer
 
 from service.cli import complete
 from service.cli.progress import progress
+from service.text import size
 
 
 def get(
@@ -31,7 +32,7 @@ def get(
     with progress(f"fetching from {client.url}") as line:
 
         def told(done: int, of: int) -> None:
-            line(f"fetching: {done / 1e6:.1f} of {of / 1e6:.1f} MB")
+            line(f"fetching: {size(done)} of {size(of)}")
 
         if encoder:
             there = client.get_encoder(run, out, told=told)
@@ -40,5 +41,5 @@ def get(
         else:
             there = client.get_result(run, out, told=told)
     files = sorted(there.iterdir()) if there.is_dir() else [there]
-    size = sum(file.stat().st_size for file in files)
-    typer.echo(f"{there}: {size / 1e6:.1f} MB" + (f" ({', '.join(file.name for file in files)})" if encoder else ""))
+    fetched = size(sum(file.stat().st_size for file in files))
+    typer.echo(f"{there}: {fetched}" + (f" ({', '.join(file.name for file in files)})" if encoder else ""))

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from service.api.auth import COOKIE
 from service.errors import ApiError, Unauthorized
 from service.runs import service as runs
-from service.text import age, duration, first_line, hours, metric_name, now_and_mean, percent, short
+from service.text import age, duration, first_line, hours, metric_name, now_and_mean, percent, short, size
 
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -34,6 +34,7 @@ _jinja.filters |= {
     "first_line": first_line,
     "metric": metric_name,
     "hours": hours,
+    "size": size,
 }
 
 

@@ -1,5 +1,6 @@
 """The client and the `mcf` command against a real service whose attempts are cheap."""
 
+import json
 import os
 import re
 import signal
@@ -93,6 +94,55 @@ def test_things_go_by_id_by_its_beginning_and_by_name(client: Client, tiny_faces
         client.experiment("nemed")
     with pytest.raises(NoSuchThing, match="means"):
         client.run("r")
+
+
+def test_the_shell_is_offered_names_and_ids_and_without_a_service_nothing(
+    service: Service, client: Client, tiny_faces: Path, tmp_path: Path
+) -> None:
+    made = client.submit(cheap(tiny_faces, name="offered", seeds=1))
+    client.submit(cheap(tiny_faces, name="offered-twice", seeds=1))
+    client.submit(cheap(tiny_faces, name="offered-twice", seeds=1))
+    run = made.runs()[0].id
+
+    def offered(*words: str, url: str | None = service.url) -> list[str]:
+        asked = {"COMP_WORDS": " ".join(["mcf", *words]), "COMP_CWORD": str(len(words))}
+        env = environment(url) | asked | {"_SERVICE_CLI_MAIN_COMPLETE": "complete_bash"}
+        answer = forks.run("service.cli.main:app", env=env, cwd=tmp_path, timeout=60)
+        assert answer.stderr == ""
+        return answer.stdout.split()
+
+    for command in "show", "compare", "cancel", "watch", "extend":
+        assert offered(command, "offe") == ["offered-twice", "offered"], command
+    assert offered("--url", service.url, "compare", "offered", "offered-", url=None) == ["offered-twice"]
+    assert offered("cancel", made.id[:-1]) == [made.id]
+    for command in "logs", "get", "show":
+        assert offered(command, run[:-1]) == [run], command
+    for nobody in None, f"http://127.0.0.1:{free_port()}":
+        assert offered("show", "offe", url=nobody) == []
+
+
+def test_a_finished_run_is_fetched_from_the_command_line(
+    mcf: Mcf, service: Service, client: Client, tiny_faces: Path, tmp_path: Path
+) -> None:
+    spec = cheap(tiny_faces, name="fetched", seeds=1, factors={})
+    [run] = client.submit(spec).wait(poll_seconds=0.2, timeout_seconds=60).runs()
+    got = mcf("get", run.id[:9], "--result")
+    assert got.returncode == 0, got.stderr
+    assert got.stdout.startswith(f"{run.id}-result.json: ")
+    found = client.run(run.id).result
+    assert found
+    assert json.loads((tmp_path / f"{run.id}-result.json").read_text())["steps"] == found.steps
+    none = mcf("get", run.id, "--encoder")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert f"Run {run.id} has succeeded, but there is no encoder in its directory" in none.stderr
+    folder = Path(client.run(run.id).uri, "export")
+    folder.mkdir()
+    for name in "model.safetensors", "config.json", "README.md":
+        (folder / name).write_bytes(name.encode() * 1000)
+    got = mcf("get", run.id, "--encoder", "--out", "kept")
+    assert got.returncode == 0, got.stderr
+    assert (tmp_path / "kept/config.json").read_bytes() == b"config.json" * 1000
+    assert mcf("get", run.id).returncode == mcf("get", run.id, "--result", "--encoder").returncode == 2
 
 
 def test_six_mistakes_are_six_lines(mcf: Mcf, client: Client, tiny_faces: Path, tmp_path: Path) -> None:

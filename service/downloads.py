@@ -16,7 +16,6 @@ from service.schemas.runs import FileKind, RunFile, RunFiles
 
 # Times that a transfer may be cut without a byte in between, and the pause after each.
 TRIES, PAUSE_SECONDS = 5, 1.0
-PIECE_BYTES = 1 << 20
 PARTIAL = 206
 
 Told = Callable[[int, int], object]
@@ -114,7 +113,7 @@ def _pieces(connection: ServiceConnection, run_id: str, file: RunFile) -> Iterat
                 if done and answer.status_code != PARTIAL:
                     raise DownloadFailed(f"{file.name} of run {run_id} has changed meanwhile; fetch it again.")
                 tag = answer.headers.get("ETag", "")
-                for piece in answer.iter_bytes(PIECE_BYTES):
+                for piece in answer.iter_bytes():
                     done, cuts = done + len(piece), 0
                     yield piece
         except ServiceAway as error:

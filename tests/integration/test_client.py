@@ -106,7 +106,7 @@ def test_the_shell_is_offered_names_and_ids_and_without_a_service_nothing(
 
     def offered(*words: str, url: str | None = service.url) -> list[str]:
         asked = {"COMP_WORDS": " ".join(["mcf", *words]), "COMP_CWORD": str(len(words))}
-        env = environment(url) | asked | {"_SERVICE_CLI_MAIN_COMPLETE": "complete_bash"}
+        env = environment(url) | asked | {"_SERVICE.CLI.MAIN_COMPLETE": "complete_bash"}
         answer = forks.run("service.cli.main:app", env=env, cwd=tmp_path, timeout=60)
         assert answer.stderr == ""
         return answer.stdout.split()

@@ -284,7 +284,7 @@ def test_a_transfer_that_is_cut_goes_on_where_it_was(tmp_path: Path, monkeypatch
 
         return httpx2.Response(206 if start else 200, headers={"ETag": '"a"'}, content=cut())
 
-    client = Client("http://there")
+    client = Client("http://there", warn=lambda told: None)
     client._connection._http = httpx2.Client(base_url="http://there", transport=httpx2.MockTransport(answer))
     monkeypatch.setattr(client, "run", lambda name: client.look_up(name))
     assert client.get_checkpoint("r1", tmp_path).read_bytes() == WEIGHTS

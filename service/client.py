@@ -179,7 +179,7 @@ class Client:
 
         Raises NoSuchThing where there is none yet, with why, and DownloadFailed.
         """
-        found = self.files(self.run(run).id)
+        found = self.files(self.look_up(run, Kind.RUN).id)
         return downloads.encoder(self._connection, found, Path(folder or f"{found.run_id}-encoder"), told)
 
     def get_checkpoint(
@@ -189,10 +189,10 @@ class Client:
 
         Of a run that measures the weights of another, the other's. Raises as `get_encoder`.
         """
-        found = self.files(self.run(run).id)
+        found = self.files(self.look_up(run, Kind.RUN).id)
         if found.weights_of and (why := found.missing.get(FileKind.CHECKPOINT)):
             try:
-                found = self.files(self.run(found.weights_of).id)
+                found = self.files(self.look_up(found.weights_of, Kind.RUN).id)
             except NoSuchThing as error:
                 raise NoSuchThing(f"{why} {error}") from error
         target = Path(file) if file else None
@@ -200,7 +200,7 @@ class Client:
 
     def get_result(self, run: str, file: str | Path | None = None, *, told: Told = _nobody) -> Path:
         """Fetch the numbers of a finished run as JSON; RUN-result.json if none is named. Raises as `get_encoder`."""
-        found = self.files(self.run(run).id)
+        found = self.files(self.look_up(run, Kind.RUN).id)
         return downloads.single(self._connection, found, FileKind.RESULT, Path(file) if file else None, told)
 
     def checkpoints(self, run_id: str) -> Checkpoints:

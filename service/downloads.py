@@ -54,7 +54,7 @@ def single(
     wanted = _of_kind(found, kind)
     chosen = next((each for each in wanted if step in (None, each.step)), None)
     if chosen is None:
-        steps = ", ".join(str(each.step) for each in wanted)
+        steps = ", ".join(str(each.step) for each in reversed(wanted))
         raise NoSuchThing(f"Run {found.run_id} has no checkpoint of step {step}; it has those of the steps {steps}.")
     target = file or Path(chosen.save_as)
     target = target / chosen.save_as if target.is_dir() else target

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from service import downloads, specfile
 from service.compare.forms import Comparison
 from service.connection import Ambiguous, McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
-from service.downloads import DownloadFailed, Told
+from service.downloads import DownloadFailed, Told, nobody
 from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
 from service.schemas.lookup import Found, Kind
 from service.schemas.pools import PoolList, PoolView
@@ -51,10 +51,6 @@ SUBMIT_SECONDS = 600.0
 WHOLE_ID = re.compile("e[0-9a-f]{10}|r[0-9a-f]{12,15}")
 # What the service says of a name that does not mean one thing.
 MEANT_WRONGLY = {"not_found": NoSuchThing, "ambiguous": Ambiguous}
-
-
-def _nobody(done: int, of: int) -> None:
-    """For who does not want to know how far a transfer is."""
 
 
 class Client:
@@ -174,16 +170,16 @@ class Client:
         """What can be fetched of a run, and why some of it is not there."""
         return self._connection.get(RunFiles, f"/v1/runs/{run_id}/files")
 
-    def get_encoder(self, run: str, folder: str | Path | None = None, *, told: Told = _nobody) -> Path:
+    def get_encoder(self, run: str, folder: str | Path | None = None, *, told: Told = nobody) -> Path:
         """Fetch the exported encoder of a run into a folder, RUN-encoder if none is named; timm loads it.
 
-        Raises NoSuchThing where there is none yet, with why, and DownloadFailed.
+        Raises NoSuchThing where there is none yet, with why, DownloadFailed, and Refused if it goes away meanwhile.
         """
         found = self.files(self.look_up(run, Kind.RUN).id)
         return downloads.encoder(self._connection, found, Path(folder or f"{found.run_id}-encoder"), told)
 
     def get_checkpoint(
-        self, run: str, file: str | Path | None = None, *, step: int | None = None, told: Told = _nobody
+        self, run: str, file: str | Path | None = None, *, step: int | None = None, told: Told = nobody
     ) -> Path:
         """Fetch the newest checkpoint of a run, or that of a step; RUN-step-STEP.pt if no file or folder is named.
 
@@ -198,7 +194,7 @@ class Client:
         target = Path(file) if file else None
         return downloads.single(self._connection, found, FileKind.CHECKPOINT, target, told, step=step)
 
-    def get_result(self, run: str, file: str | Path | None = None, *, told: Told = _nobody) -> Path:
+    def get_result(self, run: str, file: str | Path | None = None, *, told: Told = nobody) -> Path:
         """Fetch the numbers of a finished run as JSON; RUN-result.json if none is named. Raises as `get_encoder`."""
         found = self.files(self.look_up(run, Kind.RUN).id)
         return downloads.single(self._connection, found, FileKind.RESULT, Path(file) if file else None, told)

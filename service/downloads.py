@@ -11,15 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.connection import McfError, NoSuchThing, ServiceAway, ServiceConnection
+from service.connection import McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection
 from service.schemas.runs import FileKind, RunFile, RunFiles
 
-# Times that a transfer may be cut without a byte in between, and the pause after each.
-TRIES, PAUSE_SECONDS = 5, 1.0
-PARTIAL = 206
+# Times that a transfer may be cut without a byte in between, and the pause after each: a service that was killed, or a
+# store that stumbles, is back within a minute.
+TRIES, PAUSE_SECONDS = 30, 2.0
+PARTIAL, UNAVAILABLE = 206, 503
 
 Told = Callable[[int, int], object]
 """Called with how many bytes are there, of how many."""
+
+
+def nobody(done: int, of: int) -> None:
+    """For who does not want to know how far a transfer is."""
 
 
 class DownloadFailed(McfError):
@@ -107,7 +112,7 @@ def _pieces(connection: ServiceConnection, run_id: str, file: RunFile) -> Iterat
     while True:
         # What a proxy packs for the way has another length.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-", "If-Range": tag} if done else {})
-        cut: ServiceAway | None = None
+        cut: McfError | None = None
         try:
             with connection.stream(f"/v1/runs/{run_id}/files/{file.name}", headers) as answer:
                 if done and answer.status_code != PARTIAL:
@@ -118,10 +123,16 @@ def _pieces(connection: ServiceConnection, run_id: str, file: RunFile) -> Iterat
                     yield piece
         except ServiceAway as error:
             cut = error
+        except Refused as error:
+            if error.status != UNAVAILABLE:
+                raise
+            cut = error
         if done == file.bytes:
             return
+        if cut and not done:
+            raise cut
         cuts += 1
-        if done > file.bytes or cuts > TRIES or (cut and not done):
+        if done > file.bytes or cuts > TRIES:
             raise DownloadFailed(
                 f"{file.name} of run {run_id} came to {done} bytes of {file.bytes}; fetch it again."
             ) from cut

@@ -1,8 +1,6 @@
 """GET /v1/lookup: what is meant by a name."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from service.api.auth import Reader
 from service.api.refusals import responses
@@ -17,7 +15,7 @@ router = APIRouter(prefix="/v1", tags=["lookup"])
 def lookup(
     request: Request,
     principal: Reader,
-    name: Annotated[str, Query(min_length=1, max_length=200)],
+    name: str,
     kind: Kind | None = None,
 ) -> Found:
     """The experiment or run that is meant: by its id, by the beginning of one, or an experiment by its name.

@@ -284,6 +284,25 @@ def test_waiting_outlives_a_service_that_is_killed(service: Service, client: Cli
     assert experiment.wait(timeout_seconds=90).detail.state == "succeeded"
 
 
+def test_a_transfer_outlives_a_service_that_is_killed(
+    service: Service, client: Client, tiny_faces: Path, tmp_path: Path
+) -> None:
+    spec = cheap(tiny_faces, name="big", seeds=1, factors={})
+    [run] = client.submit(spec).wait(poll_seconds=0.2, timeout_seconds=60).runs()
+    content = os.urandom(64 << 20)
+    Path(client.run(run.id).uri, "result.json").write_bytes(content)
+    killed: list[int] = []
+
+    def kill_once(done: int, of: int) -> None:
+        if not killed:
+            killed.append(done)
+            service.kill()
+            service.start()
+
+    assert client.get_result(run.id, tmp_path, told=kill_once).read_bytes() == content
+    assert 0 < killed[0] < len(content)
+
+
 def test_the_token_goes_along(tmp_path: Path, tiny_faces: Path) -> None:
     guarded = Service(tmp_path, MCF_TOKEN="s3cret")
     guarded.start()

@@ -8,7 +8,9 @@ publishing/             what MLflow is told of an experiment and its trials
 compare/                statistics over seeds, the table and its formats
 experiments/, pools/, tokens/, runs/    what the service knows of each, and what may be done with it
 tracking, launching/    the ports to MLflow and to the schedulers
+downloads               files of a run from the service onto this machine
 db, migrations/, tables     the database
 schemas/                what the API answers with
 states, settings, errors, text, telemetry, connection, specfile     words and helpers that all share
+version                 of this mcf
 """

@@ -17,12 +17,14 @@ from service.api.auth import Require
 from service.api.body import Bounded
 from service.api.comparison import router as comparison
 from service.api.experiments import router as experiments
+from service.api.lookup import router as lookup
 from service.api.pools import router as pools
 from service.api.rebuild import router as rebuild
 from service.api.retention import router as retention
-from service.api.runs import MAX_FOLLOWERS
+from service.api.runs import MAX_FOLLOWERS, MAX_READS
 from service.api.runs import router as runs
 from service.api.tokens import router as tokens
+from service.api.versioned import Versioned
 from service.compare.service import Comparisons
 from service.db import Database
 from service.experiments.curves import Curves
@@ -36,6 +38,7 @@ from service.states import Scope
 from service.telemetry import Telemetry
 from service.tokens.service import Keyring
 from service.tracking import Tracker
+from service.version import VERSION
 
 DESCRIPTION = "Ablations of face-representation pretraining: submit an experiment, get back a comparison."
 
@@ -43,7 +46,7 @@ DESCRIPTION = "Ablations of face-representation pretraining: submit an experimen
 def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     """The application. `launcher` stands in for TorchX with this machine's scheduler."""
     # /docs with its scripts from here: a cluster often reaches no CDN.
-    app = FastAPIOffline(title="mcf", version="1", description=DESCRIPTION, lifespan=_lifespan)
+    app = FastAPIOffline(title="mcf", version=VERSION, description=DESCRIPTION, lifespan=_lifespan)
     state = app.state
     state.settings = settings
     state.db = Database(settings.database)
@@ -57,15 +60,17 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.reconciler = Reconciler(state.db, settings, outside, state.telemetry)
     state.questions = health.questions(state.db, state.tracker, settings)
     state.stopping = asyncio.Event()
+    state.transfers = anyio.CapacityLimiter(MAX_READS)
 
     refusals.install(app)
     app.add_middleware(Audited)
     app.add_middleware(Bounded)
+    app.add_middleware(Versioned)
     app.include_router(health.router)
     # To read is the least; what changes something demands more by itself.
     protected = [Depends(Require(Scope.READ))]
     refused = refusals.responses(errors.Unauthorized, errors.Forbidden)
-    for router in experiments, comparison, runs, pools, tokens, audit, retention, rebuild:
+    for router in lookup, experiments, comparison, runs, pools, tokens, audit, retention, rebuild:
         app.include_router(router, dependencies=protected, responses=refused)
     app.include_router(pages)  # asks for the token by itself, in a form
     return app

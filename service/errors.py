@@ -9,7 +9,7 @@ ApiError
 │   ├── NothingToRetry        no failed run
 │   ├── AlreadyEnded          cancelling, pausing or changing what has ended
 │   ├── NothingToResume       nothing of it is paused
-│   ├── Ambiguous             several things are meant
+│   ├── Ambiguous             a name or the beginning of an id that means several things, or a run that several share
 │   ├── NotEmpty              a database that is to be written anew has experiments
 │   ├── NotDeletable          some of it still runs, or it is gone
 │   ├── NothingToRestore      it is not deleted
@@ -17,6 +17,7 @@ ApiError
 │   ├── NotExtendable         it was cancelled, or what it was trained on is not what it was
 │   └── NothingToDraw         a figure of numbers that are not there
 ├── BodyTooLarge         413
+├── NoSuchRange          416  a part of a file that lies behind its end
 ├── TooManyQueued        429  the project has as many waiting runs as it may; has Retry-After
 ├── InvalidSpec          422  a spec with problems, all of them listed
 ├── UnreadableBody       422  not JSON or YAML, or no object
@@ -107,6 +108,10 @@ class NothingToDraw(Conflict):
 
 class BodyTooLarge(ApiError):
     status = 413
+
+
+class NoSuchRange(ApiError):
+    status = 416
 
 
 class TooManyQueued(ApiError):

@@ -4,19 +4,36 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import show
-from service.client import Client, Experiment, NoSuchThing
+from service.cli import complete, show
+from service.client import Client, Experiment
+from service.schemas.lookup import Kind
 from service.schemas.runs import RunDetail
 
 Name = Annotated[
-    str, typer.Argument(help="Name or id of an experiment, or id of a run; the beginning of an id is enough.")
+    str,
+    typer.Argument(
+        help="Name or id of an experiment, or id of a run; the beginning of an id is enough.",
+        autocompletion=complete.things,
+    ),
 ]
 Arms = Annotated[
-    list[str] | None, typer.Option("--arm", metavar="ARM", help="Only the runs of this arm; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--arm", metavar="ARM", help="Only the runs of this arm; may be repeated.", autocompletion=complete.arms
+    ),
 ]
-Runs = Annotated[list[str] | None, typer.Option("--run", metavar="RUN", help="Only this run; may be repeated.")]
+Runs = Annotated[
+    list[str] | None,
+    typer.Option("--run", metavar="RUN", help="Only this run; may be repeated.", autocompletion=complete.runs),
+]
 Of = Annotated[
-    str | None, typer.Option("--of", metavar="EXPERIMENT", help="Of a run that several experiments share: for which.")
+    str | None,
+    typer.Option(
+        "--of",
+        metavar="EXPERIMENT",
+        help="Of a run that several experiments share: for which.",
+        autocompletion=complete.experiments,
+    ),
 ]
 
 
@@ -45,7 +62,12 @@ def retry(ctx: typer.Context, name: Name, arm: Arms = None, run: Runs = None, of
 
 def change(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name or id of an experiment; the beginning of an id is enough.", autocompletion=complete.experiments
+        ),
+    ],
     priority: Annotated[int | None, typer.Option(help="Queued runs of higher priority start first.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Runs that may train at the same time.")] = None,
     gpu_hours: Annotated[float | None, typer.Option(help="Cap on the GPU-hours of all runs; 0 = no cap.")] = None,
@@ -88,12 +110,8 @@ def _act(client: Client, verb: str, name: str, arms: list[str], runs: list[str],
 
 
 def _named(client: Client, name: str) -> Experiment | RunDetail:
-    try:
-        return client.experiment(name)
-    except NoSuchThing:
-        if not name.startswith("r"):
-            raise
-        return client.run(name)
+    found = client.look_up(name)
+    return client.experiment(found.id) if found.kind is Kind.EXPERIMENT else client.run(found.id)
 
 
 def _soon(verb: str) -> str:

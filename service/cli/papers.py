@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from service.cli import show
+from service.cli import complete, show
 from service.cli.progress import READS, progress
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError
@@ -25,7 +25,12 @@ MOVED, INTERRUPTED = 1, 130
 
 def report(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name or id of an experiment; the beginning of an id is enough.", autocompletion=complete.experiments
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="File to write; default: NAME.html in this folder. `-` prints it.")
     ] = None,
@@ -49,7 +54,12 @@ def reproduce(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="REPORT", help="File written by `mcf report`.")],
     against: Annotated[
-        str | None, typer.Option("--with", help="Experiment that has trained it again; nothing is submitted.")
+        str | None,
+        typer.Option(
+            "--with",
+            help="Experiment that has trained it again; nothing is submitted.",
+            autocompletion=complete.experiments,
+        ),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Relative tolerance; a number that moved by less has not moved.")

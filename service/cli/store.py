@@ -6,14 +6,19 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from service.cli import show
+from service.cli import complete, show
 from service.schemas.retention import Deletion, ProjectView, StoreCheck
 from service.text import age, count, size
 
 store = typer.Typer(help="What the store holds. Needs a token of scope admin.", no_args_is_help=True)
 project = typer.Typer(help="Limits of projects. Needs a token of scope admin.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="Name or id of an experiment; the beginning of an id is enough.", autocompletion=complete.experiments
+    ),
+]
 MOST = 20
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, case, func, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session, defer
 
 from service.experiments.wishes import follow
@@ -76,6 +76,21 @@ def page(
     if before:
         query = query.where(tuple_(Experiment.created_at, Experiment.id) < before)
     return session.scalars(query).all()
+
+
+def meant_by(session: Session, name: str, project: str | None, limit: int) -> tuple[Sequence[Experiment], int]:
+    """Of that name, or with ids that begin so: the one of that id, then the newest; and how many there are."""
+    text = name.replace("\0", "")
+    named = or_(Experiment.name == text, Experiment.id.startswith(text, autoescape=True))
+    # What is deleted goes by its whole id alone.
+    is_meant = and_(Experiment.purged_at.is_(None), or_(Experiment.id == text, named & Experiment.deleted_at.is_(None)))
+    if project:
+        is_meant = and_(is_meant, Experiment.project == project)
+    order = (Experiment.id == text).desc(), Experiment.created_at.desc(), Experiment.id.desc()
+    found = session.scalars(select(Experiment).where(is_meant).order_by(*order).limit(limit)).all()
+    if len(found) < limit:
+        return found, len(found)
+    return found, session.scalar(select(func.count()).select_from(Experiment).where(is_meant)) or 0
 
 
 def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:

@@ -11,7 +11,7 @@ from service.pages.curves import MAX_POINTS, curve
 from service.pages.panels import with_errors
 from service.pages.render import PageRoute, page, part
 from service.pages.timeline import timeline
-from service.runs import logs
+from service.runs import files, logs
 from service.runs import service as runs
 from service.states import Scope
 
@@ -72,6 +72,12 @@ def picture_png(request: Request, run_id: str, step: Annotated[int | None, Query
 def checkpoints(request: Request, run_id: str) -> Response:
     state = request.app.state
     return part(request, "checkpoints.html", run_id, found=runs.checkpoints(state.db, state.settings, run_id))
+
+
+@router.get("/files")
+def fetchable(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    return part(request, "files.html", run_id, found=files.listing(state.db, state.settings, run_id))
 
 
 @router.get("/log")

@@ -46,9 +46,11 @@ COMMITTED = "COMMITTED"
 # In every row of training; other rows, such as the final metrics, are recognised by their first name.
 REFERENCE = "loss/total"
 EXPORT = "export/"
-# In EXPORT: the weights, and timm's configuration of them; MLflow gets a pointer instead of the weights.
+# In EXPORT, written in this order: the weights, timm's configuration of them, and a card for people. MLflow gets a
+# pointer instead of the weights.
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CARD = "README.md"
 POINTER = "export.json"
 
 

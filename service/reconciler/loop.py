@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from sqlalchemy import update
 
+from service import projects
 from service.db import Database
 from service.experiments import repository as experiments
 from service.launching.port import LauncherAway
@@ -27,7 +28,6 @@ from service.reconciler.outside import Outside
 from service.reconciler.repository import ExperimentLease, RunLease
 from service.reconciler.rounds import close_round
 from service.reconciler.transitions import decide
-from service.retention import projects
 from service.settings import Settings
 from service.states import RunState
 from service.tables import Experiment, Run, Trial

@@ -16,7 +16,7 @@ from service.errors import NotEmpty
 from service.experiments import actions, repository
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
-from service.rebuild.rebuild import rebuild
+from service.rebuild import rebuild
 from service.retention import service as retention
 from service.schemas.experiments import Part
 from service.settings import Settings

@@ -396,7 +396,7 @@ class Experiment:
 
 
 def _part(arms: Sequence[str], runs: Sequence[str]) -> dict[str, list[str]]:
-    return {"arms": list(arms), "runs": list(runs)}
+    return {name: list(some) for name, some in (("arms", arms), ("runs", runs)) if some}
 
 
 def _submission(spec: Mapping[str, Any] | str | Path, **params: Any) -> dict[str, Any]:

@@ -59,11 +59,12 @@ def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentS
 
 
 def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Settings) -> ExperimentSummary:
+    state = state_of(experiment, tally.counts)
     return ExperimentSummary(
         id=experiment.id,
         name=experiment.name,
         project=experiment.project,
-        state=state_of(experiment, tally.counts),
+        state=state,
         created_at=experiment.created_at,
         created_by=experiment.created_by,
         num_arms=num_arms,
@@ -71,7 +72,10 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         counts=tally.counts,
         rounds=_rounds(experiment),
         progress=tally.done / tally.num_runs if tally.num_runs else 0.0,
-        eta_seconds=_eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
+        # Nobody knows how long a pause takes.
+        eta_seconds=None
+        if state is ExperimentState.PAUSED
+        else _eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
         gpu_hours=tally.paid_process_seconds / 3600,
         gpu_hours_left=_hours_left(tally),
         gpu_hours_cap=experiment.gpu_hours,

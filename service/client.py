@@ -21,7 +21,7 @@ from service import specfile
 from service.compare import plaintext
 from service.connection import McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
 from service.schemas import comparison as schemas
-from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
+from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentState, ExperimentSummary, Plan
 from service.schemas.pools import PoolList, PoolView
 from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
@@ -92,11 +92,15 @@ class Client:
         answer = self._connection.call("POST", "/v1/experiments", **options)
         return Plan.model_validate_json(answer.content)
 
-    def experiments(self, project: str | None = None) -> Iterator[ExperimentSummary]:
-        """Experiments, newest first, of a project or all."""
+    def experiments(
+        self, project: str | None = None, *, states: Sequence[ExperimentState] = (), search: str | None = None
+    ) -> Iterator[ExperimentSummary]:  # fmt: skip
+        """Experiments, newest first, of a project or all; in any of `states`; `search`: part of a name, or the
+        beginning of an id."""
+        asked = {"project": project, "state": [state.value for state in states] or None, "search": search}
         cursor: str | None = None
         while True:
-            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor, project=project)
+            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor, **asked)
             yield from page.experiments
             if (cursor := page.next_cursor) is None:
                 return

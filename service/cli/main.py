@@ -15,6 +15,7 @@ from service.cli.extend import extend
 from service.cli.progress import READS, progress
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, NoSuchThing, Refused
+from service.schemas.experiments import ExperimentState
 from service.specfile import UnreadableSpec
 
 NOT_DONE, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
@@ -122,10 +123,17 @@ def submit(
 
 @app.command("list")
 def list_experiments(
-    ctx: typer.Context, project: Annotated[str | None, typer.Option(help="Show only this project.")] = None
+    ctx: typer.Context,
+    project: Annotated[str | None, typer.Option(help="Show only this project.")] = None,
+    states: Annotated[
+        list[ExperimentState] | None, typer.Option("--state", help="Show only this state; may be given several times.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Show only names that hold this, or ids that begin with it.")] = None,
 ) -> None:
     """List experiments, newest first."""
-    show.terminal().print(show.experiments(ctx.obj().experiments(project)))
+    found = list(ctx.obj().experiments(project, states=states or (), search=name))
+    some = "No experiment is like that; `mcf list` lists all." if project or states or name else ""
+    show.terminal().print(show.experiments(found) if found or not some else some)
 
 
 @app.command("show")

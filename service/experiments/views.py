@@ -39,6 +39,7 @@ def detail(session: Session, experiment: Experiment, settings: Settings) -> Expe
 
 
 def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentState:
+    """Lists are filtered by the same rule in SQL (search.py): who changes one changes both."""
     states = set(counts)
     if experiment.cancelled_at:
         return ExperimentState.CANCELLED

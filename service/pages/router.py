@@ -11,16 +11,17 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
-from service.api.auth import COOKIE, Require, principal_of
+from service.api.auth import COOKIE, Require, principal_of, refuse_other_sites
 from service.errors import NotFound, Unauthorized
-from service.pages import actions, experiment, listing, queue, run
+from service.pages import actions, experiment, listing, queue, run, submit
 from service.pages.actions import MAX_FORM_BYTES
-from service.pages.render import page
+from service.pages.render import PageRoute, page
 from service.states import Scope
 
 STATIC = {path.name: path for path in (Path(__file__).parent / "static").iterdir()}
 
 open_to_all = APIRouter(include_in_schema=False)
+leaving = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @open_to_all.get("/login")
@@ -52,6 +53,14 @@ async def login(request: Request) -> Response:
     return answer
 
 
+@leaving.post("/logout", dependencies=[Depends(refuse_other_sites)])
+def logout() -> Response:
+    """For who has a token that is no longer good, too: so without asking for one."""
+    answer = RedirectResponse("/login", status_code=303)
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return answer
+
+
 @open_to_all.get("/static/{name}")
 def static(name: str) -> Response:
     if name not in STATIC:
@@ -61,6 +70,7 @@ def static(name: str) -> Response:
 
 router = APIRouter()
 protected = [Depends(Require(Scope.READ))]
-for routes in listing.router, experiment.router, actions.router, run.router, queue.router:
+for routes in listing.router, submit.router, experiment.router, actions.router, run.router, queue.router:
     router.include_router(routes, dependencies=protected)
 router.include_router(open_to_all)
+router.include_router(leaving)

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 
 from service.api.auth import COOKIE, Require, principal_of, refuse_other_sites
 from service.errors import NotFound, Unauthorized
-from service.pages import actions, experiment, listing, queue, run, submit
+from service.pages import actions, compare, experiment, listing, queue, run, submit
 from service.pages.actions import MAX_FORM_BYTES
 from service.pages.render import PageRoute, page
 from service.states import Scope
@@ -70,7 +70,15 @@ def static(name: str) -> Response:
 
 router = APIRouter()
 protected = [Depends(Require(Scope.READ))]
-for routes in listing.router, submit.router, experiment.router, actions.router, run.router, queue.router:
+for routes in (
+    listing.router,
+    compare.router,
+    submit.router,
+    experiment.router,
+    actions.router,
+    run.router,
+    queue.router,
+):
     router.include_router(routes, dependencies=protected)
 router.include_router(open_to_all)
 router.include_router(leaving)

@@ -52,7 +52,8 @@ def test_sql_has_the_state_that_is_shown_for_all_that_an_experiment_may_be(datab
     ]
     runs = [
         {
-            "id": f"r{state.value}", "digest": state.value, "spec": {}, "placement": {}, "home_id": experiments[0]["id"],
+            "id": f"r{state.value}", "digest": state.value, "spec": {}, "placement": {},
+            "home_id": experiments[0]["id"],
             "created_at": NOW, "next_check_at": NOW, "state": state, "total_steps": 1,
         }
         for state in RunState

@@ -54,11 +54,11 @@ def across_of(
     session: Session, comparisons: Comparisons, one: str, other: str, metric: str | None = None
 ) -> Across:  # fmt: skip
     """Two experiments side by side. Raises NotFound."""
-    tables = [comparisons.of(session, id, Question(metric)) for id in (one, other)]
-    specs = [
+    table, other_table = (comparisons.of(session, id, Question(metric)) for id in (one, other))
+    specs, other_specs = (
         {arm: dotted(spec) for arm, spec in repository.specs(session, id).items()} for id in (one, other)
-    ]  # fmt: skip
-    return across(*tables, *specs)
+    )  # fmt: skip
+    return across(table, other_table, specs, other_specs)
 
 
 def comparison_of(

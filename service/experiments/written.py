@@ -3,6 +3,7 @@
 Works on plain data, so that what a release before has written down comes back too, though a field may be no more.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -13,13 +14,23 @@ from trainer.contract import ExperimentSpec, RunSpec
 
 ALWAYS = ("seeds",)
 """Written where they are the default, too: the first thing one wants to change."""
-LINE = 110
+LINE = 80
+BARE = re.compile(r"[\w./~][\w./:@+*-]*[\w./*]")
+"""Addresses, which PyYAML would put into quotes within braces and brackets."""
 
 
 def as_yaml(spec: Mapping[str, Any]) -> str:
     """Reads back as the same request. What holds nothing but numbers and words is written in one line."""
     found = asked(spec)
-    return yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=LINE, allow_unicode=True)
+    return yaml.dump(found, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=LINE, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    def analyze_scalar(self, scalar: str) -> Any:
+        found = super().analyze_scalar(scalar)
+        if BARE.fullmatch(scalar):
+            found.allow_flow_plain = found.allow_block_plain
+        return found
 
 
 def asked(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,10 +92,10 @@ def test_the_list_has_an_answer_when_its_row_has_asked_and_keeps_it_until_a_run_
     assert "no run has finished" in scene.http.get("/").text
     scene.finish()
     before = scene.http.get("/").text
-    assert f'hx-get="/experiments/{id}/answer" hx-trigger="revealed"' in before
+    assert f'hx-get="/experiments/{id}/answer" hx-trigger="revealed" hx-select="#answer-{id}"' in before
     line = scene.http.get(f"/experiments/{id}/answer").text
     assert "<b>mask_ratio=0.75</b> landmark nme 7.1" in line
-    assert "is it real?" in line
+    assert "Is the difference real?" in line
     after = scene.http.get("/").text
     assert "<b>mask_ratio=0.75</b> landmark nme 7.1" in after
     assert "hx-preserve hx-get" not in after

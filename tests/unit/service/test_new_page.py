@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 from sqlalchemy import func, select
 
@@ -61,6 +63,7 @@ def test_a_kept_spec_is_written_as_it_was_asked_for(path: Path) -> None:
     assert parse_experiment(back)[0] == spec
     # The default of seeds is said; whatever else was not asked for is not there.
     assert back["base"] == was["base"]
+    assert "'" not in text, "addresses stand without quotes"
     assert set(back) <= {*was, "seeds"}
     assert set(back.get("placement", {})) <= set(was.get("placement", {}))
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
@@ -78,6 +81,17 @@ def test_the_order_is_that_of_the_docs_whatever_a_database_makes_of_it() -> None
         "seeds:\n  rounds: [4, 8]\n  target: best\ngone: 1\n"
     )
     assert asked({"seeds": 3, "placement": {"pool": "local", "max_nodes": 2}})["placement"] == {"max_nodes": 2}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text("az09:/.-#,[]{}'\"\n @*&!%|>?", max_size=12),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("a:/ ", max_size=4), inner, max_size=3),
+    )
+)  # fmt: skip
+def test_whatever_a_spec_holds_is_read_back(value: Any) -> None:
+    assert plain.from_yaml(as_yaml({"base": {"x": value}, "seeds": 3}), aliases=False)["base"] == {"x": value}
 
 
 # ---------------------------------------------------------------- the check

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -43,7 +44,7 @@ def compare(
 ) -> Response:
     """`id`: what was picked in the list, in its order: the newest first."""
     if len(picked) == 2:
-        return RedirectResponse(f"/compare?one={picked[1]}&other={picked[0]}", status_code=303)
+        return RedirectResponse(f"/compare?{urlencode({'one': picked[1], 'other': picked[0]})}", status_code=303)
     state, one, other = request.app.state, one.strip(), other.strip()
     problem = ""
     found: Across | None = None

@@ -346,7 +346,7 @@ def test_the_token_is_asked_for_once_and_no_script_can_read_it(page: Page, tmp_p
         assert cookie["sameSite"] == "Strict"
         page.goto(guarded.url)
         expect(page.get_by_role("link", name="guarded")).to_be_visible()
-        expect(page.get_by_text("MCF_TOKEN (admin)")).to_be_visible()
+        expect(page.get_by_text("token MCF_TOKEN (admin)")).to_be_visible()
         elsewhere = page.request.post(
             f"{guarded.url}/login", form={"token": token, "next": "//elsewhere.org"}, max_redirects=0
         )

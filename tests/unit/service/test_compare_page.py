@@ -11,6 +11,7 @@ from sqlalchemy import update
 
 from service.api.auth import COOKIE
 from service.compare.answers import Answers
+from service.db import Database
 from service.settings import Settings
 from service.states import RunState, Scope
 from service.tables import Run
@@ -19,8 +20,9 @@ from tests.unit.service.test_api import Scene
 
 
 @pytest.fixture
-def scene(settings: Settings) -> Iterator[Scene]:
-    made = Scene(settings)
+def scene(settings: Settings, database: Database) -> Iterator[Scene]:
+    url = database.engine.url.render_as_string(hide_password=False)
+    made = Scene(settings.model_copy(update={"database_url": url}))
     yield made
     made.db.engine.dispose()
 

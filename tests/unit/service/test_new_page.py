@@ -219,7 +219,7 @@ def test_the_page_obeys_whom_the_api_obeys_and_one_can_log_out(tmp_path: Path, s
     forged = mine.post("/new", data={"text": written(spec), "project": "other"}, headers=ours)
     assert forged.status_code == 403
 
-    assert "ben, project faces (submit)" in mine.get(place).text
+    assert "token ben, project faces (submit)" in mine.get(place).text
     answer = mine.post("/logout", headers=ours)
     assert answer.headers["location"] == "/login"
     assert re.match(f'{COOKIE}="";.*Max-Age=0', answer.headers["set-cookie"])

@@ -19,6 +19,7 @@ from service.states import RunState
 from service.tables import Experiment, Run, Trial
 from service.text import run_in_mlflow
 
+WAITS = {RunState.QUEUED, RunState.PAUSED}
 IN_FLIGHT = (RunState.STARTING, RunState.RUNNING, RunState.INTERRUPTED)
 
 
@@ -39,6 +40,7 @@ def detail(session: Session, experiment: Experiment, settings: Settings) -> Expe
 
 
 def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentState:
+    """Lists are filtered by the same rule in SQL (search.py): who changes one changes both."""
     states = set(counts)
     if experiment.cancelled_at:
         return ExperimentState.CANCELLED
@@ -46,8 +48,7 @@ def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentS
         return ExperimentState.RUNNING
     if RunState.QUEUED in states:
         # Between two runs it is as much under way as during them.
-        waits = states <= {RunState.QUEUED, RunState.PAUSED}
-        return ExperimentState.QUEUED if waits else ExperimentState.RUNNING
+        return ExperimentState.QUEUED if states <= WAITS else ExperimentState.RUNNING
     if RunState.PAUSED in states or (experiment.pause_reason and experiment.has_look_to_come):
         return ExperimentState.PAUSED
     if experiment.has_look_to_come:

@@ -221,7 +221,8 @@ class Reconciler:
             values["next_check_at"] = self._next_check(after, now)
         if not self._write(lease, values, after, release=not again):
             return None
-        if after.state.is_final:
+        is_back = after.state is RunState.QUEUED and before.state is RunState.PAUSED
+        if after.state.is_final or is_back or after.admitted != before.admitted:
             self._queue_changed.set()
         self._count(before, after, decision.action)
         return after if again else None

@@ -23,7 +23,9 @@ def only_used_by(session: Session, experiment_id: str) -> set[str]:
         Charge.run_id == Run.id, Charge.experiment_id == Experiment.id, Charge.experiment_id != experiment_id,
         Experiment.purged_at.is_(None),
     )  # fmt: skip
-    given_up = (Run.home_id == experiment_id) & ~paid_elsewhere
+    # At home here; or where everything is gone already, and only something of this one has held them.
+    homes = select(Experiment.id).where(or_(Experiment.id == experiment_id, Experiment.purged_at.is_not(None)))
+    given_up = Run.home_id.in_(homes) & ~paid_elsewhere
     query = select(Run.id).where(~elsewhere, or_(here, given_up))
     return _unreferenced(session, set(session.scalars(query)))
 

@@ -218,6 +218,7 @@ class Run(Leased, Base):
     __table_args__ = (
         Index("runs_due", "settled", "next_check_at"),
         Index("runs_state", "state"),
+        Index("runs_waiting", "waits_since"),
         Index("runs_newest", "created_at", "id"),
     )
 

@@ -61,6 +61,11 @@ def tell(
     session.execute(insert(Delivery).values(values).on_conflict_do_nothing())
 
 
+def is_anything_due(session: Session, now: datetime) -> bool:
+    query = select(Delivery.id).where(Delivery.done_at.is_(None), Delivery.next_check_at <= now).limit(1)
+    return session.scalar(query) is not None
+
+
 def lease_due(
     session: Session, now: datetime, seconds: float, limit: int, busy: Collection[str]
 ) -> list[tuple[str, str, str]]:

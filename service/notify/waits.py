@@ -1,13 +1,13 @@
 """Which runs wait, and since when: noted every half minute, as nothing happens when a run goes on waiting.
 
-A run waits if it is queued and has a reason, or has a place and no node. One that waits because its own experiment has
-as many in flight as `concurrency` allows does not count: that is what was asked for.
+A run waits if it has no place, or has a place and no node. One that has no place because its own experiment has as many
+in flight as its `concurrency` allows does not count: that is what was asked for.
 """
 
 from datetime import datetime, timedelta
 
 from sqlalchemy import and_, exists, func, or_, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from service.notify.repository import tell, webhooks_for
 from service.states import Event, RunState
@@ -15,40 +15,38 @@ from service.tables import Experiment, Run, Trial, Webhook
 
 GOING = (~Run.settled, Run.cancel_reason == "", Run.pause_reason == "")
 WANTED = (Trial.cancel_reason == "", Trial.pause_reason == "", Experiment.cancelled_at.is_(None))
+IS_NOTED = Run.waits_since.is_not(None)
+NO_SYNC = {"synchronize_session": False}
+
+
+def is_anything_going(session: Session) -> bool:
+    """Or has gone when it was last looked."""
+    return session.scalar(select(Run.id).where(or_(~Run.settled, IS_NOTED)).limit(1)) is not None
 
 
 def note(session: Session, now: datetime) -> None:
     """For runs, and for experiments that have one; to be called in `deciding()`."""
-    other, trial = aliased(Run), aliased(Trial)
-    in_flight = (
-        select(func.count(other.id.distinct()))
-        .join(trial, trial.run_id == other.id)
-        .where(
-            trial.experiment_id == Trial.experiment_id, trial.cancel_reason == "", other.admitted, ~other.settled,
-        )
-        .scalar_subquery()
-    )  # fmt: skip
+    full = (
+        select(Experiment.id)
+        .join(Trial, Trial.experiment_id == Experiment.id)
+        .join(Run, Run.id == Trial.run_id)
+        .where(~Run.settled, Run.admitted, Trial.cancel_reason == "")
+        .group_by(Experiment.id, Experiment.concurrency)
+        .having(func.count(Run.id.distinct()) >= Experiment.concurrency)
+    )
     may_start = exists().where(
-        Trial.run_id == Run.id, Experiment.id == Trial.experiment_id, *WANTED, in_flight < Experiment.concurrency
+        Trial.run_id == Run.id, Experiment.id == Trial.experiment_id, *WANTED, Experiment.id.not_in(full)
     )
     queued = and_(Run.state == RunState.QUEUED, or_(Run.admitted, may_start))
-    without_node = Run.state.in_((RunState.STARTING, RunState.INTERRUPTED))
-    waits = and_(*GOING, Run.waiting_reason != "", or_(queued, without_node))
-    waiting = set(session.scalars(select(Run.id).where(waits)))
-    noted = set(session.scalars(select(Run.id).where(Run.waits_since.is_not(None))))
-    session.execute(update(Run).where(Run.id.in_(noted - waiting)).values(waits_since=None))
-    session.execute(update(Run).where(Run.id.in_(waiting - noted)).values(waits_since=now))
-    if not (noted or waiting):
-        return
-    has_one = exists().where(Trial.experiment_id == Experiment.id, Trial.run_id == Run.id, *WANTED, _WAITS)
-    going = update(Experiment).where(~Experiment.published)
-    session.execute(going.where(has_one, Experiment.waits_since.is_(None)).values(waits_since=now))
-    session.execute(
-        update(Experiment).where(Experiment.waits_since.is_not(None), ~has_one).values(waits_since=None)
-    )  # fmt: skip
+    waits = and_(*GOING, or_(queued, Run.state.in_((RunState.STARTING, RunState.INTERRUPTED))))
+    runs = update(Run).execution_options(**NO_SYNC)
+    session.execute(runs.where(IS_NOTED, ~waits).values(waits_since=None))
+    session.execute(runs.where(~IS_NOTED, waits).values(waits_since=now))
 
-
-_WAITS = Run.waits_since.is_not(None)
+    has_one = exists().where(Trial.experiment_id == Experiment.id, Trial.run_id == Run.id, *WANTED, IS_NOTED)
+    noted, mine = Experiment.waits_since.is_not(None), update(Experiment).execution_options(**NO_SYNC)
+    session.execute(mine.where(noted, ~has_one).values(waits_since=None))
+    session.execute(mine.where(~noted, ~Experiment.published, has_one).values(waits_since=now))
 
 
 def tell_waiting(session: Session, now: datetime) -> None:

@@ -15,6 +15,7 @@ def upgrade() -> None:
     op.add_column("experiments", sa.Column("opened", sa.Integer, nullable=False, server_default="0"))
     for name in "experiments", "runs":
         op.add_column(name, sa.Column("waits_since", AT, nullable=True))
+    op.create_index("runs_waiting", "runs", ["waits_since"])
     op.create_table(
         "webhooks",
         sa.Column("id", sa.String(16), primary_key=True),
@@ -54,6 +55,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("deliveries")
     op.drop_table("webhooks")
+    op.drop_index("runs_waiting", "runs")
     with op.batch_alter_table("runs") as table:
         table.drop_column("waits_since")
     with op.batch_alter_table("experiments") as table:

@@ -8,11 +8,11 @@ from service.compare.headline import Headline
 from service.notify.repository import MAX_REASON
 from service.schemas.experiments import ExperimentSummary
 from service.states import Event, Form
-from service.text import count, first_line, hours
 from service.tables import Delivery
+from service.text import count, first_line, hours
 
 MAX_ANSWER, MAX_TEXT = 700, 2500
-EXAMPLE = "e0000000000"
+TEST, EXAMPLE = "test", "e0000000000"
 """No experiment has this id: what a test tells of."""
 
 
@@ -45,7 +45,7 @@ def example(delivery_id: str, project: str | None, form: Form, public_url: str, 
     """What a test sends: the same fields, of an experiment that does not exist."""
     text = "This is a test of mcf: this address will be told of experiments."
     return _as(form, text, public_url or None, {
-        "id": delivery_id, "event": "test", "time": _time(now),
+        "id": delivery_id, "event": TEST, "time": _time(now),
         "experiment": {
             "id": EXAMPLE, "name": "test", "project": project or "default", "state": "succeeded", "created_by": "",
             "url": public_url or None,

@@ -57,14 +57,16 @@ def tell_waiting(session: Session, now: datetime) -> None:
 
 def _tell(session: Session, webhook: Webhook, now: datetime) -> None:
     since = now - timedelta(minutes=webhook.waits_longer_than_minutes)
+    # Of each experiment the run that waits longest comes first.
     rows = session.execute(
         select(Experiment, Run.id, Run.waiting_reason)
         .join(Trial, Trial.experiment_id == Experiment.id)
         .join(Run, Run.id == Trial.run_id)
         .where(*WANTED, Run.waits_since <= since, Experiment.waits_since.is_not(None))
-        .order_by(Experiment.id, Run.waits_since.desc(), Run.id.desc())
-    )
-    # Of each experiment the run that waits longest.
-    for experiment, run_id, reason in {experiment.id: (experiment, *rest) for experiment, *rest in rows}.values():
-        assert experiment.waits_since
-        tell(session, webhook, experiment, Event.WAITING, experiment.waits_since.isoformat(), now, reason, run_id)
+        .order_by(Experiment.id, Run.waits_since, Run.id)
+    ).all()
+    told: set[str] = set()
+    for experiment, run_id, reason in rows:
+        if experiment.id not in told and experiment.waits_since:
+            told.add(experiment.id)
+            tell(session, webhook, experiment, Event.WAITING, experiment.waits_since.isoformat(), now, reason, run_id)

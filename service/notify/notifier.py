@@ -135,7 +135,7 @@ class Notifier:
                 reason = f"the receiver answered {GONE} (gone) at {now:%Y-%m-%d %H:%M} UTC"
                 repository.disable(session, delivery.webhook_id, reason, now)
         log.info(
-            "delivery", delivery=delivery_id, webhook=delivery.webhook_id, event=delivery.event.value,
+            "delivery", delivery=delivery_id, webhook=delivery.webhook_id, tells=delivery.event.value,
             experiment_id=delivery.experiment_id, status=answer.status, error=answer.error,
             attempt=values["attempts"], is_over=values["done_at"] is not None,
         )  # fmt: skip

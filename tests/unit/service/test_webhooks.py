@@ -124,7 +124,7 @@ def verify(secret: str, header: str, body: bytes, now: float) -> bool:
 # ---------------------------------------------------------------- what is told
 
 
-def test_an_end_is_told_once_with_its_answer_and_again_after_it_went_on(
+def test_an_end_is_told_once_with_its_answer_and_a_signature_that_is_verified(
     bench: Bench, receiver: Receiver, spec: dict[str, Any]
 ) -> None:
     made = webhook(bench.db, receiver.url)
@@ -412,7 +412,16 @@ def test_admins_make_webhooks_and_one_of_a_project_only_for_it(guarded: Guarded,
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://x/", "file:///etc/passwd", "http://", "https://u:p@x/", "http://x:99999/", "http://x/ y", "//x", "http://é"],
+    [
+        "ftp://x/",
+        "file:///etc/passwd",
+        "http://",
+        "https://u:p@x/",
+        "http://x:99999/",
+        "http://x/ y",
+        "//x",
+        "http://é",
+    ],
 )
 def test_an_address_that_is_none_is_refused(guarded: Guarded, url: str) -> None:
     answer = guarded.ask(FIRST, "POST", "/v1/webhooks", json={"url": url})

@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.Column("url", sa.String(2000), nullable=False),
         sa.Column("secret", sa.String(80), nullable=False),
         sa.Column("events", JSON, nullable=False),
-        sa.Column("waits_longer_than_minutes", sa.Float, nullable=False),
+        sa.Column("waits_longer_than_minutes", sa.Double, nullable=False),
         sa.Column("form", sa.String(16), nullable=False),
         sa.Column("created_by", sa.String(63), nullable=False),
         sa.Column("created_at", AT, nullable=False),

@@ -419,7 +419,7 @@ def test_the_command_makes_tests_and_shows_webhooks(
 
     made = run("create", "--slack", receiver.url, "--on", "ended", "--on", "waiting", "--waits", "30")
     assert made.exit_code == 0, made.output
-    assert re.fullmatch(r"mcfwh_\S{43}\n", made.stdout)
+    assert re.search(r"^mcfwh_\S{43}$", made.stdout, re.MULTILINE), "the secret alone in its line"
     [id] = re.findall(r"w[0-9a-f]{10}", made.stderr)[:1]
     listed = run("list").stdout
     assert id in listed

@@ -124,14 +124,16 @@ class Notifier:
 
     def _write(self, delivery_id: str, lease: str, answer: Answer) -> None:
         now = self._clock()
-        with self._db.deciding() as session:
+        with self._db.write() as session:
             delivery = session.get(Delivery, delivery_id)
             if delivery is None:
                 return
             values = self._what_follows(delivery, answer, now)
             if not repository.write(session, delivery_id, lease, values):
                 return
-            if answer.status == GONE:
+        if answer.status == GONE:
+            # Whoever is killed before it hears the same of the next delivery.
+            with self._db.deciding() as session:
                 reason = f"the receiver answered {GONE} (gone) at {now:%Y-%m-%d %H:%M} UTC"
                 repository.disable(session, delivery.webhook_id, reason, now)
         log.info(

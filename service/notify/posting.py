@@ -57,7 +57,7 @@ def post(url: str, secret: str, delivery_id: str, event: str, body: str, at: int
             status = answer.status_code
             said = _beginning(answer, began)
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as failure:
-        error = _words(failure)
+        error = _words(failure, time.monotonic() - began)
     finally:
         ending.cancel()
         http.close()
@@ -77,7 +77,9 @@ def _beginning(answer: httpx2.Response, began: float) -> str:
     return "".join(letter for letter in text if letter.isprintable() or letter == "\n").strip()[:MAX_SAID]
 
 
-def _words(failure: Exception) -> str:
+def _words(failure: Exception, seconds: float) -> str:
+    if seconds >= TOTAL_SECONDS:
+        return f"no whole answer within {TOTAL_SECONDS:g} s"
     if isinstance(failure, httpx2.TimeoutException):
         return f"no answer within {TIMEOUT_SECONDS:g} s"
     # Of an address that cannot be used the message may hold parts.

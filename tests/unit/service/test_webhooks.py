@@ -170,6 +170,32 @@ def test_failures_are_told_once_and_again_after_a_retry(bench: Bench, receiver: 
     assert sorted(receiver.events()) == ["ended", "ended", "failed", "failed"]
 
 
+def test_two_services_tell_each_thing_once(bench: Bench, receiver: Receiver, spec: dict[str, Any]) -> None:
+    for _ in range(2):
+        webhook(bench.db, receiver.url)
+    bench.submit(spec | {"seeds": 6})
+    other = bench.another()
+
+    def both() -> bool:
+        ticks = [threading.Thread(target=service.tick) for service in (bench.reconciler, other)]
+        for tick in ticks:
+            tick.start()
+        for tick in ticks:
+            tick.join()
+        other.drain()
+        for name in bench.cluster.live():
+            bench.cluster.fail(name)
+        return all(run.settled for run in bench.runs())
+
+    bench.go_until(both)
+    for _ in range(8):
+        both()
+        bench.go()
+    other.stop()
+    assert sorted(receiver.events()) == ["ended", "ended", "failed", "failed"]
+    assert len({post.headers["Mcf-Delivery"] for post in receiver.posts}) == 4
+
+
 def test_what_was_cancelled_has_ended_and_says_by_whom(bench: Bench, receiver: Receiver, spec: dict[str, Any]) -> None:
     webhook(bench.db, receiver.url, events=["ended"], form="slack")
     experiment = bench.submit(spec | {"name": "a-b"})

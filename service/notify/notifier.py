@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from service.compare.headline import headline
@@ -113,7 +114,11 @@ class Notifier:
         except Exception as error:
             log.exception("a delivery could not be made", delivery=delivery_id)
             answer = Answer(None, f"an error of the service ({type(error).__name__}); see its log", "", 0.0)
-        self._write(delivery_id, lease, answer)
+        try:
+            self._write(delivery_id, lease, answer)
+        except SQLAlchemyError:
+            # Its lease runs out, and it is sent again: the receiver can tell by its id.
+            log.exception("what came of a delivery was not noted", delivery=delivery_id)
 
     def _body(self, session: Session, delivery: Delivery, webhook: Webhook) -> str:
         experiment = session.get_one(Experiment, delivery.experiment_id)

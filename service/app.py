@@ -26,6 +26,7 @@ from service.api.runs import router as runs
 from service.api.tokens import router as tokens
 from service.api.versioned import Versioned
 from service.api.webhooks import router as webhooks
+from service.compare.answers import Answers
 from service.compare.service import Comparisons
 from service.db import Database
 from service.experiments.curves import Curves
@@ -57,6 +58,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.launcher = launcher or _launcher(settings, state.pools)
     state.tracker = Tracker(settings.tracking_uri, settings.tracking_timeout_seconds) if settings.tracking_uri else None
     state.curves, state.comparisons = Curves(state.tracker), Comparisons(settings.tracking_uri)
+    state.answers = Answers(state.comparisons)
     outside = Outside(settings, state.launcher, state.tracker)
     state.reconciler = Reconciler(state.db, settings, outside, state.telemetry)
     state.questions = health.questions(state.db, state.tracker, settings)

@@ -21,7 +21,7 @@ from service.compare.forms import Comparison
 from service.connection import Ambiguous, McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
 from service.downloads import DownloadFailed, Told, nobody
 from service.schemas.audit import AuditList, AuditView
-from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
+from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentState, ExperimentSummary, Plan
 from service.schemas.lookup import Found, Kind
 from service.schemas.pools import PoolList, PoolView
 from service.schemas.rebuild import Rebuilt
@@ -95,14 +95,16 @@ class Client:
         return Plan.model_validate_json(answer.content)
 
     def experiments(
-        self, project: str | None = None, *, prefix: str | None = None, deleted: bool = False
-    ) -> Iterator[ExperimentSummary]:
-        """Experiments, newest first, of a project or all, or with ids that begin so; `deleted`: those that can be
-        restored."""
-        asked = {"limit": 200, "project": project, "prefix": prefix} | ({"deleted": "true"} if deleted else {})
+        self, project: str | None = None, *, states: Sequence[ExperimentState] = (), search: str | None = None,
+        prefix: str | None = None, deleted: bool = False,
+    ) -> Iterator[ExperimentSummary]:  # fmt: skip
+        """Experiments, newest first, of a project or all; in any of `states`; `search`: part of a name, or the
+        beginning of an id; `prefix`: the beginning of an id; `deleted`: those that can be restored."""
+        asked = {"project": project, "state": [state.value for state in states] or None, "search": search}
+        asked |= {"prefix": prefix, "deleted": "true" if deleted else None}
         cursor: str | None = None
         while True:
-            page = self._connection.get(ExperimentList, "/v1/experiments", cursor=cursor, **asked)
+            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor, **asked)
             yield from page.experiments
             if (cursor := page.next_cursor) is None:
                 return
@@ -423,7 +425,7 @@ class Experiment:
 
 
 def _part(arms: Sequence[str], runs: Sequence[str]) -> dict[str, list[str]]:
-    return {"arms": list(arms), "runs": list(runs)}
+    return {name: list(some) for name, some in (("arms", arms), ("runs", runs)) if some}
 
 
 def _submission(spec: Mapping[str, Any] | str | Path, **params: Any) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Experiment(Leased, Base):
     remove_tracking: Mapped[bool] = mapped_column(default=False, server_default=false())
     """... and the runs in MLflow."""
     revision: Mapped[int] = mapped_column(default=1, server_default="1")
-    """Of what the store keeps of it (service/rebuild/record.py) ..."""
+    """Of what the store keeps of it (service/record.py) ..."""
     recorded: Mapped[int] = mapped_column(default=0, server_default="0")
     """... and the one that the store has."""
     opened: Mapped[int] = mapped_column(default=0, server_default="0")

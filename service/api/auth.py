@@ -92,7 +92,7 @@ class Require:
         # A route may demand more than its router does; who asks is looked up once.
         principal: Principal | None = getattr(request.state, "principal", None)
         if principal is None:
-            _refuse_other_sites(request)
+            refuse_other_sites(request)
             _refuse_other_names(request)
             secret = bearer.credentials if bearer else request.cookies.get(COOKIE, "")
             principal = principal_of(request.app.state, secret)
@@ -142,7 +142,7 @@ def _write_down(principal: Principal, request: Request) -> None:
     )  # fmt: skip
 
 
-def _refuse_other_sites(request: Request) -> None:
+def refuse_other_sites(request: Request) -> None:
     """What the page of another site makes a browser send: a service without tokens would take it from everybody."""
     origin = request.headers.get("origin")
     if request.method in ONLY_LOOKS or origin is None:

@@ -26,9 +26,18 @@ from service.experiments import actions, repository, service, views
 from service.experiments import extend as extending
 from service.experiments.curves import tracked_trials
 from service.experiments.extend import Extension
+from service.experiments.search import Search
 from service.experiments.shelf import Shelf
 from service.schemas.base import ProjectName
-from service.schemas.experiments import ArmCurves, Changes, ExperimentDetail, ExperimentList, Part, Plan
+from service.schemas.experiments import (
+    ArmCurves,
+    Changes,
+    ExperimentDetail,
+    ExperimentList,
+    ExperimentState,
+    Part,
+    Plan,
+)
 from service.states import DEFAULT_PROJECT, Scope
 from service.tracking import TrackingAway
 
@@ -88,20 +97,23 @@ def list_experiments(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Cursor = None,
     project: Project = None,
+    state: Annotated[list[ExperimentState] | None, Query()] = None,
+    search: Annotated[str, Query(max_length=200)] = "",
     name: Annotated[str | None, Query(max_length=200)] = None,
     prefix: Annotated[str | None, Query(max_length=200)] = None,
     deleted: bool = False,
 ) -> ExperimentList:
     """Experiments, newest first, with their runs by state and how far they are; of one project, or all.
 
-    `name`: those of that name. `prefix`: those whose ids begin with it. `deleted`: those that can be restored.
+    `state`: those in any of these states. `search`: those whose names hold it, or whose ids begin with it. `name`:
+    those of that name. `prefix`: those whose ids begin with it. `deleted`: those that can be restored.
     """
-    state = request.app.state
+    here = request.app.state
     before = cursors.position(cursor)
-    with state.db.read() as session:
-        within = principal.within(project)
-        found = repository.page(session, limit + 1, before, within, name=name, beginning=prefix, deleted=deleted)
-        summaries = views.summaries(session, found[:limit], state.settings)
+    asked = Search(principal.within(project), tuple(state or ()), search, name, prefix, deleted)
+    with here.db.read() as session:
+        found = repository.page(session, limit + 1, before, asked.conditions())
+        summaries = views.summaries(session, found[:limit], here.settings)
     last = found[limit - 1] if len(found) > limit else None
     return ExperimentList(experiments=summaries, next_cursor=cursors.after(last) if last else None)
 

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter, Request
 
+from service import rebuild as rebuilding
 from service.api.auth import Admin
 from service.api.refusals import responses
 from service.errors import Forbidden, NotEmpty, Unavailable
-from service.rebuild import rebuild as rebuilding
 from service.schemas.rebuild import Rebuilt
 
 router = APIRouter(prefix="/v1/rebuild", tags=["store"])

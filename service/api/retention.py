@@ -4,13 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
+from service import projects
 from service.api.audit import about
 from service.api.auth import Admin, Require, Submitter
 from service.api.body import PlainRoute
 from service.api.refusals import responses
 from service.errors import Forbidden, NotDeletable, NotFound, NothingToRestore, Unavailable
 from service.experiments import service as experiments
-from service.retention import projects, service
+from service.retention import service
 from service.schemas.base import ProjectName
 from service.schemas.experiments import ExperimentDetail
 from service.schemas.retention import Deletion, ProjectChanges, ProjectList, ProjectView, StoreCheck

@@ -18,6 +18,7 @@ from service.cli.get import get
 from service.cli.progress import READS, progress
 from service.cli.watch import watch as watch_experiment
 from service.client import Client, Experiment, McfError, Refused
+from service.schemas.experiments import ExperimentState
 from service.schemas.lookup import Kind
 from service.specfile import UnreadableSpec
 from service.text import first_line
@@ -164,10 +165,16 @@ def submit(
 def list_experiments(
     ctx: typer.Context,
     project: Annotated[str | None, typer.Option(help="Show only this project.")] = None,
+    states: Annotated[
+        list[ExperimentState] | None, typer.Option("--state", help="Show only this state; may be given several times.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Show only names that hold this, or ids that begin with it.")] = None,
     deleted: Annotated[bool, typer.Option("--deleted", help="Show those that `mcf restore` can bring back.")] = False,
 ) -> None:
     """List experiments, newest first."""
-    show.terminal().print(show.experiments(ctx.obj().experiments(project, deleted=deleted)))
+    found = list(ctx.obj().experiments(project, states=states or (), search=name, deleted=deleted))
+    some = "No experiment is like that; `mcf list` lists all." if project or states or name or deleted else ""
+    show.terminal().print(show.experiments(found) if found or not some else some)
 
 
 @app.command("show")

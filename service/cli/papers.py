@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from service.cli import complete, show
@@ -13,7 +12,6 @@ from service.cli.progress import READS, progress
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError
 from service.compare.columns import mean, signed, signed_interval
-from service.text import metric_name
 
 if TYPE_CHECKING:
     from service.compare.across import Across
@@ -159,7 +157,8 @@ def _numbers(found: "list[Number]") -> RenderableType:
 
 
 def _across(found: "Across") -> RenderableType:
-    unit = f"{metric_name(found.metric.name)} ({found.metric.unit})" if found.metric else "probe"
+    from service.compare.across_words import NOTHING_IN_COMMON, words
+
     one, other = (f"{item.name} ({item.experiment_id})" for item in (found.one, found.other))
     table = show.columns(
         "arm", one, other, "difference", "95 % interval", "over common seeds", "n", "95 % interval", "runs"
@@ -170,28 +169,8 @@ def _across(found: "Across") -> RenderableType:
             pair.one, mean(pair.probe), mean(pair.other_probe), signed(pair.unpaired), signed_interval(pair.unpaired),
             signed(pair.paired), str(pair.paired.n) if pair.paired else "", signed_interval(pair.paired), same,
         )  # fmt: skip
-    words = [f"{unit}: second minus first."] if found.metric else [_why_not(found)]
-    for pair in found.pairs:
-        if pair.differs:
-            told = "; ".join(f"{field} {was} there, {now} here" for field, (was, now) in pair.differs.items())
-            words.append(f"{pair.one} has the same levels in both, but another spec: {told}.")
-    words += [f"Only in {one}: {'; '.join(found.only_one)}."] if found.only_one else []
-    words += [f"Only in {other}: {'; '.join(found.only_other)}."] if found.only_other else []
-    return Group(_filled(table), *(Text(f"* {word}") for word in words))
-
-
-def _why_not(found: "Across") -> str:
-    from service.compare.ranking import in_words, kind
-
-    told = (in_words(kind(item.metric)) if item.metric else "nothing" for item in (found.one, found.other))
-    return (
-        f"No numbers stand side by side: one was measured by {' and the other by '.join(told)}. Only numbers of the "
-        "same metric, benchmark, images and annotations can be subtracted."
-    )
-
-
-def _filled(table: Table) -> RenderableType:
-    return table if table.row_count else Text("No arm of one has the spec or the levels of an arm of the other.")
+    filled = table if table.row_count else Text(NOTHING_IN_COMMON)
+    return Group(filled, *(Text(f"* {word}") for word in words(found)))
 
 
 def _value(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """`mcf delete`, `mcf restore`, `mcf store check` and `mcf project`: what is kept, for whom, and how much."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -115,6 +116,8 @@ def _deletion(found: Deletion, *, dry_run: bool) -> RenderableType:
         lines += [f"  and {more} more that others use"] if more > 0 else []
     if dry_run:
         lines.append("Nothing was deleted.")
+    elif found.purge_at and found.purge_at <= datetime.now(UTC):
+        lines.append("It goes within a minute.")
     elif found.purge_at:
         lines.append(
             f"Until {found.purge_at:%Y-%m-%d %H:%M} UTC `mcf restore {found.experiment_id}` brings it back."
@@ -138,7 +141,7 @@ def _store(found: StoreCheck) -> RenderableType:
         ("What else lies there", found.others),
     ):
         if things:
-            parts += ["", f"{title}: {len(things)}, {size(sum(thing.bytes for thing in things))}"]
+            parts += ["", f"{title} ({size(sum(thing.bytes for thing in things))}):"]
             parts += [f"  {thing.name}  {size(thing.bytes)}" for thing in things[:MOST]]
     if found.missing:
         some = ", ".join(found.missing[:MOST])

@@ -13,6 +13,7 @@ from service.compare.table import ArmTrials, TrialRow, TrialSpeed
 from service.schemas.comparison import Digest
 from service.tables import TRIAL_REASON, TRIAL_STATE, Arm, Experiment, Run, Trial
 from service.text import run_in_mlflow
+from trainer.contract import asked_subset_seed
 from trainer.contract.records import Result
 from trainer.contract.rounds import Rounds
 
@@ -28,6 +29,9 @@ STAGES = ("alignment", "parsing")
 
 RANK_BY = ("base", "evaluation", "rank_by")
 """In the spec of an experiment: it may change when more is measured, and no run with it."""
+
+TELLING = 2
+"""Runs of an arm that tell what it asks of `data.subset_seed`."""
 
 Fingerprint = tuple[tuple[Any, ...], ...]
 
@@ -93,6 +97,26 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
         .order_by(Trial.id)
     )  # fmt: skip
     return tuple(tuple(row) for row in rows)
+
+
+def specs(session: Session, experiment_id: str) -> dict[str, dict[str, Any]]:
+    """Arm -> spec of the run of its first seed, with the subset that the arm asks for."""
+    number = func.row_number().over(partition_by=Trial.arm_id, order_by=Trial.seed).label("number")
+    first = select(Trial.arm_id, Trial.run_id, number).where(Trial.experiment_id == experiment_id).subquery()
+    rows = session.execute(
+        select(Arm.name, Run.spec)
+        .join(first, first.c.arm_id == Arm.id)
+        .join(Run, Run.id == first.c.run_id)
+        .where(first.c.number <= TELLING)
+        .order_by(Arm.position, first.c.number)
+    )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, spec in rows:
+        found.setdefault(name, []).append(spec)
+    return {
+        name: {**runs[0], "data": {**runs[0]["data"], "subset_seed": asked_subset_seed(runs)}}
+        for name, runs in found.items()
+    }
 
 
 def digests(session: Session, experiment_id: str) -> list[Digest]:

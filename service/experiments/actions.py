@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from k8s.pools import Pool
+from service import projects
 from service.db import Database
 from service.errors import (
     AlreadyEnded,
@@ -25,7 +26,6 @@ from service.errors import (
 from service.experiments import repository, views
 from service.experiments.service import get, misplaced, refuse_deleted
 from service.experiments.wishes import follow
-from service.retention import projects
 from service.runs import repository as runs
 from service.schemas.experiments import Changes, Part
 from service.settings import Settings

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import IntegrityError
 
 from k8s.pools import Pool
+from service import projects
 from service.db import Database
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import repository, service
 from service.experiments.wishes import follow
-from service.retention import projects
 from service.tables import Arm, Experiment, Run
 from trainer.contract import ExperimentSpec, Problem, RunSpec
 from trainer.contract.frozen import MAX_INTEGER

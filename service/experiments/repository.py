@@ -54,25 +54,11 @@ def by_key(session: Session, project: str, key: str) -> Experiment | None:
 
 
 def page(
-    session: Session,
-    limit: int,
-    before: tuple[datetime, str] | None,
-    project: str | None,
-    *,
-    name: str | None = None,
-    beginning: str | None = None,
-    deleted: bool = False,
+    session: Session, limit: int, before: tuple[datetime, str] | None, conditions: Iterable[ColumnElement[bool]] = ()
 ) -> Sequence[Experiment]:
-    """Newest first; of one project, or all; of that name, or with ids that begin so; those that are deleted, or not."""
+    """Newest first, those that meet the conditions (search.py)."""
     query = select(Experiment).order_by(Experiment.created_at.desc(), Experiment.id.desc()).limit(limit)
-    query = query.where(Experiment.purged_at.is_(None))
-    query = query.where(Experiment.deleted_at.is_not(None) if deleted else Experiment.deleted_at.is_(None))
-    if project:
-        query = query.where(Experiment.project == project)
-    if name is not None:
-        query = query.where(Experiment.name == name.replace("\0", ""))
-    if beginning is not None:
-        query = query.where(Experiment.id.startswith(beginning.replace("\0", ""), autoescape=True))
+    query = query.where(*conditions)
     if before:
         query = query.where(tuple_(Experiment.created_at, Experiment.id) < before)
     return session.scalars(query).all()

@@ -13,13 +13,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from k8s.pools import Pool
+from service import projects
 from service.db import Database
 from service.errors import Deleted, InvalidSpec, KeyReused, NotFound, Unavailable
 from service.experiments import repository, views
 from service.experiments.estimate import estimate
 from service.experiments.wishes import follow
 from service.launching.port import Launch, Launcher
-from service.retention import projects
 from service.schemas.experiments import ExperimentDetail, Plan, PlannedArm, PlannedRun
 from service.settings import Settings
 from service.states import DEFAULT_PROJECT, RunState

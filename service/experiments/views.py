@@ -19,6 +19,7 @@ from service.states import RunState
 from service.tables import Experiment, Run, Trial
 from service.text import run_in_mlflow
 
+WAITS = {RunState.QUEUED, RunState.PAUSED}
 IN_FLIGHT = (RunState.STARTING, RunState.RUNNING, RunState.INTERRUPTED)
 
 
@@ -39,6 +40,7 @@ def detail(session: Session, experiment: Experiment, settings: Settings) -> Expe
 
 
 def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentState:
+    """Lists are filtered by the same rule in SQL (search.py): who changes one changes both."""
     states = set(counts)
     if experiment.cancelled_at:
         return ExperimentState.CANCELLED
@@ -46,8 +48,7 @@ def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentS
         return ExperimentState.RUNNING
     if RunState.QUEUED in states:
         # Between two runs it is as much under way as during them.
-        waits = states <= {RunState.QUEUED, RunState.PAUSED}
-        return ExperimentState.QUEUED if waits else ExperimentState.RUNNING
+        return ExperimentState.QUEUED if states <= WAITS else ExperimentState.RUNNING
     if RunState.PAUSED in states or (experiment.pause_reason and experiment.has_look_to_come):
         return ExperimentState.PAUSED
     if experiment.has_look_to_come:
@@ -59,11 +60,12 @@ def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentS
 
 
 def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Settings) -> ExperimentSummary:
+    state = state_of(experiment, tally.counts)
     return ExperimentSummary(
         id=experiment.id,
         name=experiment.name,
         project=experiment.project,
-        state=state_of(experiment, tally.counts),
+        state=state,
         created_at=experiment.created_at,
         created_by=experiment.created_by,
         num_arms=num_arms,
@@ -71,7 +73,10 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         counts=tally.counts,
         rounds=_rounds(experiment),
         progress=tally.done / tally.num_runs if tally.num_runs else 0.0,
-        eta_seconds=_eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
+        # Nobody knows how long a pause takes.
+        eta_seconds=None
+        if state is ExperimentState.PAUSED
+        else _eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
         gpu_hours=tally.paid_process_seconds / 3600,
         gpu_hours_left=_hours_left(tally),
         gpu_hours_cap=experiment.gpu_hours,

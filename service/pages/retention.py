@@ -7,6 +7,7 @@ from fastapi.responses import RedirectResponse
 
 from service.api.auth import Reader, Require, Submitter
 from service.experiments import repository, views
+from service.experiments.search import Search
 from service.pages.manage import Fields, fields
 from service.pages.render import PageRoute, page
 from service.retention import service
@@ -46,6 +47,6 @@ def restore(request: Request, experiment_id: str) -> Response:
 def deleted(request: Request, principal: Reader) -> Response:
     state = request.app.state
     with state.db.read() as session:
-        found = repository.page(session, MOST, None, principal.project, deleted=True)
+        found = repository.page(session, MOST, None, Search(principal.project, deleted=True).conditions())
         shown = views.summaries(session, found, state.settings)
     return page("deleted.html", experiments=shown, may_submit=principal.scope.includes(Scope.SUBMIT))

@@ -14,7 +14,7 @@ import structlog
 
 from service.db import Database
 from service.experiments.service import get
-from service.rebuild.record import note_recorded, object_name, record_of, unrecorded
+from service.record import note_recorded, object_name, record_of, unrecorded
 from service.retention import repository
 from service.retention.service import mark
 from service.settings import Settings

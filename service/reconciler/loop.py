@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from sqlalchemy import update
 
+from service import projects
 from service.db import Database
 from service.experiments import repository as experiments
 from service.launching.port import LauncherAway
@@ -29,7 +30,6 @@ from service.reconciler.outside import Outside
 from service.reconciler.repository import ExperimentLease, RunLease
 from service.reconciler.rounds import close_round
 from service.reconciler.transitions import decide
-from service.retention import projects
 from service.settings import Settings
 from service.states import RunState
 from service.tables import Experiment, Run, Trial
@@ -227,7 +227,8 @@ class Reconciler:
             values["next_check_at"] = self._next_check(after, now)
         if not self._write(lease, values, after, release=not again):
             return None
-        if after.state.is_final:
+        is_back = after.state is RunState.QUEUED and before.state is RunState.PAUSED
+        if after.state.is_final or is_back or after.admitted != before.admitted:
             self._queue_changed.set()
         self._count(before, after, decision.action)
         return after if again else None

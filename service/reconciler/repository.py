@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, distinct, func, or_, select, update
 from sqlalchemy.orm import Session, aliased, load_only
 
+from service import projects
 from service.reconciler.admission import Taken, Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
-from service.retention import projects
 from service.states import FINAL, AttemptState, RunState
 from service.tables import TRIAL_STATE, Arm, Attempt, Charge, Experiment, Run, Trial
 from trainer.contract import Placement, RunSpec

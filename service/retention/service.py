@@ -13,7 +13,7 @@ from service.errors import NotDeletable, NothingToRestore, Unavailable
 from service.experiments import repository as experiments
 from service.experiments import views
 from service.experiments.service import get
-from service.rebuild.record import FOLDER
+from service.record import FOLDER
 from service.retention import repository
 from service.schemas.retention import Deletion, KeptRun, StoreCheck, StoredExperiment, StoredThing
 from service.settings import Settings

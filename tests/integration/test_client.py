@@ -178,6 +178,10 @@ def test_watching_ends_with_the_comparison_and_says_whether_all_went_well(
     for form, start in ("md", "# half"), ("csv", "rank,arm"), ("json", "{"), ("tex", "% e"):
         assert mcf("compare", "half", "--format", form).stdout.startswith(start)
     assert "half" in mcf("list").stdout
+    found = mcf("list", "--state", "failed", "--state", "cancelled", "--name", "HAL").stdout
+    assert "half" in found
+    assert "watched" not in found
+    assert "No experiment is like that" in mcf("list", "--state", "queued", "--name", "half").stdout
     assert "temperature=0.5" in mcf("show", "half").stdout
 
 

@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.Column("max_places", sa.Integer),
         sa.Column("max_queued", sa.Integer),
         sa.Column("max_priority", sa.Integer),
-        sa.Column("delete_after_days", sa.Float),
+        sa.Column("delete_after_days", sa.Double),
         sa.Column("keep_checkpoints", sa.Integer),
     )
 

@@ -16,7 +16,8 @@ from service.errors import NotEmpty
 from service.experiments import actions, repository
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
-from service.rebuild.rebuild import rebuild
+from service.experiments.search import Search
+from service.rebuild import rebuild
 from service.retention import service as retention
 from service.schemas.experiments import Part
 from service.settings import Settings
@@ -41,7 +42,8 @@ def tables(bench: Bench) -> dict[str, Any]:
     """All that is shown of every experiment and run, number by number; not when rows of the database were written."""
     found: dict[str, Any] = {}
     with bench.db.read() as session:
-        both = [*repository.page(session, 100, None, None), *repository.page(session, 100, None, None, deleted=True)]
+        wanted = [Search(deleted=deleted).conditions() for deleted in (False, True)]
+        both = [experiment for asked in wanted for experiment in repository.page(session, 100, None, asked)]
         for experiment in both:
             id = experiment.id
             found[id] = experiments.show(bench.db, bench.settings, id).model_dump(mode="json")

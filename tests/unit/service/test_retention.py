@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from service import projects
 from service.db import Database
 from service.errors import Deleted, InvalidSpec, NotDeletable, NotFound, NothingToRestore, TooManyQueued
 from service.experiments import actions
@@ -15,7 +16,7 @@ from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
 from service.reconciler import cleaning
 from service.reconciler.cleaning import CLEAN_SECONDS
-from service.retention import projects, service
+from service.retention import service
 from service.schemas.experiments import Changes
 from service.schemas.retention import Deletion, ProjectChanges
 from service.settings import Settings

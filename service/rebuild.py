@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.errors import NotEmpty, Unavailable
 from service.experiments.wishes import follow
-from service.rebuild.record import FOLDER, OWN, ExperimentRecord, RunRecord
 from service.reconciler.outside import progress_of
+from service.record import FOLDER, OWN, ExperimentRecord, RunRecord
 from service.schemas.rebuild import NotRebuilt, Rebuilt
 from service.settings import Settings
 from service.states import FINAL, AttemptState, RunState

@@ -61,7 +61,8 @@ def _log_as_json() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in "torchx", "botocore", "alembic", "mlflow", "urllib3":
+    # httpx2 would tell the addresses of webhooks, and those are secrets.
+    for noisy in "torchx", "botocore", "alembic", "mlflow", "urllib3", "httpx2":
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

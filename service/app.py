@@ -25,6 +25,7 @@ from service.api.runs import MAX_FOLLOWERS, MAX_READS
 from service.api.runs import router as runs
 from service.api.tokens import router as tokens
 from service.api.versioned import Versioned
+from service.api.webhooks import router as webhooks
 from service.compare.answers import Answers
 from service.compare.service import Comparisons
 from service.db import Database
@@ -72,7 +73,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     # To read is the least; what changes something demands more by itself.
     protected = [Depends(Require(Scope.READ))]
     refused = refusals.responses(errors.Unauthorized, errors.Forbidden)
-    for router in lookup, experiments, comparison, runs, pools, tokens, audit, retention, rebuild:
+    for router in lookup, experiments, comparison, runs, pools, tokens, audit, retention, rebuild, webhooks:
         app.include_router(router, dependencies=protected, responses=refused)
     app.include_router(pages)  # asks for the token by itself, in a form
     return app

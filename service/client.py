@@ -28,7 +28,8 @@ from service.schemas.rebuild import Rebuilt
 from service.schemas.retention import Deletion, ProjectList, ProjectView, StoreCheck
 from service.schemas.runs import Checkpoints, FileKind, Histories, RunDetail, RunFiles, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
-from service.states import Scope
+from service.schemas.webhooks import DeliveryList, DeliveryView, Tried, WebhookCreated, WebhookList, WebhookView
+from service.states import Event, Form, Scope
 from service.version import HEADER
 from trainer.contract import asked_subset_seed, plain
 
@@ -149,6 +150,32 @@ class Client:
     def audit(self, *, limit: int = 200, before: int | None = None, after: int | None = None) -> list[AuditView]:
         """Who asked for what, newest first; those `after` a number oldest first."""
         return self._connection.get(AuditList, "/v1/audit", limit=limit, before=before, after=after).entries
+
+    # ------------------------------------------------------------ webhooks
+
+    def create_webhook(
+        self, url: str, *, project: str | None = None, events: Sequence[Event] | None = None,
+        waits_longer_than_minutes: float | None = None, form: Form = Form.JSON,
+    ) -> WebhookCreated:  # fmt: skip
+        """An address that is told of experiments; the `secret` that signs it is shown this once."""
+        more = given(project=project, events=events, waits_longer_than_minutes=waits_longer_than_minutes)
+        answer = self._connection.call("POST", "/v1/webhooks", json={"url": url, "form": form, **more})
+        return WebhookCreated.model_validate_json(answer.content)
+
+    def webhooks(self, project: str | None = None) -> list[WebhookView]:
+        """Newest first, also those that are switched off."""
+        return self._connection.get(WebhookList, "/v1/webhooks", project=project).webhooks
+
+    def delete_webhook(self, webhook_id: str) -> WebhookView:
+        return WebhookView.model_validate_json(self._connection.call("DELETE", f"/v1/webhooks/{webhook_id}").content)
+
+    def test_webhook(self, webhook_id: str) -> Tried:
+        """Sends a test now; what the receiver said."""
+        return Tried.model_validate_json(self._connection.call("POST", f"/v1/webhooks/{webhook_id}/test").content)
+
+    def deliveries(self, webhook_id: str) -> list[DeliveryView]:
+        """What it was told, newest first: the last 100."""
+        return self._connection.get(DeliveryList, f"/v1/webhooks/{webhook_id}/deliveries").deliveries
 
     # ------------------------------------------------------------ retention and projects
 

@@ -1,6 +1,7 @@
 """Writing a lost database anew from the store: experiments, arms, trials, runs and attempts, with all their numbers.
 
-Tokens, the audit and limits of projects are not in the store: a dump of the database has them (docs/backup.md).
+Tokens, webhooks, the audit and limits of projects are not in the store: a dump of the database has them
+(docs/backup.md).
 """
 
 from collections import defaultdict

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     namespace: str = "default"
     """On Kubernetes: the namespace that attempts run in."""
 
+    public_url: str = Field("", pattern=r"^(https?://\S+)?$")
+    """Address at which people open the pages, for the links that webhooks are sent (docs/notify.md); empty = none."""
     user_code: bool = False
     """Whether specs may name user code: Python files that workers execute with their own rights (docs/user-code.md).
     `mcf up` allows it. The service itself never executes any."""

@@ -1,4 +1,4 @@
-"""The words that database, API and client share: states of runs and attempts, scopes of tokens."""
+"""The words that database, API and client share: states of runs and attempts, scopes of tokens, events."""
 
 from enum import StrEnum
 
@@ -57,3 +57,18 @@ class Scope(StrEnum):
 
 DEFAULT_PROJECT = "default"
 """Of experiments that nobody has given a project."""
+
+
+class Event(StrEnum):
+    """What webhooks are told of."""
+
+    ENDED = "ended"
+    FAILED = "failed"
+    WAITING = "waiting"
+
+
+class Form(StrEnum):
+    """What a webhook is sent: all fields, or the text alone as Slack takes it."""
+
+    JSON = "json"
+    SLACK = "slack"

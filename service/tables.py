@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service.states import DEFAULT_PROJECT, AttemptState, RunState, Scope
+from service.states import DEFAULT_PROJECT, AttemptState, Event, Form, RunState, Scope
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -57,6 +57,9 @@ class Base(DeclarativeBase):
         RunState: _state(RunState),
         AttemptState: _state(AttemptState),
         Scope: _state(Scope),
+        Event: _state(Event),
+        Form: _state(Form),
+        list[str]: Json,
     }
 
 
@@ -104,6 +107,10 @@ class Experiment(Leased, Base):
     """Of what the store keeps of it (service/record.py) ..."""
     recorded: Mapped[int] = mapped_column(default=0, server_default="0")
     """... and the one that the store has."""
+    opened: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often it went on after it had ended ..."""
+    waits_since: Mapped[datetime | None]
+    """... and since when runs of it wait for a place or a node, one or another (service/notify/waits.py)."""
     tracking_id: Mapped[str | None]
     """MLflow experiment."""
     tracking_run_id: Mapped[str | None]
@@ -164,6 +171,8 @@ class Run(Leased, Base):
     admitted: Mapped[bool] = mapped_column(default=False)
     """Holds one of the places that concurrency gives out."""
     waiting_reason: Mapped[str] = mapped_column(default="")
+    waits_since: Mapped[datetime | None]
+    """For a place or a node; within a minute."""
     cancel_reason: Mapped[str] = mapped_column(default="")
     """Not empty = asked to stop: no experiment wants it any more (service/experiments/wishes.py)."""
     pause_reason: Mapped[str] = mapped_column(default="", server_default="")
@@ -209,6 +218,7 @@ class Run(Leased, Base):
     __table_args__ = (
         Index("runs_due", "settled", "next_check_at"),
         Index("runs_state", "state"),
+        Index("runs_waiting", "waits_since"),
         Index("runs_newest", "created_at", "id"),
     )
 
@@ -348,3 +358,54 @@ class AuditEntry(Base):
     """Of the answer, as HTTP has it; None = the service was stopped before it could answer."""
 
     __table_args__ = (Index("audit_of_project", "project", "id"),)
+
+
+class Webhook(Base):
+    """An address that is told of what happens to experiments."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    project: Mapped[str | None] = mapped_column(String(63))
+    """None = every project."""
+    url: Mapped[str] = mapped_column(String(2000))
+    """Slack's are secrets themselves: lists and logs show the host alone."""
+    secret: Mapped[str] = mapped_column(String(80))
+    """As it is, not its digest: what is sent is signed with it."""
+    events: Mapped[list[str]]
+    waits_longer_than_minutes: Mapped[float]
+    form: Mapped[Form]
+    created_by: Mapped[str] = mapped_column(String(63))
+    """Name of the token that it was made with."""
+    created_at: Mapped[datetime]
+    disabled_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = nothing is sent to it any more."""
+
+
+class Delivery(Leased, Base):
+    """What a webhook is told, once; sent until it is taken or given up."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[str] = mapped_column(String(24), primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"))
+    event: Mapped[Event]
+    occurrence: Mapped[str] = mapped_column(String(40))
+    run_id: Mapped[str | None] = mapped_column(String(16))
+    """The run that has failed or waits."""
+    reason: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime]
+    body: Mapped[str | None]
+    """None = not sent yet."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    done_at: Mapped[datetime | None]
+    """Taken, or given up: then `last_error` says why."""
+    last_status: Mapped[int | None]
+    """What the receiver has answered, as HTTP has it."""
+    last_error: Mapped[str] = mapped_column(default="")
+
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "experiment_id", "event", "occurrence", name="deliveries_once"),
+        Index("deliveries_due", "done_at", "next_check_at"),
+    )

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/rebuild", tags=["store"])
 def rebuild(request: Request, principal: Admin) -> Rebuilt:
     """Write an empty database anew from what experiments and runs have left in the store.
 
-    Tokens, the audit and limits of projects are not in the store. Needs an admin of every project.
+    Tokens, webhooks, the audit and limits of projects are not in the store. Needs an admin of every project.
     """
     if principal.project:
         raise Forbidden("This needs an admin of every project.")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.cli import acts, complete, data, flags, home, papers, show, store, tokens
+from service.cli import acts, complete, data, flags, home, papers, show, store, tokens, webhooks
 from service.cli.audit import audit
 from service.cli.evaluate import evaluate
 from service.cli.export import export
@@ -45,6 +45,7 @@ class Commands(TyperGroup):
 app = typer.Typer(name="mcf", cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
 app.add_typer(tokens.app, name="token")
+app.add_typer(webhooks.app, name="webhook")
 
 
 class OutputFormat(StrEnum):

@@ -54,7 +54,7 @@ def rebuild(ctx: typer.Context) -> None:
     found = ctx.obj().rebuild()
     typer.echo(
         f"{count(found.experiments, 'experiment')}, {count(found.runs, 'run')} and {count(found.attempts, 'attempt')} "
-        "are back. Tokens, the audit and limits of projects are not in the store: create them anew."
+        "are back. Tokens, webhooks, the audit and limits of projects are not in the store: create them anew."
     )
     for item in found.skipped:
         typer.echo(f"left out: {item.name}: {item.why}", err=True)

@@ -215,7 +215,9 @@ def reopen(session: Session, ids: Collection[str], now: datetime) -> None:
     Whoever is publishing one of them, or about to cancel it, has lost the right to: it looked before this.
     """
     values = {"published": False, "next_check_at": now, "lease_token": None, "lease_expires_at": None}
-    changed = {"revision": Experiment.revision + 1}
+    # What it is told of anew (service/notify): the end that follows.
+    opened = case((Experiment.published, Experiment.opened + 1), else_=Experiment.opened)
+    changed = {"revision": Experiment.revision + 1, "opened": opened}
     session.execute(update(Experiment).where(Experiment.id.in_(ids)).values(values | changed))
 
 

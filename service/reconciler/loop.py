@@ -19,6 +19,8 @@ from service import projects
 from service.db import Database
 from service.experiments import repository as experiments
 from service.launching.port import LauncherAway
+from service.notify import repository as notices
+from service.notify.notifier import Notifier
 from service.publishing.publish import Superseded, publish
 from service.reconciler import repository
 from service.reconciler.admission import admit
@@ -80,6 +82,7 @@ class Reconciler:
         self._cleaning = ThreadPoolExecutor(1, thread_name_prefix="clean")
         self._cleaned: Future[None] | None = None
         self._cleaned_at = self._swept_at
+        self._notifier = Notifier(db, settings, clock, self._stopping)
 
     def start(self) -> None:
         self.reopen_rounds()
@@ -95,6 +98,7 @@ class Reconciler:
         self._pool.shutdown()
         self._publishers.shutdown()
         self._cleaning.shutdown()
+        self._notifier.stop()
         self._outside.launcher.close()
 
     def hear(self, attempt: str) -> None:
@@ -131,6 +135,7 @@ class Reconciler:
             is_due = now - self._cleaned_at > timedelta(seconds=CLEAN_SECONDS)
             self._cleaned_at = now if is_due else self._cleaned_at
             self._cleaned = self._cleaning.submit(self._clean, cleans=is_due)
+        self._notifier.tick(now)
         self._telemetry.last_tick.set(now.timestamp())
 
     def drain(self) -> None:
@@ -140,6 +145,7 @@ class Reconciler:
         wait(list(self._publishing))
         if self._cleaned:
             self._cleaned.result()
+        self._notifier.drain()
 
     def _clean(self, *, cleans: bool) -> None:
         try:
@@ -237,6 +243,8 @@ class Reconciler:
             if not repository.write_run(session, lease, values, attempt, self._clock()):
                 log.warning("lease lost", run_id=lease.run.id)
                 return False
+            if values.get("state") is RunState.FAILED:
+                notices.tell_failed(session, lease.run.id, values.get("reason", ""), self._clock())
         for name, value in values.items():
             setattr(lease.run, name, value)
         return True
@@ -338,7 +346,8 @@ class Reconciler:
     def _release(self, lease: ExperimentLease, values: dict[str, Any], pause: float) -> None:
         values = values | {"next_check_at": self._clock() + timedelta(seconds=pause)}
         with self._db.write() as session:
-            repository.write_experiment(session, lease, values)
+            if repository.write_experiment(session, lease, values) and values.get("published"):
+                notices.tell_ended(session, lease.experiment.id, self._clock())
 
     def _cancel(self, lease: ExperimentLease, reason: str) -> None:
         with self._db.deciding() as session:

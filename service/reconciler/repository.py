@@ -131,9 +131,11 @@ def _charge(session: Session, run_id: str, home: str, process_seconds: float) ->
     own.process_seconds = max(0.0, process_seconds - others)
 
 
-def write_experiment(session: Session, lease: ExperimentLease, values: dict[str, Any]) -> None:
+def write_experiment(session: Session, lease: ExperimentLease, values: dict[str, Any]) -> bool:
+    """False, and nothing written, when the lease is no longer ours."""
     owned = update(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)
-    session.execute(owned.values({**values, "lease_token": None, "lease_expires_at": None}))
+    written = owned.values({**values, "lease_token": None, "lease_expires_at": None}).returning(Experiment.id)
+    return session.scalar(written) is not None
 
 
 def renew(session: Session, lease: ExperimentLease, expires: datetime, published: Trial | None) -> bool:

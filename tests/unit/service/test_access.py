@@ -66,6 +66,11 @@ MORE_THAN_READ = {
     ("GET", "/v1/tokens"): Scope.ADMIN,
     ("POST", "/v1/tokens"): Scope.ADMIN,
     ("DELETE", "/v1/tokens/{token_id}"): Scope.ADMIN,
+    ("GET", "/v1/webhooks"): Scope.ADMIN,
+    ("POST", "/v1/webhooks"): Scope.ADMIN,
+    ("DELETE", "/v1/webhooks/{webhook_id}"): Scope.ADMIN,
+    ("POST", "/v1/webhooks/{webhook_id}/test"): Scope.ADMIN,
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries"): Scope.ADMIN,
 }
 
 FIRST = "first-token"
@@ -169,7 +174,7 @@ def test_what_is_another_projects_is_not_there_by_any_address(guarded: Guarded, 
     assert (mine["project"], other["project"]) == ("ours", "theirs")
     asked = 0
     for method, path in guarded.routes:
-        if not (names := set(re.findall(r"{(\w+)}", path)) - {"name", "form", "token_id", "action"}):
+        if not (names := set(re.findall(r"{(\w+)}", path)) - {"name", "form", "token_id", "action", "webhook_id"}):
             continue
         # An id by another name would not be seen to (service.api.auth).
         assert names <= {"experiment_id", "run_id"}, path

@@ -4,8 +4,9 @@ An entry is written before a request is answered for, and completed with the sta
 in it, whenever the service is killed: an entry without a status was begun by a service that did not come to its end.
 """
 
+import itertools
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from sqlalchemy import select, update
@@ -16,14 +17,19 @@ from service.tables import AuditEntry
 
 log = structlog.get_logger()
 
+# Longer than any request takes: an entry without an answer was then begun by a service that is gone.
+PATIENCE = timedelta(minutes=15)
+
 
 def begin(db: Database, entry: AuditEntry) -> int:
     """Its number. Raises what the database raises: what cannot be written down is not done."""
     entry.at = datetime.now(UTC)
     # What comes from outside may be as long as it likes.
     entry.object, entry.address = _within(entry.object, 200), _within(entry.address, 200)
+    entry.action = _within(entry.action, 63)
     entry.asked = _within(entry.asked, 1000)
-    with db.write() as session:
+    # One after the other, so that numbers come in their order, and who reads on after a number misses none.
+    with db.deciding() as session:
         session.add(entry)
         session.flush()
         return entry.id
@@ -56,7 +62,12 @@ def entries(
         query = query.where(AuditEntry.id < before)
     if after is not None:
         query = query.where(AuditEntry.id > after)
-    return session.scalars(query).all()
+    found = session.scalars(query).all()
+    if after is None:
+        return found
+    # Whoever reads on would never hear of an answer that is still to come.
+    young = datetime.now(UTC) - PATIENCE
+    return list(itertools.takewhile(lambda entry: entry.status is not None or entry.at < young, found))
 
 
 def _within(text: str, length: int) -> str:

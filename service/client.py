@@ -370,18 +370,18 @@ class Experiment:
     def runs(self) -> list[RunSummary]:
         return list(self._client.runs(self.id))
 
-    def cancel(self, *, arms: Sequence[str] = (), runs: Sequence[str] = ()) -> "Experiment":
+    def cancel(self, *, arms: Sequence[str] | None = None, runs: Sequence[str] | None = None) -> "Experiment":
         """Stop it, or the arms (by name) and runs (by id) that are named; each run writes a checkpoint first."""
         return self._act("cancel", json=_part(arms, runs))
 
-    def pause(self, *, arms: Sequence[str] = (), runs: Sequence[str] = ()) -> "Experiment":
+    def pause(self, *, arms: Sequence[str] | None = None, runs: Sequence[str] | None = None) -> "Experiment":
         """Stop it, or what is named, until `resume`."""
         return self._act("pause", json=_part(arms, runs))
 
-    def resume(self, *, arms: Sequence[str] = (), runs: Sequence[str] = ()) -> "Experiment":
+    def resume(self, *, arms: Sequence[str] | None = None, runs: Sequence[str] | None = None) -> "Experiment":
         return self._act("resume", json=_part(arms, runs))
 
-    def retry(self, *, arms: Sequence[str] = (), runs: Sequence[str] = ()) -> "Experiment":
+    def retry(self, *, arms: Sequence[str] | None = None, runs: Sequence[str] | None = None) -> "Experiment":
         """Queue the failed runs again; of what is named also what was cancelled."""
         return self._act("retry", json=_part(arms, runs))
 
@@ -424,8 +424,11 @@ class Experiment:
         return self
 
 
-def _part(arms: Sequence[str], runs: Sequence[str]) -> dict[str, list[str]]:
-    return {name: list(some) for name, some in (("arms", arms), ("runs", runs)) if some}
+def _part(arms: Sequence[str] | None, runs: Sequence[str] | None) -> dict[str, list[str]]:
+    asked = {name: list(some) for name, some in (("arms", arms), ("runs", runs)) if some is not None}
+    if asked and not any(asked.values()):
+        raise McfError("No arm and no run is named. For the whole experiment leave out arms and runs.")
+    return {name: some for name, some in asked.items() if some}
 
 
 def _submission(spec: Mapping[str, Any] | str | Path, **params: Any) -> dict[str, Any]:

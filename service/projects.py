@@ -85,6 +85,14 @@ def going(session: Session, *, admitted: bool) -> dict[str, int]:
         .join(Trial, Trial.experiment_id == Experiment.id)
         .join(Run, Run.id == Trial.run_id)
         .where(~Run.settled, Run.state.not_in((*FINAL, RunState.PAUSED)), Run.admitted == admitted)
+        # What goes on for another project takes no place of this one.
+        .where(
+            Trial.cancel_reason == "",
+            Trial.pause_reason == "",
+            Experiment.cancelled_at.is_(None),
+            Experiment.pause_reason == "",
+            Experiment.deleted_at.is_(None),
+        )
         .group_by(Experiment.project)
     )
     return dict(rows.all())

@@ -42,6 +42,8 @@ class RunRecord(Frozen):
     """A run as its experiment asked for it. How far it is stands in its directory."""
 
     id: str
+    digest: str
+    pretraining: str
     spec: dict[str, Any]
     placement: dict[str, Any]
     private_to: str
@@ -73,6 +75,7 @@ class ExperimentRecord(Frozen):
     pause_reason: str
     deleted_at: datetime | None
     purge_at: datetime | None
+    restored_at: datetime | None
     delete_reason: str
     remove_objects: bool
     remove_tracking: bool

@@ -61,9 +61,9 @@ class Settings(BaseSettings):
     """How long a dead service keeps others from its runs; longer than one look with slow answers takes."""
     undo_days: float = Field(7.0, ge=0)
     """How long a deleted experiment can be restored; then what only it has used is removed."""
-    keep_checkpoints: int = Field(1, ge=1)
-    """Of a run that has succeeded, the last ones: what retries and more measurements start from. A project may keep
-    more or fewer (docs/retention.md)."""
+    keep_checkpoints: int = Field(1, ge=0)
+    """Of a run that has succeeded, the last ones: what more measurements start from; 0 = all. A project may keep more
+    or fewer (docs/retention.md)."""
     reconcile_threads: int = Field(8, ge=1)
     """Runs looked at in parallel, so that one slow answer holds up one of them."""
     tracking_timeout_seconds: int = Field(5, ge=1)

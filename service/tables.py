@@ -98,6 +98,8 @@ class Experiment(Leased, Base):
     """... then, when the reconciler removes what only this experiment has used ..."""
     purged_at: Mapped[datetime | None]
     """... and leaves this row, which others refer to: what a run cost before it was theirs."""
+    restored_at: Mapped[datetime | None]
+    """A rule counts from then on again."""
     delete_reason: Mapped[str] = mapped_column(default="", server_default="")
     remove_objects: Mapped[bool] = mapped_column(default=True, server_default=true())
     """With it go the run directories ..."""

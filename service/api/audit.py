@@ -73,9 +73,9 @@ class Audited:
             raise
 
 
-def about(request: Request, asked: BaseModel | None) -> None:
-    """What of its body a request's entry is to tell."""
-    request.state.asked = asked.model_dump_json(exclude_unset=True) if asked else ""
+def about(request: Request, asked: BaseModel | None, what: str = "") -> None:
+    """What of its body a request's entry is to tell; `what`: of a form that has several buttons."""
+    request.state.asked = f"{what} {asked.model_dump_json(exclude_unset=True) if asked else ''}".strip()
 
 
 def _complete(db: Database, number: int, status: int, made: str, asked: str) -> None:

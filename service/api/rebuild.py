@@ -6,6 +6,7 @@ from service import rebuild as rebuilding
 from service.api.auth import Admin
 from service.api.refusals import responses
 from service.errors import Forbidden, NotEmpty, Unavailable
+from service.launching.port import LauncherAway
 from service.schemas.rebuild import Rebuilt
 
 router = APIRouter(prefix="/v1/rebuild", tags=["store"])
@@ -20,6 +21,10 @@ def rebuild(request: Request, principal: Admin) -> Rebuilt:
     if principal.project:
         raise Forbidden("This needs an admin of every project.")
     state = request.app.state
-    found = rebuilding.rebuild(state.db, state.settings)
+    try:
+        live = state.launcher.live()
+    except LauncherAway as error:
+        raise Unavailable(f"What runs is not known, so nothing was written: {error}") from error
+    found = rebuilding.rebuild(state.db, state.settings, live)
     state.reconciler.wake()
     return found

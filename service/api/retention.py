@@ -39,10 +39,12 @@ def delete(
     """
     state = request.app.state
     if dry_run:
-        return service.plan(state.db, state.settings, experiment_id, objects=objects, tracking=tracking)
+        return service.plan(
+            state.db, state.settings, experiment_id, objects=objects, tracking=tracking, project=principal.project
+        )
     return service.delete(
         state.db, state.settings, experiment_id, principal.signature, objects=objects, tracking=tracking,
-        undo_days=undo_days,
+        undo_days=undo_days, project=principal.project,
     )  # fmt: skip
 
 

@@ -39,17 +39,17 @@ Of = Annotated[
 
 def cancel(ctx: typer.Context, name: Name, arm: Arms = None, run: Runs = None, of: Of = None) -> None:
     """Stop an experiment, some arms or runs of it, or one run; each run writes a checkpoint first."""
-    _act(ctx.obj(), "cancel", name, arm or [], run or [], of)
+    _act(ctx.obj(), "cancel", name, arm, run, of)
 
 
 def pause(ctx: typer.Context, name: Name, arm: Arms = None, run: Runs = None, of: Of = None) -> None:
     """Make room: what trains writes a checkpoint and stops, and nothing starts until `mcf resume`."""
-    _act(ctx.obj(), "pause", name, arm or [], run or [], of)
+    _act(ctx.obj(), "pause", name, arm, run, of)
 
 
 def resume(ctx: typer.Context, name: Name, arm: Arms = None, run: Runs = None, of: Of = None) -> None:
     """Queue again what is paused; it continues from its checkpoints."""
-    _act(ctx.obj(), "resume", name, arm or [], run or [], of)
+    _act(ctx.obj(), "resume", name, arm, run, of)
 
 
 def retry(ctx: typer.Context, name: Name, arm: Arms = None, run: Runs = None, of: Of = None) -> None:
@@ -57,7 +57,7 @@ def retry(ctx: typer.Context, name: Name, arm: Arms = None, run: Runs = None, of
 
     With --arm, --run or a run's id also those that were cancelled.
     """
-    _act(ctx.obj(), "retry", name, arm or [], run or [], of)
+    _act(ctx.obj(), "retry", name, arm, run, of)
 
 
 def change(
@@ -92,13 +92,13 @@ def change(
     )
 
 
-def _act(client: Client, verb: str, name: str, arms: list[str], runs: list[str], of: str | None) -> None:
+def _act(client: Client, verb: str, name: str, arms: list[str] | None, runs: list[str] | None, of: str | None) -> None:
     found = _named(client, name)
     if isinstance(found, Experiment):
         if of:
             raise typer.BadParameter("goes with the id of a run", param_hint="--of")
-        ids = [client.run(run).id for run in runs]
-        detail = getattr(found, verb)(arms=arms, runs=ids).detail
+        ids = [client.run(run).id for run in runs] if runs else None
+        detail = getattr(found, verb)(arms=arms or None, runs=ids).detail
         typer.echo(f"{detail.name} ({detail.id}): {show.counts(detail)}{_soon(verb)}")
         return
     if arms or runs:

@@ -63,7 +63,9 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
             run_in_mlflow(tracking_uri, row.tracking_id, row.tracking_run_id), row.world_sizes, speed,
             row.evaluation or {}, kept_readings(row.readings),
         ))  # fmt: skip
-    return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id], arm.id) for arm in arms]
+    return experiment, [
+        ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id], arm.id, arm.cancel_reason) for arm in arms
+    ]
 
 
 def rounds_of(experiment: Experiment, arms: Sequence[ArmTrials]) -> InRounds | None:
@@ -79,7 +81,8 @@ def rounds_of(experiment: Experiment, arms: Sequence[ArmTrials]) -> InRounds | N
         )
         for look in experiment.looks
     ]
-    return InRounds(Rounds.model_validate(seeds), looks, experiment.cancelled_at is not None)
+    stopped = {arm.name: arm.stopped for arm in arms if arm.stopped}
+    return InRounds(Rounds.model_validate(seeds), looks, experiment.cancelled_at is not None, stopped)
 
 
 def fingerprint(session: Session, experiment_id: str) -> Fingerprint:

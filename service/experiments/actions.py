@@ -83,7 +83,10 @@ def cancel(db: Database, experiment_id: str, by: str = SOMEBODY, part: Part = WH
             repository.cancel(session, experiment, reason, _now())
             return
         chosen = _chosen(session, experiment, part)
-        going = _going(experiment, chosen, "cancel", but=any(item.trial.cancel_reason for item in chosen))
+        was = any(item.trial.cancel_reason for item in chosen)
+        # Its seeds so far may have ended, and more would come.
+        comes = bool(part.arms) and experiment.has_look_to_come
+        going = _going(experiment, chosen, "cancel", but=was or comes)
         named = {item.arm.id: item.arm for item in chosen if item.arm.name in part.arms}
         if experiment.has_look_to_come and any(arm.is_baseline for arm in named.values()):
             raise AlreadyEnded(
@@ -126,7 +129,7 @@ def resume(db: Database, experiment_id: str, part: Part = WHOLE) -> None:
             raise NothingToResume(f"Nothing of {experiment_id} that you name is paused.")
         if experiment.pause_reason and not part.is_whole:
             # The others stay paused, each by itself.
-            for item in everything:
+            for item in (item for item in everything if not item.state.is_final):
                 item.trial.pause_reason = item.trial.pause_reason or experiment.pause_reason
         experiment.pause_reason = ""
         for item in chosen:
@@ -145,11 +148,12 @@ def retry(db: Database, settings: Settings, experiment_id: str, part: Part = WHO
         refuse_deleted(experiment)
         chosen = _chosen(session, experiment, part, lock=False)
         ended = [item.run.id for item in chosen if item.state in wanted and item.run.state.is_final]
+        stopped = [item.arm.id for item in chosen if item.arm.name in part.arms and item.arm.cancel_reason]
     if experiment.cancelled_at:
         raise NothingToRetry(
             f"Experiment {experiment_id} was cancelled. Submit it again: finished runs are shared and cost nothing."
         )
-    if not any(item.state in wanted for item in chosen):
+    if not stopped and not any(item.state in wanted for item in chosen):
         there = _there(chosen)
         what = f"Experiment {experiment_id} has" if part.is_whole else "What you name has"
         raise NothingToRetry(f"{what} no {' or '.join(wanted)} run (there: {there}).")
@@ -161,10 +165,14 @@ def retry(db: Database, settings: Settings, experiment_id: str, part: Part = WHO
         raise Unavailable(f"The store does not answer, so nothing was queued: {error}") from error
     with db.deciding() as session:
         experiment = _mine(session, experiment_id)
-        again = [item for item in _chosen(session, experiment, part) if item.state in wanted]
+        chosen = _chosen(session, experiment, part)
+        again = [item for item in chosen if item.state in wanted]
+        if late := [item.run.id for item in again if item.run.state.is_final and item.run.id not in ended]:
+            raise Unavailable(f"{', '.join(late)} ended meanwhile, so nothing was queued. Ask again.")
         for item in again:
             item.trial.cancel_reason = item.trial.pause_reason = ""
-            if not part.is_whole:
+        for item in chosen:
+            if item.arm.id in stopped:
                 item.arm.cancel_reason = ""
         back = [item.run for item in again if item.run.id in ended and item.run.state.is_final]
         repository.requeue(session, back, experiment_id, _now())
@@ -194,7 +202,7 @@ def change(db: Database, experiment_id: str, changes: Changes, pools: Mapping[st
         experiment.spec = ExperimentSpec.model_validate(spec | {"placement": placement}).model_dump(mode="json")
         experiment.concurrency, experiment.gpu_hours = experiment.spec["concurrency"], experiment.spec["gpu_hours"]
         experiment.priority = experiment.spec["placement"]["priority"]
-        for run in going:
+        for run in going if "pool" in asked else ():
             run.placement = {**run.placement, "pool": experiment.spec["placement"]["pool"]}
             run.next_check_at = _now()
         # Whoever looks at it now has read the old cap.
@@ -210,8 +218,9 @@ def experiment_of(db: Database, run_id: str, project: str | None, asked: str | N
         users = {experiment.id: experiment for experiment, _, _ in runs.used_by(session, run_id, project)}
     if asked is not None and asked not in users:
         raise NotFound(f"Run {run_id} is not of experiment {asked!r}, but of {', '.join(users) or 'none'}.")
-    # One that was cancelled wants nothing any more.
-    live = [id for id, experiment in users.items() if not experiment.cancelled_at] or list(users)
+    # One that was cancelled or deleted wants nothing any more.
+    gone = {id for id, experiment in users.items() if experiment.cancelled_at or experiment.deleted_at}
+    live = [id for id in users if id not in gone] or list(users)
     if asked is None and len(live) != 1:
         raise Ambiguous(
             f"Run {run_id} is shared by {', '.join(f'{id} ({users[id].name})' for id in live)}. Say which of them no "

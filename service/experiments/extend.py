@@ -14,6 +14,7 @@ from service.db import Database
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import repository, service
 from service.experiments.wishes import follow
+from service.states import RunState
 from service.tables import Arm, Experiment, Run
 from trainer.contract import ExperimentSpec, Problem, RunSpec
 from trainer.contract.frozen import MAX_INTEGER
@@ -146,7 +147,10 @@ def _write(
         wanted = [service.wanted_run(resolved, today[key], runs[key][0].arm_id) for key in anew]
         measured = service.ensure_runs(session, experiment, wanted)
         for place, run in zip(anew, measured, strict=True):
-            trial, _ = runs[place]
+            trial, before_run = runs[place]
+            if before_run.state is RunState.SUCCEEDED:
+                # It counts, whatever was asked for before it had a result.
+                trial.cancel_reason = trial.pause_reason = ""
             trial.run_id, trial.published = run.id, False
         follow(session, [run.id for run in measured], datetime.now(UTC))
         new = [

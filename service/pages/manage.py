@@ -48,8 +48,9 @@ def act_on_some(
     part = Part(arms=[names[place] for place in places], runs=form.get("run", []))
     if part.is_whole:
         raise UnreadableBody("Go back and choose arms or runs. Buttons for all of them are on the experiment's page.")
-    about(request, part)
-    _act(request, experiment_id, _action(form), part, principal)
+    action = _action(form)
+    about(request, part, action)
+    _act(request, experiment_id, action, part, principal)
     return _to(request, f"/experiments/{experiment_id}")
 
 

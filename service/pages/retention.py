@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
+from service.api.audit import about
 from service.api.auth import Reader, Require, Submitter
 from service.experiments import repository, views
 from service.experiments.search import Search
@@ -19,9 +20,11 @@ MOST = 200
 
 
 @router.get("/experiments/{experiment_id}/delete", dependencies=MAY_SUBMIT)
-def ask_before_deleting(request: Request, experiment_id: str) -> Response:
+def ask_before_deleting(request: Request, experiment_id: str, principal: Submitter) -> Response:
     state = request.app.state
-    found = service.plan(state.db, state.settings, experiment_id, objects=True, tracking=False)
+    found = service.plan(
+        state.db, state.settings, experiment_id, objects=True, tracking=False, project=principal.project
+    )
     return page("delete.html", plan=found, days=state.settings.undo_days, most=20)
 
 
@@ -30,6 +33,7 @@ def delete(
     request: Request, experiment_id: str, principal: Submitter, form: Annotated[Fields, Depends(fields)]
 ) -> Response:
     state = request.app.state
+    about(request, None, " ".join(name for name in ("keep_objects", "tracking") if name in form))
     service.delete(
         state.db, state.settings, experiment_id, principal.signature, objects="keep_objects" not in form,
         tracking="tracking" in form,

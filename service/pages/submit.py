@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.api.auth import Principal, Require, Submitter
 from service.api.body import plain_object
 from service.api.examples import EXAMPLES
-from service.errors import InvalidSpec, NotFound, UnreadableBody
+from service.errors import InvalidSpec, NotFound, TooManyQueued, Unavailable, UnreadableBody
 from service.experiments import service as experiments
 from service.experiments.search import projects
 from service.experiments.shelf import Shelf
@@ -117,9 +117,9 @@ def submit(request: Request, principal: Submitter, form: Annotated[Form, Depends
         if replay := experiments.find_replay(state.db, home, key, digest):
             return RedirectResponse(f"/experiments/{replay.id}", status_code=303)
         resolved = _resolved(request, principal, payload)
-    except (InvalidSpec, UnreadableBody) as error:
-        return _page(request, principal, form, Found(error.detail, error.problems), 422)
-    experiment_id = experiments.submit(state.db, resolved, key, digest, project=home)
+        experiment_id = experiments.submit(state.db, resolved, key, digest, project=home, by=principal.name)
+    except (InvalidSpec, UnreadableBody, TooManyQueued, Unavailable) as error:
+        return _page(request, principal, form, Found(error.detail, error.problems), error.status)
     state.reconciler.wake()
     return RedirectResponse(f"/experiments/{experiment_id}", status_code=303)
 
@@ -129,11 +129,11 @@ def _checked(request: Request, principal: Principal, form: Form) -> Found:
         return Found()
     state = request.app.state
     try:
-        payload, _ = _read(form, principal)
+        payload, home = _read(form, principal)
         resolved = _resolved(request, principal, payload)
+        return Found(plan=experiments.plan(state.db, resolved, state.settings, state.launcher, home))
     except (InvalidSpec, UnreadableBody) as error:
         return Found(error.detail, error.problems)
-    return Found(plan=experiments.plan(state.db, resolved, state.settings, state.launcher))
 
 
 def _read(form: Form, principal: Principal) -> tuple[dict[str, Any], str]:

@@ -6,14 +6,14 @@ that the next one follows. Only directories of runs that this database has made 
 """
 
 import threading
-import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database
-from service.experiments.service import get
+from service.errors import ApiError
 from service.record import note_recorded, object_name, record_of, unrecorded
 from service.retention import repository
 from service.retention.service import mark
@@ -59,11 +59,12 @@ class Cleaner:
                 note_recorded(session, record.id, revision)
 
     def clean(self) -> None:
-        """Whatever is due. What fails is tried again later."""
-        self._delete_by_rule()
-        self._purge()
-        self._remove()
-        self._thin()
+        """Whatever is due. What fails is tried again later, and holds up nothing else."""
+        for step in self._delete_by_rule, self._purge, self._remove, self._thin:
+            try:
+                step()
+            except (SQLAlchemyError, ApiError):
+                log.exception("cleaning failed", step=step.__name__)
 
     def _delete_by_rule(self) -> None:
         now = self._clock()
@@ -84,7 +85,7 @@ class Cleaner:
             due = repository.due(session, now)
         for id in due:
             with self._db.deciding() as session:
-                experiment = get(session, id, lock=True)
+                experiment = session.get_one(Experiment, id)
                 if experiment.purge_at is None or experiment.purge_at > now or experiment.purged_at:
                     continue  # restored, or another service was faster
                 if repository.unended(session, id):
@@ -96,27 +97,31 @@ class Cleaner:
             log.info("experiment purged", experiment_id=id, runs=len(gone))
 
     def _remove(self) -> None:
-        now = self._clock()
-        with self._db.write() as session:
-            doomed = repository.lease_doomed(session, now, now + LEASE, uuid.uuid4().hex, MOST_RUNS)
-        for item in doomed:
-            if self._stopping.is_set():
+        for _ in range(MOST_RUNS):
+            now = self._clock()
+            with self._db.write() as session:
+                doomed = repository.lease_doomed(session, now, now + LEASE)
+            if doomed is None or self._stopping.is_set():
                 return
             try:
-                if item.run_id.startswith(EXPERIMENT):
-                    open_store(self._settings.store_uri).delete([object_name(item.run_id)])
-                elif item.remove_objects:
-                    # The spec first: what is half removed is no run that could be read again.
-                    open_store(self._settings.run_uri(item.run_id)).remove(first=SPEC)
-                if item.tracking_run_id and self._tracker:
-                    self._tracker.delete(item.tracking_run_id, copies=item.run_id.startswith(EXPERIMENT))
+                self._remove_what_is_left(doomed)
             except (StorageError, TrackingAway) as error:
-                log.warning("not removed yet", run_id=item.run_id, error=str(error))
+                log.warning("not removed yet", run_id=doomed.run_id, error=str(error))
                 with self._db.write() as session:
-                    repository.put_off(session, item.run_id, self._clock() + RETRY)
+                    repository.put_off(session, doomed, self._clock() + RETRY)
                 continue
             with self._db.write() as session:
-                repository.removed(session, item.run_id)
+                repository.removed(session, doomed)
+
+    def _remove_what_is_left(self, doomed: Doomed) -> None:
+        is_experiment = doomed.run_id.startswith(EXPERIMENT)
+        if is_experiment:
+            open_store(self._settings.store_uri).delete([object_name(doomed.run_id)])
+        elif doomed.remove_objects:
+            # The spec first: what is half removed is no run that could be read again.
+            open_store(self._settings.run_uri(doomed.run_id)).remove(first=SPEC)
+        if doomed.tracking_run_id and self._tracker:
+            self._tracker.delete(doomed.tracking_run_id, copies=is_experiment)
 
     def _thin(self) -> None:
         with self._db.read() as session:
@@ -132,6 +137,6 @@ class Cleaner:
                 store.delete([entry.name for folder in folders for entry in store.list(folder)])
             except StorageError as error:
                 log.warning("checkpoints not thinned yet", run_id=run_id, error=str(error))
-                return
+                continue
             with self._db.write() as session:
                 repository.thinned(session, run_id, keep)

@@ -149,9 +149,9 @@ class Reconciler:
 
     def _clean(self, *, cleans: bool) -> None:
         try:
-            self._cleaner.record()
             if cleans:
                 self._cleaner.clean()
+            self._cleaner.record()
         except Exception:
             # The database may be away for a while; the next round does what this one has not.
             log.exception("cleaning failed")
@@ -227,11 +227,21 @@ class Reconciler:
             values["next_check_at"] = self._next_check(after, now)
         if not self._write(lease, values, after, release=not again):
             return None
+        if after.state is RunState.SUCCEEDED:
+            self._count_again(lease.run.id)
         is_back = after.state is RunState.QUEUED and before.state is RunState.PAUSED
         if after.state.is_final or is_back or after.admitted != before.admitted:
             self._queue_changed.set()
         self._count(before, after, decision.action)
         return after if again else None
+
+    def _count_again(self, run_id: str) -> None:
+        """Experiments that had given the run up have its number now, and are published with it."""
+        with self._db.read() as session:
+            ids = repository.published_without(session, run_id)
+        if ids:
+            with self._db.deciding() as session:
+                experiments.reopen(session, ids, self._clock())
 
     def _write(
         self, lease: RunLease, values: dict[str, Any], after: RunFacts | None = None, *, release: bool = True

@@ -162,6 +162,13 @@ def published_with_a_look_to_come(session: Session) -> list[str]:
     return [row.id for row in rows if row.has_look_to_come]
 
 
+def published_without(session: Session, run_id: str) -> Sequence[str]:
+    """Experiments that are over and had cancelled this run by itself."""
+    query = select(Experiment.id).join(Trial, Trial.experiment_id == Experiment.id)
+    query = query.where(Trial.run_id == run_id, Trial.cancel_reason != "", Experiment.published)
+    return session.scalars(query.where(Experiment.purged_at.is_(None)).distinct()).all()
+
+
 # A run that is settled waits for nothing and holds no place. Said in each query, as an index finds the others by it:
 # without, every tick would read all runs there have ever been.
 GOING = (~Run.settled, Run.state.not_in(FINAL))
@@ -206,7 +213,7 @@ def in_flight(session: Session) -> Taken:
     by_experiment = session.execute(
         select(Trial.experiment_id, func.count(distinct(Run.id)))
         .join(Run, Run.id == Trial.run_id)
-        .where(*GOING, Run.admitted, Trial.cancel_reason == "")
+        .where(*GOING, Run.admitted, Trial.cancel_reason == "", Trial.pause_reason == "")
         .group_by(Trial.experiment_id)
     )
     return Taken(total, dict(by_experiment.all()), projects.going(session, admitted=True))
@@ -247,11 +254,17 @@ def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
     paid = select(func.sum(Charge.process_seconds)).where(Charge.experiment_id == experiment_id)
     going = func.count().filter(TRIAL_STATE.not_in(FINAL))
     # What was cancelled here and goes on elsewhere keeps nobody here waiting.
-    given_away = and_(Trial.cancel_reason != "", Run.home_id != experiment_id)
+    given_away = and_(
+        or_(Trial.cancel_reason != "", Experiment.cancelled_at.is_not(None)), Run.home_id != experiment_id
+    )
     unsettled = func.count().filter(~Run.settled, ~given_away)
-    row = session.execute(
-        select(going, unsettled).select_from(Trial).join(Run).where(Trial.experiment_id == experiment_id)
-    ).one()
+    trials = (
+        select(going, unsettled)
+        .select_from(Trial)
+        .join(Run, Run.id == Trial.run_id)
+        .join(Experiment, Experiment.id == Trial.experiment_id)
+    )
+    row = session.execute(trials.where(Trial.experiment_id == experiment_id)).one()
     return session.scalar(paid) or 0.0, row[0], row[1]
 
 

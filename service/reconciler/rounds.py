@@ -8,7 +8,6 @@ from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.compare import repository
@@ -36,8 +35,7 @@ def close_round(session: Session, experiment: Experiment, now: datetime) -> bool
     finished = {
         arm.name: frozenset(trial.seed for trial in arm.trials if trial.state is RunState.SUCCEEDED) for arm in arms
     }
-    stopped = set(session.scalars(select(Arm.name).where(Arm.experiment_id == experiment.id, Arm.cancel_reason != "")))
-    on = _going_on(experiment, arms, stopped, replace(rounds, looks=[*rounds.looks, Look(now, finished, frozenset())]))
+    on = _going_on(experiment, arms, replace(rounds, looks=[*rounds.looks, Look(now, finished, frozenset())]))
     ids = {arm.name: arm.id for arm in arms}
     experiment.looks = [
         *experiment.looks,
@@ -54,12 +52,10 @@ def close_round(session: Session, experiment: Experiment, now: datetime) -> bool
     return True
 
 
-def _going_on(
-    experiment: Experiment, arms: Collection[ArmTrials], stopped: set[str], rounds: InRounds
-) -> Collection[str]:
-    """Names of the arms that get more seeds after the last of the looks. `stopped`: by a person."""
+def _going_on(experiment: Experiment, arms: Collection[ArmTrials], rounds: InRounds) -> Collection[str]:
+    """Names of the arms that get more seeds after the last of the looks."""
     *before, last = rounds.looks
-    so_far = set(before[-1].on if before else (arm.name for arm in arms)) - stopped
+    so_far = set(before[-1].on if before else (arm.name for arm in arms)) - rounds.stopped.keys()
     metric, _ = metric_of(list(arms), None, rank_by(experiment))
     if metric is None:
         # Nothing can be decided, as with a number of seeds, which are all trained then, too.

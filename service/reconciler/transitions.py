@@ -211,11 +211,9 @@ def _close_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     if run.cancel_reason:
         return Decision(replace(run, attempt=_closed(run, seen, AttemptState.CANCELLED, run.cancel_reason)))
     if run.pause_reason:
-        return Decision(
-            replace(
-                run, state=RunState.INTERRUPTED, attempt=_closed(run, seen, AttemptState.CANCELLED, run.pause_reason)
-            )
-        )
+        closed = _closed(run, seen, AttemptState.CANCELLED, run.pause_reason)
+        # Nor is it condemned any more: what it met it meets again, or not.
+        return Decision(replace(run, state=RunState.INTERRUPTED, kind="", attempt=closed))
     if run.kind == OUT_OF_MEMORY:
         reason = attempt.reason or "out of memory"
         run = replace(run, attempt=_closed(run, seen, AttemptState.FAILED, reason))

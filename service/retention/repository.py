@@ -1,10 +1,11 @@
 """The SQL of deletion: what only one experiment uses, what others refer to, and what is left to remove."""
 
 import re
+import uuid
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import Select, delete, exists, func, or_, select, update
+from sqlalchemy import Select, case, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.states import FINAL, RunState
@@ -13,6 +14,8 @@ from service.tables import Arm, Attempt, Charge, Doomed, Experiment, Project, Ru
 # The address of a run's export in another run's spec, as a teacher or to start from (service/experiments/shelf.py).
 IN_STORE = re.compile(r"/runs/(r[0-9a-f]+)/")
 SOURCES = ("teacher", "initial")
+# Checkpoints: more than any run has.
+ALL = 1_000_000
 
 
 def only_used_by(session: Session, experiment_id: str) -> set[str]:
@@ -46,20 +49,22 @@ def _unreferenced(session: Session, candidates: set[str]) -> set[str]:
 
 
 def unended(session: Session, experiment_id: str) -> int:
-    """Runs of it that have not ended, or whose end is not told everywhere."""
-    query = select(func.count()).select_from(Trial).join(Run).where(Trial.experiment_id == experiment_id, ~Run.settled)
+    """Runs of it that have not ended, or whose end is not told everywhere; not those that go on for others."""
+    query = select(func.count()).where(Run.home_id == experiment_id, ~Run.settled)
     return session.scalar(query) or 0
 
 
-def other_users(session: Session, experiment_id: str) -> dict[str, list[str]]:
-    """Run of the experiment -> the other experiments that use it."""
+def other_users(session: Session, experiment_id: str, project: str | None) -> dict[str, list[str]]:
+    """Run of the experiment -> the other experiments that use it, of one project or of all."""
     mine = select(Trial.run_id).where(Trial.experiment_id == experiment_id)
-    rows = session.execute(
+    query = (
         select(Trial.run_id, Trial.experiment_id)
+        .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(Trial.run_id.in_(mine), Trial.experiment_id != experiment_id)
         .distinct()
         .order_by(Trial.run_id, Trial.experiment_id)
     )
+    rows = session.execute(query.where(Experiment.project == project) if project else query)
     found: dict[str, list[str]] = {}
     for run, other in rows:
         found.setdefault(run, []).append(other)
@@ -85,14 +90,14 @@ def aged(session: Session, now: datetime) -> list[tuple[str, str, float]]:
             .where(Trial.experiment_id == Experiment.id)
             .scalar_subquery()
         )
-        query = select(Experiment.id, Experiment.created_at, last).where(
+        query = select(Experiment.id, Experiment.created_at, Experiment.restored_at, last).where(
             Experiment.project == project, Experiment.published, Experiment.deleted_at.is_(None)
         )
         found += [
             (id, project, days)
-            for id, created, ended in session.execute(query)
+            for id, created, restored, ended in session.execute(query)
             # Runs that it shares may have ended before it was submitted.
-            if ended is not None and (now - max(ended, created)).total_seconds() > days * 86400
+            if ended is not None and (now - max(ended, created, restored or created)).total_seconds() > days * 86400
         ]
     return found
 
@@ -134,23 +139,25 @@ def _users(run_id: str) -> Select[str]:
     )
 
 
-def lease_doomed(session: Session, now: datetime, expires: datetime, token: str, limit: int) -> Sequence[Doomed]:
+def lease_doomed(session: Session, now: datetime, expires: datetime) -> Doomed | None:
+    """One at a time: a lease is for as long as the removal of one takes."""
     free = or_(Doomed.lease_expires_at.is_(None), Doomed.lease_expires_at <= now)
-    due = select(Doomed.run_id).where(Doomed.next_check_at <= now, free)
-    ids = session.scalars(due.order_by(Doomed.next_check_at).limit(limit).with_for_update(skip_locked=True)).all()
-    session.execute(
-        update(Doomed).where(Doomed.run_id.in_(ids)).values(lease_token=token, lease_expires_at=expires)
-    )  # fmt: skip
-    return session.scalars(select(Doomed).where(Doomed.run_id.in_(ids))).all()
+    due = select(Doomed).where(Doomed.next_check_at <= now, free)
+    found = session.scalar(due.order_by(Doomed.next_check_at, Doomed.run_id).limit(1).with_for_update(skip_locked=True))
+    if found:
+        found.lease_token, found.lease_expires_at = uuid.uuid4().hex, expires
+    return found
 
 
-def removed(session: Session, run_id: str) -> None:
-    session.execute(delete(Doomed).where(Doomed.run_id == run_id))
+def removed(session: Session, doomed: Doomed) -> None:
+    """Unless somebody else is at it by now."""
+    session.execute(delete(Doomed).where(Doomed.run_id == doomed.run_id, Doomed.lease_token == doomed.lease_token))
 
 
-def put_off(session: Session, run_id: str, until: datetime) -> None:
+def put_off(session: Session, doomed: Doomed, until: datetime) -> None:
     values = {"lease_token": None, "lease_expires_at": None, "next_check_at": until}
-    session.execute(update(Doomed).where(Doomed.run_id == run_id).values(values))
+    mine = update(Doomed).where(Doomed.run_id == doomed.run_id, Doomed.lease_token == doomed.lease_token)
+    session.execute(mine.values(values))
 
 
 def to_thin(session: Session, default: int, limit: int) -> list[tuple[str, int]]:
@@ -158,7 +165,8 @@ def to_thin(session: Session, default: int, limit: int) -> list[tuple[str, int]]
 
     Of the projects that use a run the one that keeps most decides.
     """
-    wanted = func.max(func.coalesce(Project.keep_checkpoints, default))
+    asked = func.coalesce(Project.keep_checkpoints, default)
+    wanted = func.max(case((asked == 0, ALL), else_=asked))
     query = (
         select(Run.id, wanted)
         .join(Trial, Trial.run_id == Run.id)
@@ -167,6 +175,7 @@ def to_thin(session: Session, default: int, limit: int) -> list[tuple[str, int]]
         .where(Run.state == RunState.SUCCEEDED, Run.settled)
         .group_by(Run.id, Run.checkpoints_kept)
         .having(or_(Run.checkpoints_kept.is_(None), Run.checkpoints_kept > wanted))
+        .order_by(Run.checkpoints_kept.is_not(None), Run.id)
         .limit(limit)
     )
     return [(run, keep) for run, keep in session.execute(query)]

@@ -13,6 +13,7 @@ from service.errors import NotDeletable, NothingToRestore, Unavailable
 from service.experiments import repository as experiments
 from service.experiments import views
 from service.experiments.service import get
+from service.experiments.wishes import follow
 from service.record import FOLDER
 from service.retention import repository
 from service.schemas.retention import Deletion, KeptRun, StoreCheck, StoredExperiment, StoredThing
@@ -25,18 +26,23 @@ RUNS = "runs/"
 LOOKS_LIKE_A_RUN = frozenset("0123456789abcdef")
 
 
-def plan(db: Database, settings: Settings, experiment_id: str, *, objects: bool, tracking: bool) -> Deletion:
-    """What deleting it would do. Raises NotFound, NotDeletable, Unavailable."""
+def plan(
+    db: Database, settings: Settings, experiment_id: str, *, objects: bool, tracking: bool, project: str | None = None
+) -> Deletion:  # fmt: skip
+    """What deleting it would do. `project`: the only one whose experiments are named.
+
+    Raises NotFound, NotDeletable, Unavailable.
+    """
     with db.read() as session:
         experiment = get(session, experiment_id)
         _refuse(session, experiment)
         gone = repository.only_used_by(session, experiment_id)
-        users = repository.other_users(session, experiment_id)
+        users = repository.other_users(session, experiment_id, project)
         mine = session.scalars(select(Trial.run_id).where(Trial.experiment_id == experiment_id)).all()
     kept = [
         KeptRun(
             run_id=run,
-            because=f"used by {', '.join(users[run])}" if run in users else "a run of another experiment builds on it",
+            because=f"used by {', '.join(users[run])}" if run in users else "another experiment needs it",
         )
         for run in sorted(set(mine) - gone)
     ]
@@ -48,13 +54,13 @@ def plan(db: Database, settings: Settings, experiment_id: str, *, objects: bool,
 
 def delete(
     db: Database, settings: Settings, experiment_id: str, by: str, *, objects: bool, tracking: bool,
-    undo_days: float | None = None,
+    undo_days: float | None = None, project: str | None = None,
 ) -> Deletion:  # fmt: skip
     """It is in no list any more, and after `undo_days` (None: as the settings say) what only it uses is removed.
 
     Doing it again changes when and what. Raises NotFound, NotDeletable, Unavailable.
     """
-    planned = plan(db, settings, experiment_id, objects=objects, tracking=tracking)
+    planned = plan(db, settings, experiment_id, objects=objects, tracking=tracking, project=project)
     now = datetime.now(UTC)
     purge_at = now + timedelta(days=settings.undo_days if undo_days is None else undo_days)
     with db.deciding() as session:
@@ -68,6 +74,8 @@ def delete(
 def mark(experiment: Experiment, by: str, purge_at: datetime, now: datetime) -> None:
     experiment.deleted_at, experiment.purge_at = experiment.deleted_at or now, purge_at
     experiment.delete_reason = f"deleted by {by}"
+    # The same request again is a new one.
+    experiment.idempotency_key = None
     experiment.revision += 1
 
 
@@ -77,9 +85,12 @@ def restore(db: Database, experiment_id: str) -> None:
         experiment = get(session, experiment_id, lock=True)
         if experiment.deleted_at is None:
             raise NothingToRestore(f"Experiment {experiment_id} is not deleted.")
-        experiment.deleted_at = experiment.purge_at = None
+        now = datetime.now(UTC)
+        experiment.deleted_at, experiment.purge_at, experiment.restored_at = None, None, now
         experiment.delete_reason = ""
-        experiment.revision += 1
+        # Runs that it shares may have been told to stop meanwhile.
+        follow(session, experiments.runs_of(session, experiment_id), now)
+        experiments.reopen(session, [experiment_id], now)
 
 
 def check_store(db: Database, settings: Settings) -> StoreCheck:

@@ -126,6 +126,13 @@ class Part(View):
     runs: list[str] = Field([])
     """Ids of runs."""
 
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        # A program whose list has turned out empty does not mean the whole experiment.
+        if self.model_fields_set and self.is_whole:
+            raise ValueError("names of arms or ids of runs; for the whole experiment leave out both")
+        return self
+
     @property
     def is_whole(self) -> bool:
         return not (self.arms or self.runs)

@@ -81,8 +81,8 @@ class ProjectLimits(View):
     """Highest `placement.priority` that a spec may ask for."""
     delete_after_days: float | None = Field(None, gt=0)
     """Experiments are deleted so long after their last run has ended; they can be restored for a while."""
-    keep_checkpoints: int | None = Field(None, ge=1)
-    """Of a run that has succeeded, the last ones; null = MCF_KEEP_CHECKPOINTS."""
+    keep_checkpoints: int | None = Field(None, ge=0)
+    """Of a run that has succeeded, the last ones; 0 = all; null = MCF_KEEP_CHECKPOINTS."""
 
 
 class ProjectView(ProjectLimits):

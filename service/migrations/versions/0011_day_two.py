@@ -38,6 +38,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("audit")
+    # An older release cannot read the word.
+    op.execute("UPDATE runs SET state = 'queued', admitted = false WHERE state = 'paused'")
     for name, columns in COLUMNS.items():
         with op.batch_alter_table(name) as table:
             for column in columns:

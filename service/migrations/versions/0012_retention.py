@@ -11,6 +11,7 @@ NEW = (
     "deleted_at",
     "purge_at",
     "purged_at",
+    "restored_at",
     "delete_reason",
     "remove_objects",
     "remove_tracking",
@@ -20,7 +21,7 @@ NEW = (
 
 
 def upgrade() -> None:
-    for name in "deleted_at", "purge_at", "purged_at":
+    for name in "deleted_at", "purge_at", "purged_at", "restored_at":
         op.add_column("experiments", sa.Column(name, AT, nullable=True))
     op.add_column("experiments", sa.Column("delete_reason", sa.String, nullable=False, server_default=""))
     op.add_column("experiments", sa.Column("remove_objects", sa.Boolean, nullable=False, server_default=sa.true()))
@@ -51,6 +52,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("projects")
     op.drop_table("doomed")
+    # An older release would list them, without arms. Where another one has runs of theirs, they stay.
+    purged = "(SELECT id FROM experiments WHERE purged_at IS NOT NULL)"
+    op.execute(f"DELETE FROM charges WHERE experiment_id IN {purged}")
+    op.execute(f"DELETE FROM experiments WHERE id IN {purged} AND id NOT IN (SELECT home_id FROM runs)")
     with op.batch_alter_table("runs") as table:
         table.drop_column("checkpoints_kept")
     with op.batch_alter_table("experiments") as table:

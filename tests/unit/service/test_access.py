@@ -447,7 +447,7 @@ def test_the_audit_tells_who_asked_for_what_and_what_came_of_it(guarded: Guarded
     guarded.ask(ours, "POST", "/v1/experiments?dry_run=true", json=spec)  # changes nothing
     [arm, *_] = mine["arms"]
     guarded.ask(ours, "POST", f"/v1/experiments/{mine['id']}/cancel", json={"arms": [arm["name"]]})
-    guarded.ask(ours, "POST", f"/runs/{run_of(mine)}/retry")
+    guarded.ask(ours, "POST", f"/runs/{run_of(mine)}/retry?dry_run=true")  # there the word means nothing
     guarded.ask(ours, "PATCH", f"/v1/experiments/{mine['id']}", json={"priority": 7, "gpu_hours": None})
     refused = guarded.ask(theirs, "POST", f"/v1/experiments/{mine['id']}/pause")
     found = guarded.get(FIRST, "/v1/audit")["entries"]
@@ -455,7 +455,7 @@ def test_the_audit_tells_who_asked_for_what_and_what_came_of_it(guarded: Guarded
     assert [tuple(entry[name] for name in ("name", "action", "object", "asked", "status")) for entry in found] == [
         ("theirs admin", "experiments.pause", mine["id"], "", refused.status_code),
         ("ours submit", "experiments.change", mine["id"], '{"priority":7,"gpu_hours":null}', 200),
-        ("ours submit", "runs.retry", run_of(mine), "", 303),
+        ("ours submit", "runs.retry", run_of(mine), "dry_run=true", 303),
         ("ours submit", "experiments.cancel", mine["id"], f'{{"arms":["{arm["name"]}"]}}', 200),
         ("ours submit", "experiments.create", mine["id"], "", 201),
         ("MCF_TOKEN", "tokens.create", token_ids[1], "", 201),

@@ -4,6 +4,8 @@ import contextlib
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from sqlalchemy import update
 
 from k8s.pools import Pool
 from service.compare import plaintext
@@ -17,6 +19,7 @@ from service.states import RunState
 from service.tables import Run
 from tests.unit.service.bench import Bench, Killed
 from tests.unit.service.test_reconciler import finish_all
+from trainer.contract.records import Metric
 
 FIRST, SECOND = "mask_ratio=0.75", "mask_ratio=0.5"
 
@@ -131,6 +134,37 @@ def test_a_cancelled_arm_gets_no_seeds_in_later_rounds(bench: Bench, spec: dict[
     assert seeds["mask_ratio=0.6"] == 4
     assert table(bench, experiment).rounds
     assert bench.experiment(experiment).published
+
+
+def test_the_leader_is_cancelled_and_the_others_are_still_compared(bench: Bench, spec: dict[str, Any]) -> None:
+    base = spec["base"] | {"evaluation": {"rank_by": "sanity/psnr"}}
+    arms, rounds = {"mask_ratio": [0.75, 0.5, 0.6]}, {"rounds": [4, 8], "futility": 0.0, "target": "best"}
+    experiment = bench.submit(spec | {"base": base, "factors": arms, "seeds": rounds})
+    bench.go(3)
+    for name in bench.cluster.live():
+        run = next(run for run in bench.runs() if name.startswith(run.id))
+        value = {0.75: 20.0, 0.5: 20.1, 0.6: 25.0}[run.spec["mask_ratio"]] + run.spec["seed"] * 0.3 * (-1) ** run.step
+        bench.cluster.succeed(
+            name, sanity=[Metric(name="sanity/psnr", value=value, unit="dB", higher_is_better=True)]
+        )  # fmt: skip
+    actions.cancel(bench.db, experiment, "ann", Part(arms=["mask_ratio=0.6"]))
+    bench.go(8)
+    seeds = {arm.name: len(arm.trials) for arm in detail(bench, experiment).arms}
+    assert seeds["mask_ratio=0.6"] == 4
+    words = {row.name: row.rounds.words for row in table(bench, experiment).arms if row.rounds}
+    assert "cancelled by ann" in words["mask_ratio=0.6"]
+    actions.retry(bench.db, bench.settings, experiment, Part(arms=["mask_ratio=0.6"]))
+    assert "cancelled by ann" not in str(table(bench, experiment).words)
+
+
+def test_a_whole_experiment_that_is_cancelled_waits_for_no_other(bench: Bench, spec: dict[str, Any]) -> None:
+    first, second = bench.submit(spec), bench.submit(spec | {"name": "second"})
+    bench.go(3)
+    actions.cancel(bench.db, first)
+    actions.pause(bench.db, second)
+    settle(bench)
+    assert bench.states() == {"paused": 4}
+    assert bench.experiment(first).published
 
 
 # ---------------------------------------------------------------- pause and resume
@@ -270,6 +304,12 @@ def test_runs_move_to_the_pool_that_is_asked_for(bench: Bench, spec: dict[str, A
     with pytest.raises(InvalidSpec, match="no pools"):
         actions.change(bench.db, experiment, Changes(pool="new"), None)
     assert len(bench.attempts()) == 2, "what is refused has changed nothing"
+    with bench.db.write() as session:
+        session.execute(update(Run).values(placement={"pool": "elsewhere"}))
+    actions.change(bench.db, experiment, Changes(priority=3), pools)
+    assert {run.placement["pool"] for run in bench.runs()} == {"elsewhere"}, "who asks for no pool changes none"
+    with bench.db.write() as session:
+        session.execute(update(Run).values(placement={"pool": "old"}))
     actions.change(bench.db, experiment, Changes(pool=["new", "small"]), pools)
     bench.go(6)
     assert {(attempt.number, attempt.pool, attempt.state.is_live) for attempt in bench.attempts()} == {
@@ -293,6 +333,13 @@ def test_what_is_not_there_is_refused_whole(bench: Bench, spec: dict[str, Any], 
     assert FIRST in caught.value.detail
     bench.go(3)
     assert bench.states() == {"starting": 4}
+
+
+def test_an_empty_list_does_not_mean_everything() -> None:
+    for asked in ({"arms": []}, {"runs": []}, {"arms": [], "runs": []}):
+        with pytest.raises(ValidationError, match="leave out both"):
+            Part.model_validate(asked)
+    assert Part.model_validate({}).is_whole
 
 
 def test_a_run_is_of_the_experiment_that_is_named_or_of_the_only_one_that_lives(

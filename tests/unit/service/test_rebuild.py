@@ -97,10 +97,10 @@ def test_a_lost_database_is_written_anew_number_by_number_and_goes_on(
     anew = Bench(empty, bench.settings)
     anew.cluster, anew.clock = bench.cluster, bench.clock
     anew.start()
-    told = rebuild(empty, bench.settings)
+    told = rebuild(empty, bench.settings, bench.cluster.live())
     assert (told.experiments, told.skipped) == (8, [])
     with pytest.raises(NotEmpty):
-        rebuild(empty, bench.settings)
+        rebuild(empty, bench.settings, bench.cluster.live())
     anew.go(3)
     after = tables(anew)
     assert after.keys() == before.keys()
@@ -122,7 +122,7 @@ def test_a_lost_database_is_written_anew_number_by_number_and_goes_on(
 def test_a_record_that_cannot_be_read_is_left_out_and_told(bench: Bench, empty: Database, spec: dict[str, Any]) -> None:
     good = ended(bench, spec)
     open_store(bench.settings.store_uri).put("experiments/e0123456789.json", b"{}")
-    told = rebuild(empty, bench.settings)
+    told = rebuild(empty, bench.settings, bench.cluster.live())
     assert (told.experiments, [item.name for item in told.skipped]) == (1, ["experiments/e0123456789.json"])
     with empty.read() as session:
         assert list(session.scalars(select(Experiment.id))) == [good]

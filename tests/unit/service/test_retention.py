@@ -243,6 +243,12 @@ def test_experiments_of_a_project_go_by_its_rule_and_others_stay(bench: Bench, s
     shown = experiments.show(bench.db, bench.settings, aged)
     assert shown.deleted_at
     assert "rule of project faces" in bench.experiment(aged).delete_reason
+    service.restore(bench.db, aged)
+    with bench.db.write() as session:  # by the clock of the test
+        session.execute(update(Experiment).where(Experiment.id == aged).values(restored_at=bench.clock.now))
+    clean(bench, days=20)
+    assert experiments.show(bench.db, bench.settings, aged).deleted_at is None, "the rule counts from then on"
+    clean(bench, days=11)
     clean(bench, days=8)
     with bench.db.read() as session:
         left = set(session.scalars(select(Experiment.id).where(Experiment.purged_at.is_(None))))

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from k8s.pools import NoCluster, PoolsError
 from service.app import create_app
+from service.db import NewerDatabase
 from service.settings import Settings
 from trainer.store import objects
 
@@ -29,7 +30,9 @@ def main() -> int:
     objects.patience = objects.Patience(connect_seconds=2, read_seconds=5, tries=2)
     try:
         app = create_app(settings)
-    except (PoolsError, NoCluster) as error:
+        # Here and not only where it is served, so that what is wrong is said in words and not in a traceback.
+        app.state.db.migrate()
+    except (PoolsError, NoCluster, NewerDatabase) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     uvicorn.run(
@@ -58,7 +61,8 @@ def _log_as_json() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in "torchx", "botocore", "alembic", "mlflow", "urllib3":
+    # httpx2 would tell the addresses of webhooks, and those are secrets.
+    for noisy in "torchx", "botocore", "alembic", "mlflow", "urllib3", "httpx2":
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -8,74 +8,76 @@ What goes wrong is a service.connection.McfError, in words for people.
 """
 
 import importlib.util
-import io
 import math
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from service import specfile
-from service.compare import plaintext
-from service.connection import McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
-from service.schemas import comparison as schemas
-from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentSummary, Plan
+from service import downloads, specfile
+from service.compare.forms import Comparison
+from service.connection import Ambiguous, McfError, NoSuchThing, Refused, ServiceAway, ServiceConnection, given
+from service.downloads import DownloadFailed, Told, nobody
+from service.schemas.audit import AuditList, AuditView
+from service.schemas.experiments import ExperimentDetail, ExperimentList, ExperimentState, ExperimentSummary, Plan
+from service.schemas.lookup import Found, Kind
 from service.schemas.pools import PoolList, PoolView
-from service.schemas.runs import Checkpoints, Histories, RunDetail, RunList, RunSummary
+from service.schemas.rebuild import Rebuilt
+from service.schemas.retention import Deletion, ProjectList, ProjectView, StoreCheck
+from service.schemas.runs import Checkpoints, FileKind, Histories, RunDetail, RunFiles, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
-from service.states import Scope
+from service.schemas.webhooks import DeliveryList, DeliveryView, Tried, WebhookCreated, WebhookList, WebhookView
+from service.states import Event, Form, Scope
+from service.version import HEADER
 from trainer.contract import asked_subset_seed, plain
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Client", "Comparison", "Experiment", "McfError", "NoSuchThing", "Refused", "ServiceAway"]
+Detail = TypeVar("Detail", ExperimentDetail, RunDetail)
+
+__all__ = [
+    "Ambiguous",
+    "Client",
+    "Comparison",
+    "DownloadFailed",
+    "Experiment",
+    "McfError",
+    "NoSuchThing",
+    "Refused",
+    "ServiceAway",
+]
 
 # Submitting reads the data once, to name the runs by what they see.
 SUBMIT_SECONDS = 600.0
-# Of several that are meant, so many are named.
-SHOWN = 4
-
-
-class Comparison(schemas.Comparison):
-    """The comparison as the service made it, with the forms people want it in."""
-
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """One row an arm, numbers in full; `attrs["words"]` is what may be said about them. Needs pandas."""
-        import pandas
-
-        frame = pandas.read_csv(io.StringIO(self.to_csv())).set_index("arm")
-        frame.attrs["words"] = self.words
-        return frame
-
-    def to_csv(self) -> str:
-        return plaintext.comma_separated(self)
-
-    def to_markdown(self) -> str:
-        return plaintext.markdown(self)
-
-    def to_latex(self) -> str:
-        """A table for booktabs."""
-        from service.compare.latex import latex  # loads scipy: two seconds that most commands need not spend
-
-        return latex(self)
-
-    def _repr_markdown_(self) -> str:
-        return self.to_markdown()
+WHOLE_ID = re.compile("e[0-9a-f]{10}|r[0-9a-f]{12,15}")
+# What the service says of a name that does not mean one thing.
+MEANT_WRONGLY = {"not_found": NoSuchThing, "ambiguous": Ambiguous}
 
 
 class Client:
-    """A connection to one service. Without a URL: MCF_URL, else the `mcf up` of this folder. Raises ServiceAway."""
+    """A connection to one service. Without a URL: MCF_URL, else the `mcf up` of this folder. Raises ServiceAway.
 
-    def __init__(self, url: str | None = None, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
-        self._connection = ServiceConnection(url, token, timeout_seconds)
+    A service of another version is told of once: to `warn`, else as a warning of class OtherVersion.
+    """
+
+    def __init__(
+        self, url: str | None = None, token: str | None = None, *, timeout_seconds: float = 30.0,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._connection = ServiceConnection(url, token, timeout_seconds, **given(warn=warn))
         self.url = self._connection.url
 
     def ping(self) -> None:
         """Raises ServiceAway unless somebody answers."""
         self._connection.call("GET", "/healthz")
+
+    def service_version(self) -> str | None:
+        """None where the service is of a release that did not tell it. Raises ServiceAway."""
+        version: str | None = self._connection.call("GET", "/healthz").headers.get(HEADER)
+        return version
 
     # ------------------------------------------------------------ experiments
 
@@ -92,33 +94,33 @@ class Client:
         answer = self._connection.call("POST", "/v1/experiments", **options)
         return Plan.model_validate_json(answer.content)
 
-    def experiments(self, project: str | None = None) -> Iterator[ExperimentSummary]:
-        """Experiments, newest first, of a project or all."""
+    def experiments(
+        self, project: str | None = None, *, states: Sequence[ExperimentState] = (), search: str | None = None,
+        prefix: str | None = None, deleted: bool = False,
+    ) -> Iterator[ExperimentSummary]:  # fmt: skip
+        """Experiments, newest first, of a project or all; in any of `states`; `search`: part of a name, or the
+        beginning of an id; `prefix`: the beginning of an id; `deleted`: those that can be restored."""
+        asked = {"project": project, "state": [state.value for state in states] or None, "search": search}
+        asked |= {"prefix": prefix, "deleted": "true" if deleted else None}
         cursor: str | None = None
         while True:
-            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor, project=project)
+            page = self._connection.get(ExperimentList, "/v1/experiments", limit=200, cursor=cursor, **asked)
             yield from page.experiments
             if (cursor := page.next_cursor) is None:
                 return
 
     def experiment(self, name: str) -> "Experiment":
-        """By id, by the beginning of one, or by name: the newest of that name, if they are all of one project.
+        """By id, by the beginning of one, or by name. Raises NoSuchThing, and Ambiguous where several are meant."""
+        return Experiment(self, self._detail(ExperimentDetail, "/v1/experiments", name, Kind.EXPERIMENT))
 
-        Raises NoSuchThing.
-        """
-        # What is asked for is looked for here, too: a service of an older version tells of all there are.
-        same_name = [item for item in self._experiments_with(name=name) if item.name == name]
-        if len(projects := sorted({item.project for item in same_name})) > 1:
-            some = ", ".join(f"{item.id} ({item.project})" for item in same_name[:SHOWN])
-            raise NoSuchThing(
-                f"Experiments of several projects ({', '.join(projects)}) are called {name!r}: {some}. Give an id."
-            )
-        ids = [item.id for item in self._experiments_with(prefix=name)] if not same_name else []
-        found = same_name[0].id if same_name else _only(name, ids, "experiment", "mcf list")
-        return Experiment(self, self._connection.get(ExperimentDetail, f"/v1/experiments/{found}"))
-
-    def _experiments_with(self, **what: str) -> list[ExperimentSummary]:
-        return self._connection.get(ExperimentList, "/v1/experiments", limit=200, **what).experiments
+    def look_up(self, name: str, kind: Kind | None = None) -> Found:
+        """The experiment or run that the service takes this for; of one kind, or either. Raises as `experiment`."""
+        try:
+            return self._connection.get(Found, "/v1/lookup", name=name, kind=kind)
+        except Refused as refused:
+            if refused.error in MEANT_WRONGLY:
+                raise MEANT_WRONGLY[refused.error](str(refused)) from refused
+            raise
 
     def pools(self) -> list[PoolView]:
         """The cluster's node pools with what is free now; empty where attempts are processes of one machine."""
@@ -145,23 +147,125 @@ class Client:
     def revoke_token(self, token_id: str) -> TokenView:
         return TokenView.model_validate_json(self._connection.call("DELETE", f"/v1/tokens/{token_id}").content)
 
+    def audit(self, *, limit: int = 200, before: int | None = None, after: int | None = None) -> list[AuditView]:
+        """Who asked for what, newest first; those `after` a number oldest first."""
+        return self._connection.get(AuditList, "/v1/audit", limit=limit, before=before, after=after).entries
+
+    # ------------------------------------------------------------ webhooks
+
+    def create_webhook(
+        self, url: str, *, project: str | None = None, events: Sequence[Event] | None = None,
+        waits_longer_than_minutes: float | None = None, form: Form = Form.JSON,
+    ) -> WebhookCreated:  # fmt: skip
+        """An address that is told of experiments; the `secret` that signs it is shown this once."""
+        more = given(project=project, events=events, waits_longer_than_minutes=waits_longer_than_minutes)
+        answer = self._connection.call("POST", "/v1/webhooks", json={"url": url, "form": form, **more})
+        return WebhookCreated.model_validate_json(answer.content)
+
+    def webhooks(self, project: str | None = None) -> list[WebhookView]:
+        """Newest first, also those that are switched off."""
+        return self._connection.get(WebhookList, "/v1/webhooks", project=project).webhooks
+
+    def delete_webhook(self, webhook_id: str) -> WebhookView:
+        return WebhookView.model_validate_json(self._connection.call("DELETE", f"/v1/webhooks/{webhook_id}").content)
+
+    def test_webhook(self, webhook_id: str) -> Tried:
+        """Sends a test now; what the receiver said."""
+        return Tried.model_validate_json(self._connection.call("POST", f"/v1/webhooks/{webhook_id}/test").content)
+
+    def deliveries(self, webhook_id: str) -> list[DeliveryView]:
+        """What it was told, newest first: the last 100."""
+        return self._connection.get(DeliveryList, f"/v1/webhooks/{webhook_id}/deliveries").deliveries
+
+    # ------------------------------------------------------------ retention and projects
+
+    def restore(self, experiment_id: str) -> "Experiment":
+        """Bring back a deleted experiment; `experiments(deleted=True)` are those that can be."""
+        answer = self._connection.call("POST", f"/v1/experiments/{experiment_id}/restore")
+        return Experiment(self, ExperimentDetail.model_validate_json(answer.content))
+
+    def check_store(self) -> StoreCheck:
+        """What takes room in the store, and what no run of this service has left there."""
+        answer = self._connection.call("GET", "/v1/store", timeout=SUBMIT_SECONDS)
+        return StoreCheck.model_validate_json(answer.content)
+
+    def rebuild(self) -> Rebuilt:
+        """Write the service's empty database anew from the store. Raises Refused where it is not empty."""
+        answer = self._connection.call("POST", "/v1/rebuild", timeout=SUBMIT_SECONDS)
+        return Rebuilt.model_validate_json(answer.content)
+
+    def projects(self) -> list[ProjectView]:
+        return self._connection.get(ProjectList, "/v1/projects").projects
+
+    def set_limits(self, project: str, **limits: float | None) -> ProjectView:
+        """Limits of a project, by the names of ProjectLimits; None takes one away."""
+        answer = self._connection.call("PATCH", f"/v1/projects/{project}", json=limits)
+        return ProjectView.model_validate_json(answer.content)
+
     # ------------------------------------------------------------ runs
 
-    def runs(self, experiment: str | None = None) -> Iterator[RunSummary]:
-        """Newest first, of one experiment (its id) or all."""
+    def runs(self, experiment: str | None = None, *, prefix: str | None = None) -> Iterator[RunSummary]:
+        """Newest first, of one experiment (its id) or all, or with ids that begin so."""
         cursor: str | None = None
         while True:
-            page = self._connection.get(RunList, "/v1/runs", limit=1000, cursor=cursor, experiment=experiment)
+            page = self._connection.get(
+                RunList, "/v1/runs", limit=1000, cursor=cursor, experiment=experiment, prefix=prefix
+            )
             yield from page.runs
             if (cursor := page.next_cursor) is None:
                 return
 
     def run(self, name: str) -> RunDetail:
-        """By id or by the beginning of one. Raises NoSuchThing."""
-        if not re.fullmatch("r[0-9a-f]{12}", name):
-            found = self._connection.get(RunList, "/v1/runs", limit=SHOWN + 1, prefix=name).runs
-            name = _only(name, [run.id for run in found], "run", "mcf show EXPERIMENT")
-        return self._connection.get(RunDetail, f"/v1/runs/{name}")
+        """By id or by the beginning of one. Raises NoSuchThing, and Ambiguous where several are meant."""
+        return self._detail(RunDetail, "/v1/runs", name, Kind.RUN)
+
+    def _detail(self, model: type[Detail], address: str, name: str, kind: Kind) -> Detail:
+        # Who gives a whole id is spared a question, and needs no service that answers it.
+        if WHOLE_ID.fullmatch(name):
+            try:
+                return self._connection.get(model, f"{address}/{name}")
+            except Refused as refused:
+                if refused.error != "not_found":
+                    raise
+        return self._connection.get(model, f"{address}/{self.look_up(name, kind).id}")
+
+    def files(self, run_id: str) -> RunFiles:
+        """What can be fetched of a run, and why some of it is not there."""
+        return self._connection.get(RunFiles, f"/v1/runs/{run_id}/files")
+
+    def get_encoder(self, run: str, folder: str | Path | None = None, *, told: Told = nobody) -> Path:
+        """Fetch the exported encoder of a run into a folder, RUN-encoder if none is named; timm loads it.
+
+        Raises NoSuchThing where there is none yet, with why, DownloadFailed, and Refused if it goes away meanwhile.
+        """
+        found = self.files(self.look_up(run, Kind.RUN).id)
+        return downloads.encoder(self._connection, found, Path(folder or f"{found.run_id}-encoder"), told)
+
+    def get_checkpoint(
+        self, run: str, file: str | Path | None = None, *, step: int | None = None, told: Told = nobody
+    ) -> Path:
+        """Fetch the newest checkpoint of a run, or that of a step; RUN-step-STEP.pt if no file or folder is named.
+
+        Of a run that measures the weights of another, the other's. Raises as `get_encoder`.
+        """
+        found = self.files(self.look_up(run, Kind.RUN).id)
+        if found.weights_of and (why := found.missing.get(FileKind.CHECKPOINT)):
+            try:
+                found = self.files(self.look_up(found.weights_of, Kind.RUN).id)
+            except NoSuchThing as error:
+                raise NoSuchThing(f"{why} {error}") from error
+        target = Path(file) if file else None
+        return downloads.single(self._connection, found, FileKind.CHECKPOINT, target, told, step=step)
+
+    def get_result(self, run: str, file: str | Path | None = None, *, told: Told = nobody) -> Path:
+        """Fetch the numbers of a finished run as JSON; RUN-result.json if none is named. Raises as `get_encoder`."""
+        found = self.files(self.look_up(run, Kind.RUN).id)
+        return downloads.single(self._connection, found, FileKind.RESULT, Path(file) if file else None, told)
+
+    def act_on_run(self, run_id: str, action: str, *, experiment: str | None = None) -> RunDetail:
+        """`cancel`, `pause`, `resume` or `retry` one run; `experiment`: for which of those that share it."""
+        answer = self._connection.call("POST", f"/v1/runs/{run_id}/{action}", params=given(experiment=experiment))
+        return RunDetail.model_validate_json(answer.content)
 
     def checkpoints(self, run_id: str) -> Checkpoints:
         return self._connection.get(Checkpoints, f"/v1/runs/{run_id}/checkpoints")
@@ -266,12 +370,40 @@ class Experiment:
     def runs(self) -> list[RunSummary]:
         return list(self._client.runs(self.id))
 
-    def cancel(self) -> "Experiment":
-        return self._act("cancel")
+    def cancel(self, *, arms: Sequence[str] | None = None, runs: Sequence[str] | None = None) -> "Experiment":
+        """Stop it, or the arms (by name) and runs (by id) that are named; each run writes a checkpoint first."""
+        return self._act("cancel", json=_part(arms, runs))
 
-    def retry(self) -> "Experiment":
-        """Queue the failed runs again."""
-        return self._act("retry")
+    def pause(self, *, arms: Sequence[str] | None = None, runs: Sequence[str] | None = None) -> "Experiment":
+        """Stop it, or what is named, until `resume`."""
+        return self._act("pause", json=_part(arms, runs))
+
+    def resume(self, *, arms: Sequence[str] | None = None, runs: Sequence[str] | None = None) -> "Experiment":
+        return self._act("resume", json=_part(arms, runs))
+
+    def retry(self, *, arms: Sequence[str] | None = None, runs: Sequence[str] | None = None) -> "Experiment":
+        """Queue the failed runs again; of what is named also what was cancelled."""
+        return self._act("retry", json=_part(arms, runs))
+
+    def change(self, **changes: Any) -> "Experiment":
+        """Other `priority`, `concurrency`, `gpu_hours` (None = no cap) or `pool` for what has not ended."""
+        answer = self._connection.call("PATCH", f"/v1/experiments/{self.id}", json=changes)
+        self.detail = ExperimentDetail.model_validate_json(answer.content)
+        return self
+
+    def delete(
+        self, *, dry_run: bool = False, objects: bool = True, tracking: bool = False, undo_days: float | None = None
+    ) -> Deletion:
+        """Delete it, once it has ended; what others share stays. With `dry_run`: what that would do.
+
+        `objects`: whether the directories of its runs go, `tracking`: whether their runs in MLflow do. Until `purge_at`
+        of the answer `Client.restore` brings it back.
+        """
+        options = {"dry_run": dry_run, "objects": objects, "tracking": tracking}
+        params = {name: str(value).lower() for name, value in options.items()} | given(undo_days=undo_days)
+        # Every run's directory is listed, to say what it takes.
+        answer = self._connection.call("DELETE", f"/v1/experiments/{self.id}", params=params, timeout=SUBMIT_SECONDS)
+        return Deletion.model_validate_json(answer.content)
 
     def extend(
         self, *, seeds: int | Sequence[int] = (), factors: Mapping[str, Sequence[Any]] | None = None,
@@ -292,13 +424,11 @@ class Experiment:
         return self
 
 
-def _only(name: str, ids: Sequence[str], kind: str, lister: str) -> str:
-    found = [id for id in ids if id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise NoSuchThing(f"Several {kind}s begin with {name!r}: {', '.join(found[:SHOWN])} ... Give more of the id.")
-    raise NoSuchThing(f"There is no {kind} {name!r}. `{lister}` lists all {kind}s.")
+def _part(arms: Sequence[str] | None, runs: Sequence[str] | None) -> dict[str, list[str]]:
+    asked = {name: list(some) for name, some in (("arms", arms), ("runs", runs)) if some is not None}
+    if asked and not any(asked.values()):
+        raise McfError("No arm and no run is named. For the whole experiment leave out arms and runs.")
+    return {name: some for name, some in asked.items() if some}
 
 
 def _submission(spec: Mapping[str, Any] | str | Path, **params: Any) -> dict[str, Any]:

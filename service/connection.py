@@ -5,6 +5,7 @@ McfError             what went wrong, in words for people
 ├── Untrusted        somebody answers there, with a certificate that nobody here vouches for
 ├── Refused          the service said no; has .status, .error, .problems
 └── NoSuchThing      no experiment or run goes by that name
+    └── Ambiguous    several do
 """
 
 import fcntl
@@ -12,7 +13,8 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import BaseModel
 
+from service.version import HEADER, difference
 from trainer.contract import Problem
 from trainer.store.cachedir import cache_folder
 
@@ -48,7 +51,11 @@ class Untrusted(McfError):
 
 
 class NoSuchThing(McfError):
-    """No experiment or run goes by that name, or several do."""
+    """No experiment or run goes by that name, or what is asked for of one is not there."""
+
+
+class Ambiguous(NoSuchThing):
+    """Several experiments or runs go by that name; the text lists the newest of them."""
 
 
 class Refused(McfError):
@@ -59,13 +66,26 @@ class Refused(McfError):
         self.status, self.error, self.problems = status, error, list(problems)
 
 
+class OtherVersion(UserWarning):
+    """The service is of another version than this mcf."""
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, OtherVersion, stacklevel=2)
+
+
 class ServiceConnection:
-    def __init__(self, url: str | None, token: str | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, url: str | None, token: str | None, timeout_seconds: float, warn: Callable[[str], None] = _warn
+    ) -> None:  # fmt: skip
+        """`warn`: told once if the service is of another version. Raises ServiceAway, Untrusted."""
         found, found_token = (url, None) if url else _find_service()
         self.url = found.rstrip("/")
         token = token or os.environ.get("MCF_TOKEN") or found_token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._has_answered = False
+        self._warn = warn
+        self._looked_at_version = False
         # The environment's proxies are not for a service next door.
         verify = _trusted() if self.url.startswith("https://") else True
         self._http = httpx2.Client(
@@ -79,26 +99,34 @@ class ServiceConnection:
         with self._errors():
             answer = self._http.request(method, path, **options)
         self._has_answered = True
+        self._look_at_version(answer)
         if answer.is_error:
             raise _refusal(answer)
         return answer
 
     def events(self, path: str, **params: Any) -> Iterator[tuple[str, str]]:
         """Server-sent events as (name, text); the text is what was sent as JSON."""
-        request = self._http.build_request("GET", path, params=params, timeout=None)
+        with self.stream(path, params=params, timeout=None) as answer:
+            name = ""
+            for line in answer.iter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    yield name, json.loads(value)
+
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str] | None = None, **options: Any) -> Iterator[httpx2.Response]:
+        """An answer that is read as it comes. Raises Refused, and ServiceAway also where it breaks off."""
+        request = self._http.build_request("GET", path, headers=headers, **options)
         with self._errors():
             answer = self._http.send(request, stream=True)
+            self._look_at_version(answer)
             try:
                 if answer.is_error:
                     answer.read()
                     raise _refusal(answer)
-                name = ""
-                for line in answer.iter_lines():
-                    field, _, value = line.partition(": ")
-                    if field == "event":
-                        name = value
-                    elif field == "data":
-                        yield name, json.loads(value)
+                yield answer
             finally:
                 answer.close()
 
@@ -115,6 +143,15 @@ class ServiceConnection:
                 if not self._has_answered or time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
+
+    def _look_at_version(self, answer: httpx2.Response) -> None:
+        theirs = answer.headers.get(HEADER)
+        # What has no version and went wrong may be a proxy's answer.
+        if self._looked_at_version or (theirs is None and answer.is_error):
+            return
+        self._looked_at_version = True
+        if told := difference(self.url, theirs):
+            self._warn(told)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session
 
@@ -22,6 +24,10 @@ MIGRATION_LOCK, EXCLUSIVE_LOCK = 6301, 6302
 # A service that is cut off in a transaction keeps its locks, and PostgreSQL would wait two hours for it; for one that
 # is frozen, whose kernel still answers, it would wait for ever.
 SILENT_SECONDS, FROZEN_SECONDS = 20, 60
+
+
+class NewerDatabase(Exception):
+    """A newer release has migrated the database; nothing of it is touched."""
 
 
 class Database:
@@ -58,12 +64,27 @@ class Database:
             yield session
 
     def migrate(self) -> None:
-        """Bring the schema up to date; of several services starting together one does it, the others wait."""
+        """Bring the schema up to date; of several services starting together one does it, the others wait.
+
+        Raises NewerDatabase.
+        """
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         with self._migration_lock(), self.engine.connect() as connection:
             config.attributes["connection"] = connection
+            self._refuse_newer(config, connection)
             command.upgrade(config, "head")
+
+    def _refuse_newer(self, config: Config, connection: Connection) -> None:
+        has = MigrationContext.configure(connection).get_current_revision()
+        connection.rollback()
+        script = ScriptDirectory.from_config(config)
+        if has is not None and has not in {revision.revision for revision in script.walk_revisions()}:
+            raise NewerDatabase(
+                f"The database is of a newer release of mcf: its schema is {has}, and this release knows "
+                f"{script.get_current_head()} at most. Start the newer release again; or restore the dump from before "
+                "the upgrade, and runs go on from what the store has (docs/backup.md)."
+            )
 
     @contextlib.contextmanager
     def _migration_lock(self) -> Iterator[None]:

@@ -7,10 +7,18 @@ ApiError
 ├── Conflict             409  the request is fine, the state of things is not
 │   ├── KeyReused             an Idempotency-Key with another body
 │   ├── NothingToRetry        no failed run
-│   ├── AlreadyEnded          cancelling what has ended
+│   ├── AlreadyEnded          cancelling, pausing or changing what has ended
+│   ├── NothingToResume       nothing of it is paused
+│   ├── Ambiguous             a name or the beginning of an id that means several things, or a run that several share
+│   ├── NotEmpty              a database that is to be written anew has experiments
+│   ├── NotDeletable          some of it still runs, or it is gone
+│   ├── NothingToRestore      it is not deleted
+│   ├── Deleted               it is deleted: restore it first
 │   ├── NotExtendable         it was cancelled, or what it was trained on is not what it was
 │   └── NothingToDraw         a figure of numbers that are not there
 ├── BodyTooLarge         413
+├── NoSuchRange          416  a part of a file that lies behind its end
+├── TooManyQueued        429  the project has as many waiting runs as it may; has Retry-After
 ├── InvalidSpec          422  a spec with problems, all of them listed
 ├── UnreadableBody       422  not JSON or YAML, or no object
 └── Unavailable          503  MLflow or the store does not answer
@@ -66,6 +74,30 @@ class AlreadyEnded(Conflict):
     pass
 
 
+class NothingToResume(Conflict):
+    pass
+
+
+class Ambiguous(Conflict):
+    pass
+
+
+class NotEmpty(Conflict):
+    pass
+
+
+class NotDeletable(Conflict):
+    pass
+
+
+class NothingToRestore(Conflict):
+    pass
+
+
+class Deleted(Conflict):
+    pass
+
+
 class NotExtendable(Conflict):
     pass
 
@@ -76,6 +108,15 @@ class NothingToDraw(Conflict):
 
 class BodyTooLarge(ApiError):
     status = 413
+
+
+class NoSuchRange(ApiError):
+    status = 416
+
+
+class TooManyQueued(ApiError):
+    status = 429
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
 
 class InvalidSpec(ApiError):

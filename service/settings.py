@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     namespace: str = "default"
     """On Kubernetes: the namespace that attempts run in."""
 
+    public_url: str = Field("", pattern=r"^(https?://\S+)?$")
+    """Address at which people open the pages, for the links that webhooks are sent (docs/notify.md); empty = none."""
     user_code: bool = False
     """Whether specs may name user code: Python files that workers execute with their own rights (docs/user-code.md).
     `mcf up` allows it. The service itself never executes any."""
@@ -57,6 +59,11 @@ class Settings(BaseSettings):
     machine, as often as trainers write, and 10 on a cluster, where each is a request to S3."""
     lease_seconds: float = Field(60.0, gt=0)
     """How long a dead service keeps others from its runs; longer than one look with slow answers takes."""
+    undo_days: float = Field(7.0, ge=0)
+    """How long a deleted experiment can be restored; then what only it has used is removed."""
+    keep_checkpoints: int = Field(1, ge=0)
+    """Of a run that has succeeded, the last ones: what more measurements start from; 0 = all. A project may keep more
+    or fewer (docs/retention.md)."""
     reconcile_threads: int = Field(8, ge=1)
     """Runs looked at in parallel, so that one slow answer holds up one of them."""
     tracking_timeout_seconds: int = Field(5, ge=1)

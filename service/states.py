@@ -1,4 +1,4 @@
-"""The words that database, API and client share: states of runs and attempts, scopes of tokens."""
+"""The words that database, API and client share: states of runs and attempts, scopes of tokens, events."""
 
 from enum import StrEnum
 
@@ -8,6 +8,7 @@ class RunState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -33,6 +34,15 @@ class AttemptState(StrEnum):
         return self in (AttemptState.SUBMITTED, AttemptState.RUNNING)
 
 
+class RunAction(StrEnum):
+    """What a person may do to runs."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+
+
 class Scope(StrEnum):
     """What a token is good for; each includes the ones before."""
 
@@ -47,3 +57,18 @@ class Scope(StrEnum):
 
 DEFAULT_PROJECT = "default"
 """Of experiments that nobody has given a project."""
+
+
+class Event(StrEnum):
+    """What webhooks are told of."""
+
+    ENDED = "ended"
+    FAILED = "failed"
+    WAITING = "waiting"
+
+
+class Form(StrEnum):
+    """What a webhook is sent: all fields, or the text alone as Slack takes it."""
+
+    JSON = "json"
+    SLACK = "slack"

@@ -4,11 +4,26 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, Index, String, TypeDecorator, UniqueConstraint, false
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    Index,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+    and_,
+    case,
+    false,
+    literal,
+    true,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service.states import DEFAULT_PROJECT, AttemptState, RunState, Scope
+from service.states import DEFAULT_PROJECT, AttemptState, Event, Form, RunState, Scope
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -42,6 +57,9 @@ class Base(DeclarativeBase):
         RunState: _state(RunState),
         AttemptState: _state(AttemptState),
         Scope: _state(Scope),
+        Event: _state(Event),
+        Form: _state(Form),
+        list[str]: Json,
     }
 
 
@@ -70,6 +88,31 @@ class Experiment(Leased, Base):
     """Cap; None = none."""
     cancelled_at: Mapped[datetime | None]
     cancel_reason: Mapped[str] = mapped_column(default="")
+    pause_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = paused."""
+    created_by: Mapped[str] = mapped_column(String(63), default="", server_default="")
+    """Name of the token; empty for what an older release has written."""
+    deleted_at: Mapped[datetime | None]
+    """It is in no list any more, and can be restored until ..."""
+    purge_at: Mapped[datetime | None]
+    """... then, when the reconciler removes what only this experiment has used ..."""
+    purged_at: Mapped[datetime | None]
+    """... and leaves this row, which others refer to: what a run cost before it was theirs."""
+    restored_at: Mapped[datetime | None]
+    """A rule counts from then on again."""
+    delete_reason: Mapped[str] = mapped_column(default="", server_default="")
+    remove_objects: Mapped[bool] = mapped_column(default=True, server_default=true())
+    """With it go the run directories ..."""
+    remove_tracking: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """... and the runs in MLflow."""
+    revision: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Of what the store keeps of it (service/record.py) ..."""
+    recorded: Mapped[int] = mapped_column(default=0, server_default="0")
+    """... and the one that the store has."""
+    opened: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often it went on after it had ended ..."""
+    waits_since: Mapped[datetime | None]
+    """... and since when runs of it wait for a place or a node, one or another (service/notify/waits.py)."""
     tracking_id: Mapped[str | None]
     """MLflow experiment."""
     tracking_run_id: Mapped[str | None]
@@ -102,6 +145,8 @@ class Arm(Base):
     name: Mapped[str]
     levels: Mapped[dict[str, Any]]
     is_baseline: Mapped[bool]
+    cancel_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = seeds that the experiment gets later are none of this arm's."""
     sample: Mapped[dict[str, Any] | None] = mapped_column(Json)
     """Where seeds come in rounds: the spec of its run as it was submitted, to which a later round gives other seeds."""
 
@@ -128,8 +173,12 @@ class Run(Leased, Base):
     admitted: Mapped[bool] = mapped_column(default=False)
     """Holds one of the places that concurrency gives out."""
     waiting_reason: Mapped[str] = mapped_column(default="")
+    waits_since: Mapped[datetime | None]
+    """For a place or a node; within a minute."""
     cancel_reason: Mapped[str] = mapped_column(default="")
-    """Not empty = asked to stop."""
+    """Not empty = asked to stop: no experiment wants it any more (service/experiments/wishes.py)."""
+    pause_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = asked to wait: of the experiments that have not cancelled it, each has paused it."""
     not_before: Mapped[datetime | None]
     fruitless: Mapped[int] = mapped_column(default=0)
     """Attempts in a row that ended without a new step."""
@@ -163,12 +212,15 @@ class Run(Leased, Base):
 
     tracking_id: Mapped[str | None]
     tracking_run_id: Mapped[str | None]
+    checkpoints_kept: Mapped[int | None]
+    """So many at most are left since it has succeeded; None = all that it has left."""
     settled: Mapped[bool] = mapped_column(default=False)
     """Ended, and MLflow says so too: nothing left to do."""
 
     __table_args__ = (
         Index("runs_due", "settled", "next_check_at"),
         Index("runs_state", "state"),
+        Index("runs_waiting", "waits_since"),
         Index("runs_newest", "created_at", "id"),
     )
 
@@ -181,10 +233,23 @@ class Trial(Base):
     arm_id: Mapped[int] = mapped_column(ForeignKey("arms.id"), index=True)
     seed: Mapped[int]
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    cancel_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = this experiment no longer wants the run; the run goes on where another one does."""
+    pause_reason: Mapped[str] = mapped_column(default="", server_default="")
     published: Mapped[bool] = mapped_column(default=False, server_default=false())
     """MLflow has all that the service knows of its run."""
 
     __table_args__ = (UniqueConstraint("arm_id", "seed"),)
+
+    def state_of(self, run: Run) -> RunState:
+        """As its experiment sees it: what was cancelled counts again when its run has come to a result."""
+        return RunState.CANCELLED if self.cancel_reason and run.state is not RunState.SUCCEEDED else run.state
+
+
+_IS_CANCELLED = and_(Trial.cancel_reason != "", Run.state != RunState.SUCCEEDED)
+TRIAL_STATE = case((_IS_CANCELLED, literal(RunState.CANCELLED, Run.state.type)), else_=Run.state)
+"""`Trial.state_of` in SQL, for a trial joined with its run."""
+TRIAL_REASON = case((_IS_CANCELLED, Trial.cancel_reason), else_=Run.reason)
 
 
 class Attempt(Base):
@@ -221,6 +286,35 @@ class Charge(Base):
     process_seconds: Mapped[float]
 
 
+class Doomed(Leased, Base):
+    """A run that nobody uses any more and that is in no other table: what is left of it outside is removed."""
+
+    __tablename__ = "doomed"
+
+    run_id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """No new run gets this id, nor its directory, before that is empty."""
+    remove_objects: Mapped[bool]
+    tracking_run_id: Mapped[str | None]
+    """To be deleted in MLflow; None = it stays."""
+
+
+class Project(Base):
+    """What an admin has set for a project; one without a row has no limits and keeps everything."""
+
+    __tablename__ = "projects"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    max_places: Mapped[int | None]
+    """Runs in flight at once."""
+    max_queued: Mapped[int | None]
+    """Runs that wait; more are refused with 429."""
+    max_priority: Mapped[int | None]
+    delete_after_days: Mapped[float | None]
+    """Experiments are deleted so long after their last run has ended."""
+    keep_checkpoints: Mapped[int | None]
+    """Of a run that has succeeded; None = as everywhere."""
+
+
 class Token(Base):
     """What a person or a program shows to be let in; the secret itself is nowhere."""
 
@@ -234,7 +328,86 @@ class Token(Base):
     project: Mapped[str | None] = mapped_column(String(63))
     """None = every project."""
     created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(63), default="", server_default="")
+    """Name of the token that it was made with."""
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     """Within a minute: not every request writes."""
+
+
+class AuditEntry(Base):
+    """Who asked for what and when; written before it is done, and completed with the answer. Nothing deletes any."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    token_id: Mapped[str] = mapped_column(String(16))
+    """Empty = MCF_TOKEN, or nobody is asked for one."""
+    name: Mapped[str] = mapped_column(String(63))
+    """Of the token."""
+    project: Mapped[str | None] = mapped_column(String(63))
+    """Of the token; None = every project."""
+    action: Mapped[str] = mapped_column(String(63))
+    """Such as `experiments.cancel`."""
+    object: Mapped[str] = mapped_column(String(200))
+    """Id of what it was done to."""
+    asked: Mapped[str] = mapped_column(String(1000))
+    """What of it, as the address had it: the query."""
+    address: Mapped[str] = mapped_column(String(200))
+    status: Mapped[int | None]
+    """Of the answer, as HTTP has it; None = the service was stopped before it could answer."""
+
+    __table_args__ = (Index("audit_of_project", "project", "id"),)
+
+
+class Webhook(Base):
+    """An address that is told of what happens to experiments."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    project: Mapped[str | None] = mapped_column(String(63))
+    """None = every project."""
+    url: Mapped[str] = mapped_column(String(2000))
+    """Slack's are secrets themselves: lists and logs show the host alone."""
+    secret: Mapped[str] = mapped_column(String(80))
+    """As it is, not its digest: what is sent is signed with it."""
+    events: Mapped[list[str]]
+    waits_longer_than_minutes: Mapped[float]
+    form: Mapped[Form]
+    created_by: Mapped[str] = mapped_column(String(63))
+    """Name of the token that it was made with."""
+    created_at: Mapped[datetime]
+    disabled_reason: Mapped[str] = mapped_column(default="", server_default="")
+    """Not empty = nothing is sent to it any more."""
+
+
+class Delivery(Leased, Base):
+    """What a webhook is told, once; sent until it is taken or given up."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[str] = mapped_column(String(24), primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"))
+    event: Mapped[Event]
+    occurrence: Mapped[str] = mapped_column(String(40))
+    run_id: Mapped[str | None] = mapped_column(String(16))
+    """The run that has failed or waits."""
+    reason: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime]
+    body: Mapped[str | None]
+    """None = not sent yet."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    done_at: Mapped[datetime | None]
+    """Taken, or given up: then `last_error` says why."""
+    last_status: Mapped[int | None]
+    """What the receiver has answered, as HTTP has it."""
+    last_error: Mapped[str] = mapped_column(default="")
+
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "experiment_id", "event", "occurrence", name="deliveries_once"),
+        Index("deliveries_due", "done_at", "next_check_at"),
+    )

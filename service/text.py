@@ -46,6 +46,15 @@ def hours(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def size(num_bytes: int) -> str:
+    """`512 B`, `3.4 kB`, `1,290.0 MB`."""
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    if num_bytes >= 1e10:
+        return f"{num_bytes / 1e9:,.1f} GB"
+    return f"{num_bytes / 1e3:.1f} kB" if num_bytes < 1e6 else f"{num_bytes / 1e6:,.1f} MB"
+
+
 def metric_name(name: str) -> str:
     """`nme diag` for probe/nme_diag. A stage's metric keeps its path: alignment/last/nme is not alignment/best/nme."""
     own = name.removeprefix("probe/").removeprefix("sanity/")

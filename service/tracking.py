@@ -127,6 +127,19 @@ class Tracker:
         except (TrackingGone, TrackingDeleted):
             return
 
+    def delete(self, run_id: str, *, copies: bool = False) -> None:
+        """Delete a run there; with `copies` also its children that only copy a run of another experiment.
+
+        As MLflow has it: `mlflow gc` removes it for good, and until then it can be restored.
+        """
+        with suppress(TrackingGone, TrackingDeleted), self._calling(f"the MLflow run {run_id}"):
+            if copies:
+                tracking_id = self._client.get_run(run_id).info.experiment_id
+                mine = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`mcf.copy_of` != ''"
+                for child in self._client.search_runs([tracking_id], mine, max_results=1000):
+                    self._client.delete_run(child.info.run_id)
+            self._client.delete_run(run_id)
+
     def expect_there(self, parent: TrackedRun) -> None:
         """Raises TrackingDeleted or TrackingGone, unless the experiment's parent run is there."""
         with self._calling(f"the MLflow run {parent.run_id}"):

@@ -14,11 +14,13 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import State
 
+from service import audit
 from service.errors import Forbidden, Unauthorized
 from service.experiments import service as experiments
+from service.experiments.actions import SOMEBODY
 from service.runs import service as runs
 from service.states import Scope
-from service.tables import Token
+from service.tables import AuditEntry, Token
 from trainer.store.loopback import LOOPBACK
 
 COOKIE = "mcf_token"
@@ -35,6 +37,13 @@ class Principal:
     scope: Scope
     project: str | None = None
     """None = every project."""
+    token_id: str = ""
+    """Empty = MCF_TOKEN, or nobody is asked for one."""
+
+    @property
+    def signature(self) -> str:
+        """Who it was, in `cancelled by ...`."""
+        return SOMEBODY if self is LOCAL else self.name
 
     def within(self, asked: str | None) -> str | None:
         """The project a request is about: the one asked for, else the token's; None = every one. Raises Forbidden."""
@@ -68,7 +77,7 @@ def principal_of(state: State, secret: str) -> Principal:
         raise Unauthorized("This token is not known to the service. An admin creates one with `mcf token create`.")
     if ended := state.keyring.ended(token):
         raise Unauthorized(f"The token {token.name!r} ({token.id}) {ended}. Ask an admin for a new one.")
-    return Principal(token.name, token.scope, token.project)
+    return Principal(token.name, token.scope, token.project, token.id)
 
 
 @dataclass(frozen=True)
@@ -83,10 +92,11 @@ class Require:
         # A route may demand more than its router does; who asks is looked up once.
         principal: Principal | None = getattr(request.state, "principal", None)
         if principal is None:
-            _refuse_other_sites(request)
+            refuse_other_sites(request)
             _refuse_other_names(request)
             secret = bearer.credentials if bearer else request.cookies.get(COOKIE, "")
             principal = principal_of(request.app.state, secret)
+            _write_down(principal, request)
             _refuse_what_is_not_there_for(principal, request)
             request.state.principal = principal
         if not principal.scope.includes(self.scope):
@@ -102,7 +112,40 @@ Submitter = Annotated[Principal, Depends(Require(Scope.SUBMIT))]
 Admin = Annotated[Principal, Depends(Require(Scope.ADMIN))]
 
 
-def _refuse_other_sites(request: Request) -> None:
+MADE = {"POST": "create", "PATCH": "change", "PUT": "set", "DELETE": "delete"}
+
+
+def _write_down(principal: Principal, request: Request) -> None:
+    """What is to change something gets an entry in the audit before it does; api/audit.py completes it."""
+    route = request.scope["route"]
+    # Of routes that know it: at any other address the word changes nothing.
+    is_dry = "dry_run" in {asked.name for asked in route.dependant.query_params}
+    if request.method in ONLY_LOOKS or (is_dry and request.query_params.get("dry_run") == "true"):
+        return
+    path = route.path.removeprefix("/v1")
+    if path in ("/new/check", "/new/file"):  # a form that is being filled in
+        return
+    # /experiments/{experiment_id}/cancel is experiments.cancel, and /experiments is experiments.create.
+    what, *rest = path.strip("/").split("/")
+    last = rest[-1] if rest else ""
+    if last == "{action}":
+        last = request.path_params["action"]
+    verb = MADE[request.method] if not last or last.startswith("{") else last
+    ids = list(request.path_params.values())
+    forwarded = request.headers.get("x-forwarded-for")
+    address = request.client.host if request.client else ""
+    request.state.audit_makes = verb == "create" or what == "new"
+    request.state.audit = audit.begin(
+        request.app.state.db,
+        AuditEntry(
+            token_id=principal.token_id, name=principal.name, project=principal.project,
+            action="experiments.create" if what == "new" else f"{what}.{verb}", object=ids[0] if ids else "",
+            asked=request.url.query, address=f"{address} for {forwarded}" if forwarded else address,
+        ),
+    )  # fmt: skip
+
+
+def refuse_other_sites(request: Request) -> None:
     """What the page of another site makes a browser send: a service without tokens would take it from everybody."""
     origin = request.headers.get("origin")
     if request.method in ONLY_LOOKS or origin is None:

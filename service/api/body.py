@@ -40,18 +40,22 @@ class Bounded:
 
 async def payload(request: Request) -> dict[str, Any]:
     """Dependency: the request's object. Raises UnreadableBody."""
-    data = await request.body()
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    return plain_object(await request.body(), is_yaml=kind in YAML_TYPES)
+
+
+def plain_object(data: bytes | str, *, is_yaml: bool, name: str = "The body") -> dict[str, Any]:
+    """Raises UnreadableBody."""
     try:
-        found = plain.from_yaml(data, aliases=False) if kind in YAML_TYPES else plain.from_json(data)
+        found = plain.from_yaml(data, aliases=False) if is_yaml else plain.from_json(data)
         if b"\\u0000" in json.dumps(found, ensure_ascii=False).encode():
             raise ValueError("text with a NUL character")
     except ValueError as error:
-        known = "YAML" if kind in YAML_TYPES else "JSON (or YAML with Content-Type: application/yaml)"
-        raise UnreadableBody(f"The body is not {known}: {error}") from error
+        known = "YAML" if is_yaml else "JSON (or YAML with Content-Type: application/yaml)"
+        raise UnreadableBody(f"{name} is not {known}: {error}") from error
     if not isinstance(found, dict):
         raise UnreadableBody(
-            f"The body is a {type(found).__name__}; an experiment is an object: name, base, factors, ..."
+            f"{name} is a {type(found).__name__}; an experiment is an object: name, base, factors, ..."
         )
     return found
 

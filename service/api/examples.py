@@ -23,6 +23,11 @@ SINGLE: dict[str, Any] = {
     "seeds": 1,
 }
 
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "single": {"summary": "One small run", "value": SINGLE},
+    "teachers": {"summary": "Two factors, three seeds: 18 runs", "value": TEACHERS},
+}
+
 _SCHEMA = ExperimentSpec.model_json_schema()
 # FastAPI collects definitions for models it knows; this one is written by hand, so its parts go along.
 _DEFINITIONS = _SCHEMA.pop("$defs", {})
@@ -44,10 +49,7 @@ REQUEST_BODY: dict[str, Any] = {
         "content": {
             "application/json": {
                 "schema": SCHEMA,
-                "examples": {
-                    "teachers": {"summary": "Two factors, three seeds: 18 runs", "value": TEACHERS},
-                    "single": {"summary": "One small run", "value": SINGLE},
-                },
+                "examples": EXAMPLES,
             },
             "application/yaml": {"schema": SCHEMA},
         },

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from service.api import cursors, examples
+from service.api.audit import about
 from service.api.auth import Reader, Require, Submitter
 from service.api.body import PlainRoute, payload
 from service.api.cursors import Cursor
@@ -16,16 +17,27 @@ from service.errors import (
     KeyReused,
     NotExtendable,
     NotFound,
+    NothingToResume,
     NothingToRetry,
+    TooManyQueued,
     Unavailable,
 )
+from service.experiments import actions, repository, service, views
 from service.experiments import extend as extending
-from service.experiments import repository, service, views
 from service.experiments.curves import tracked_trials
 from service.experiments.extend import Extension
+from service.experiments.search import Search
 from service.experiments.shelf import Shelf
 from service.schemas.base import ProjectName
-from service.schemas.experiments import ArmCurves, ExperimentDetail, ExperimentList, Plan
+from service.schemas.experiments import (
+    ArmCurves,
+    Changes,
+    ExperimentDetail,
+    ExperimentList,
+    ExperimentState,
+    Part,
+    Plan,
+)
 from service.states import DEFAULT_PROJECT, Scope
 from service.tracking import TrackingAway
 
@@ -34,6 +46,7 @@ router = APIRouter(route_class=PlainRoute, prefix="/v1/experiments", tags=["expe
 Payload = Annotated[dict[str, Any], Depends(payload)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern="^[!-~]+$")]
 Project = Annotated[ProjectName | None, Query()]
+Some = Annotated[Part | None, Body()]
 MAY_SUBMIT = [Depends(Require(Scope.SUBMIT))]
 
 
@@ -41,7 +54,7 @@ MAY_SUBMIT = [Depends(Require(Scope.SUBMIT))]
     "",
     status_code=201,
     response_model=ExperimentDetail | Plan,
-    responses=responses(KeyReused, BodyTooLarge, InvalidSpec)
+    responses=responses(KeyReused, BodyTooLarge, InvalidSpec, TooManyQueued)
     | {200: {"model": Plan, "description": "With dry_run: what would be done"}},
     openapi_extra=examples.REQUEST_BODY,
 )
@@ -69,8 +82,8 @@ def submit(
     resolved = service.check(body, shelf, state.pools, user_code=state.settings.user_code)
     if dry_run:
         response.status_code = 200
-        return service.plan(state.db, resolved, state.settings, state.launcher)
-    experiment_id = service.submit(state.db, resolved, idempotency_key, digest, project=home)
+        return service.plan(state.db, resolved, state.settings, state.launcher, home)
+    experiment_id = service.submit(state.db, resolved, idempotency_key, digest, project=home, by=principal.name)
     state.reconciler.wake()
     response.headers["Location"] = f"/v1/experiments/{experiment_id}"
     shown = service.show(state.db, state.settings, experiment_id)
@@ -84,19 +97,23 @@ def list_experiments(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Cursor = None,
     project: Project = None,
+    state: Annotated[list[ExperimentState] | None, Query()] = None,
+    search: Annotated[str, Query(max_length=200)] = "",
     name: Annotated[str | None, Query(max_length=200)] = None,
     prefix: Annotated[str | None, Query(max_length=200)] = None,
+    deleted: bool = False,
 ) -> ExperimentList:
     """Experiments, newest first, with their runs by state and how far they are; of one project, or all.
 
-    `name`: those of that name. `prefix`: those whose ids begin with it.
+    `state`: those in any of these states. `search`: those whose names hold it, or whose ids begin with it. `name`:
+    those of that name. `prefix`: those whose ids begin with it. `deleted`: those that can be restored.
     """
-    state = request.app.state
+    here = request.app.state
     before = cursors.position(cursor)
-    with state.db.read() as session:
-        within = principal.within(project)
-        found = repository.page(session, limit + 1, before, within, name=name, beginning=prefix)
-        summaries = views.summaries(session, found[:limit], state.settings)
+    asked = Search(principal.within(project), tuple(state or ()), search, name, prefix, deleted)
+    with here.db.read() as session:
+        found = repository.page(session, limit + 1, before, asked.conditions())
+        summaries = views.summaries(session, found[:limit], here.settings)
     last = found[limit - 1] if len(found) > limit else None
     return ExperimentList(experiments=summaries, next_cursor=cursors.after(last) if last else None)
 
@@ -122,24 +139,63 @@ def get_curves(
     return ArmCurves(metric=name, arms=found)
 
 
-@router.post("/{experiment_id}/cancel", dependencies=MAY_SUBMIT, responses=responses(NotFound, AlreadyEnded))
-def cancel(request: Request, experiment_id: str) -> ExperimentDetail:
-    """Stop the runs that no other experiment wants; each writes a checkpoint first. Doing it twice is harmless."""
+@router.patch("/{experiment_id}", dependencies=MAY_SUBMIT, responses=responses(NotFound, AlreadyEnded, InvalidSpec))
+def change(request: Request, experiment_id: str, changes: Changes) -> ExperimentDetail:
+    """Other priority, concurrency, cap or pool for the runs that have not ended."""
     state = request.app.state
-    service.cancel(state.db, experiment_id)
-    state.reconciler.wake()
-    return service.show(state.db, state.settings, experiment_id)
+    about(request, changes)
+    actions.change(state.db, experiment_id, changes, state.pools)
+    return _after(request, experiment_id)
+
+
+@router.post(
+    "/{experiment_id}/cancel", dependencies=MAY_SUBMIT, responses=responses(NotFound, AlreadyEnded, InvalidSpec)
+)
+def cancel(request: Request, experiment_id: str, principal: Submitter, part: Some = None) -> ExperimentDetail:
+    """Stop the runs that no other experiment wants; each writes a checkpoint first. Doing it twice is harmless.
+
+    Of `arms` and `runs` that are named; without any, the whole experiment.
+    """
+    about(request, part)
+    actions.cancel(request.app.state.db, experiment_id, principal.signature, part or actions.WHOLE)
+    return _after(request, experiment_id)
+
+
+@router.post(
+    "/{experiment_id}/pause", dependencies=MAY_SUBMIT, responses=responses(NotFound, AlreadyEnded, InvalidSpec)
+)
+def pause(request: Request, experiment_id: str, principal: Submitter, part: Some = None) -> ExperimentDetail:
+    """What trains writes a checkpoint and makes room; nothing of it starts until it is resumed.
+
+    Runs that another experiment wants go on. Doing it twice is harmless.
+    """
+    about(request, part)
+    actions.pause(request.app.state.db, experiment_id, principal.signature, part or actions.WHOLE)
+    return _after(request, experiment_id)
+
+
+@router.post(
+    "/{experiment_id}/resume", dependencies=MAY_SUBMIT, responses=responses(NotFound, NothingToResume, InvalidSpec)
+)
+def resume(request: Request, experiment_id: str, part: Some = None) -> ExperimentDetail:
+    """Queue what is paused again; it goes on from its checkpoints."""
+    about(request, part)
+    actions.resume(request.app.state.db, experiment_id, part or actions.WHOLE)
+    return _after(request, experiment_id)
 
 
 @router.post(
     "/{experiment_id}/retry", dependencies=MAY_SUBMIT, responses=responses(NotFound, NothingToRetry, Unavailable)
 )
-def retry(request: Request, experiment_id: str) -> ExperimentDetail:
-    """Queue the failed runs again, from their last checkpoints. What has finished is not touched."""
+def retry(request: Request, experiment_id: str, part: Some = None) -> ExperimentDetail:
+    """Queue the failed runs again, from their last checkpoints. What has finished is not touched.
+
+    Of `arms` and `runs` that are named also those that were cancelled.
+    """
     state = request.app.state
-    service.retry(state.db, state.settings, experiment_id)
-    state.reconciler.wake()
-    return service.show(state.db, state.settings, experiment_id)
+    about(request, part)
+    actions.retry(state.db, state.settings, experiment_id, part or actions.WHOLE)
+    return _after(request, experiment_id)
 
 
 @router.post(
@@ -154,6 +210,12 @@ def extend(request: Request, experiment_id: str, more: Extension, principal: Sub
     """
     state = request.app.state
     shelf = Shelf(state.db, state.settings, principal.project)
+    about(request, more)
     extending.extend(state.db, experiment_id, more, shelf, state.pools, user_code=state.settings.user_code)
+    return _after(request, experiment_id)
+
+
+def _after(request: Request, experiment_id: str) -> ExperimentDetail:
+    state = request.app.state
     state.reconciler.wake()
     return service.show(state.db, state.settings, experiment_id)

@@ -15,6 +15,7 @@ from service.settings import Settings
 from service.states import RunState
 from service.tables import Run
 from service.tracking import Tracker, TrackingAway
+from service.version import VERSION
 from trainer.store.objects import ObjectMissing, StorageError, open_store
 
 router = APIRouter(tags=["health"])
@@ -64,8 +65,8 @@ def questions(db: Database, tracker: Tracker | None, settings: Settings) -> list
 # Probes take no thread of those that answer requests: these may all be waiting for a store.
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
+    """The process answers, and says its version."""
+    return {"status": "ok", "version": VERSION}
 
 
 @router.get("/readyz", responses={503: {"description": "The database does not answer"}})

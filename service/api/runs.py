@@ -1,25 +1,45 @@
-"""GET /v1/runs: state, logs, checkpoints, curves and pictures."""
+"""GET /v1/runs: state, logs, checkpoints, curves, pictures and files."""
 
 import json
+import mimetypes
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 import anyio
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from service.api import cursors
-from service.api.auth import Reader
+from service.api.auth import Reader, Submitter
 from service.api.cursors import Cursor
+from service.api.ranges import part_of
 from service.api.refusals import responses
 from service.db import Database
-from service.errors import InvalidSpec, NotFound, Unavailable
-from service.runs import logs, repository, service
+from service.errors import (
+    AlreadyEnded,
+    Ambiguous,
+    InvalidSpec,
+    NoSuchRange,
+    NotFound,
+    NothingToRetry,
+    Unavailable,
+)
+from service.experiments import actions
+from service.runs import files, logs, repository, service
+from service.runs.files import Opened
 from service.schemas.base import ProjectName
-from service.schemas.runs import Checkpoints, Histories, Pictures, RunDetail, RunList
-from service.states import RunState
+from service.schemas.experiments import Part
+from service.schemas.runs import Checkpoints, Histories, Pictures, RunDetail, RunFiles, RunList
+from service.states import RunAction, RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+# Of a file, read at a time: a request to S3 each. The threads that do it are not those that answer requests.
+PIECE_BYTES, MAX_READS = 4 << 20, 8
+FILE_KINDS = responses(NotFound, NoSuchRange, Unavailable) | {
+    200: {"content": {"application/octet-stream": {}}},
+    206: {"content": {"application/octet-stream": {}}, "description": "The part that was asked for"},
+}
 
 # Every follower waits in a thread; these are not the threads that answer requests.
 MAX_FOLLOWERS = 100
@@ -103,6 +123,62 @@ def get_pictures(request: Request, run_id: str) -> Pictures:
     """Steps of which there is a panel."""
     steps = service.picture_steps(request.app.state.db, request.app.state.tracker, run_id)
     return Pictures(steps=steps)
+
+
+@router.post("/{run_id}/{action}", responses=responses(NotFound, Ambiguous, AlreadyEnded, NothingToRetry, Unavailable))
+def act(
+    request: Request, run_id: str, action: RunAction, principal: Submitter,
+    experiment: Annotated[str | None, Query(pattern="^e[0-9a-f]+$")] = None,
+) -> RunDetail:  # fmt: skip
+    """Cancel, pause, resume or retry one run; the rest of its experiment goes on.
+
+    Where several experiments share it, say for which: for the others it goes on.
+    """
+    state = request.app.state
+    of = actions.experiment_of(state.db, run_id, principal.project, experiment)
+    actions.act(state.db, state.settings, of, action, principal.signature, Part(runs=[run_id]))
+    state.reconciler.wake()
+    return service.detail(state.db, state.settings, run_id, principal.project)
+
+
+@router.get("/{run_id}/files", responses=responses(NotFound, Unavailable))
+def get_files(request: Request, run_id: str) -> RunFiles:
+    """What can be fetched of a run: encoder, checkpoints, result and records; and why some of it is not there."""
+    return files.listing(request.app.state.db, request.app.state.settings, run_id)
+
+
+@router.get("/{run_id}/files/{name:path}", response_class=StreamingResponse, responses=FILE_KINDS)
+def get_file(
+    request: Request,
+    run_id: str,
+    name: str,
+    wanted: Annotated[str | None, Header(alias="Range")] = None,
+    if_range: Annotated[str | None, Header(alias="If-Range")] = None,
+) -> Response:
+    """One of the files of a run, or with `Range: bytes=FROM-TO` a part of it. `name` is as /files lists it."""
+    state = request.app.state
+    found = files.open_file(state.db, state.settings, run_id, name)
+    tag, size = f'"{found.version}"', found.file.bytes
+    # A part of another file than the one that the rest is of would make a mixture.
+    part = part_of(size, wanted) if if_range in (None, tag) else None
+    start, length = part or (0, size)
+    headers = {
+        "Accept-Ranges": "bytes", "Cache-Control": "no-store", "Content-Length": str(length), "ETag": tag,
+        "Content-Disposition": f'attachment; filename="{found.file.save_as}"', "X-Content-Type-Options": "nosniff",
+    }  # fmt: skip
+    if part:
+        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return StreamingResponse(
+        _pieces(found, start, length, state.transfers), 206 if part else 200, headers, media_type=kind
+    )
+
+
+async def _pieces(found: Opened, start: int, length: int, transfers: anyio.CapacityLimiter) -> AsyncIterator[bytes]:
+    """The next is read when the one before has been taken: of each transfer one is in memory."""
+    for at in range(start, start + length, PIECE_BYTES):
+        size = min(PIECE_BYTES, start + length - at)
+        yield await anyio.to_thread.run_sync(found.read, at, size, limiter=transfers)
 
 
 async def _events(request: Request, run_id: str) -> AsyncIterator[str]:

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api.auth import Admin, Reader, Require
@@ -13,8 +12,6 @@ from service.schemas.base import ProjectName
 from service.schemas.tokens import NewToken, TokenCreated, TokenList, TokenView, Whoami
 from service.states import Scope
 from service.tokens import repository, service
-
-log = structlog.get_logger()
 
 router = APIRouter(route_class=PlainRoute, prefix="/v1", tags=["tokens"])
 tokens = APIRouter(route_class=PlainRoute, prefix="/tokens", dependencies=[Depends(Require(Scope.ADMIN))])
@@ -31,9 +28,10 @@ def create(request: Request, response: Response, body: NewToken, principal: Admi
     """Make a token. Its secret is in this answer and never again."""
     project = principal.within(body.project)
     token, secret = service.create(
-        request.app.state.db, name=body.name, scope=body.scope, project=project, expires_in_days=body.expires_in_days
-    )
-    log.info("token made", token=token.id, name=token.name, scope=token.scope, project=project, by=principal.name)
+        request.app.state.db, name=body.name, scope=body.scope, project=project, expires_in_days=body.expires_in_days,
+        by=principal.name,
+    )  # fmt: skip
+    response.headers["Location"] = f"/v1/tokens/{token.id}"
     response.headers["Cache-Control"] = "no-store"
     return TokenCreated(**TokenView.model_validate(token, from_attributes=True).model_dump(), secret=secret)
 
@@ -53,7 +51,6 @@ def revoke(request: Request, token_id: str, principal: Admin) -> TokenView:
     """Refuse it from now on: here at once, at other replicas within seconds. Doing it twice is harmless."""
     token = service.revoke(request.app.state.db, token_id, principal.project)
     request.app.state.keyring.forget(token.id)
-    log.info("token revoked", token=token.id, name=token.name, by=principal.name)
     return TokenView.model_validate(token, from_attributes=True)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import home
+from service.cli import complete, home
 from service.cli.progress import progress
 from service.client import McfError
 from trainer.contract.records import EXPORT
@@ -15,7 +15,7 @@ from trainer.contract.records import EXPORT
 
 def export(
     ctx: typer.Context,
-    run: Annotated[str, typer.Argument(help="Id of a run; its beginning is enough.")],
+    run: Annotated[str, typer.Argument(help="Id of a run; its beginning is enough.", autocompletion=complete.runs)],
     out: Annotated[Path, typer.Option(help="Folder for weights, timm's configuration and model card.")] = Path(EXPORT),
     published: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write its newest checkpoint in the released format instead.")

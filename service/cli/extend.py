@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from service import specfile
-from service.cli import show
+from service.cli import complete, show
 from service.cli.progress import progress
 from service.schemas.experiments import ExperimentDetail
 from trainer.contract import plain
@@ -14,7 +14,12 @@ from trainer.contract import plain
 
 def extend(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name or id of an experiment; the beginning of an id is enough.", autocompletion=complete.experiments
+        ),
+    ],
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds that every arm will have.")] = None,
     add: Annotated[
         list[str] | None, typer.Option(metavar="FACTOR=LEVEL", help="Level to add to a factor; may be repeated.")

@@ -1,6 +1,7 @@
 """The `mcf` command: every command is a few calls of service.client, shown for people."""
 
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,16 +9,24 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.cli import data, flags, home, papers, show, tokens
+from service.cli import acts, complete, data, flags, home, papers, show, store, tokens, webhooks
+from service.cli.audit import audit
 from service.cli.evaluate import evaluate
 from service.cli.export import export
 from service.cli.extend import extend
+from service.cli.get import get
 from service.cli.progress import READS, progress
 from service.cli.watch import watch as watch_experiment
-from service.client import Client, Experiment, McfError, NoSuchThing, Refused
+from service.client import Client, Experiment, McfError, Refused
+from service.schemas.experiments import ExperimentState
+from service.schemas.lookup import Kind
 from service.specfile import UnreadableSpec
+from service.text import first_line
+from service.version import VERSION, difference
 
 NOT_DONE, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
+# For what is only good to know.
+QUICK_SECONDS = 2.0
 
 
 class Commands(TyperGroup):
@@ -33,9 +42,10 @@ class Commands(TyperGroup):
             raise typer.Exit(WRONG_REQUEST if refused_spec else NOT_DONE) from None
 
 
-app = typer.Typer(name="mcf", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(name="mcf", cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
 app.add_typer(tokens.app, name="token")
+app.add_typer(webhooks.app, name="webhook")
 
 
 class OutputFormat(StrEnum):
@@ -46,8 +56,31 @@ class OutputFormat(StrEnum):
     LATEX = "tex"
 
 
-Name = Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")]
-RunName = Annotated[str, typer.Argument(help="Id of a run; its beginning is enough.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="Name or id of an experiment; the beginning of an id is enough.", autocompletion=complete.experiments
+    ),
+]
+RunName = Annotated[str, typer.Argument(help="Id of a run; its beginning is enough.", autocompletion=complete.runs)]
+
+
+def _print_versions(ctx: typer.Context, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    typer.echo(f"mcf {VERSION}")
+    try:
+        client = Client(
+            ctx.params.get("url"), ctx.params.get("token"), timeout_seconds=QUICK_SECONDS, warn=lambda told: None
+        )
+        theirs = client.service_version()
+    except McfError as error:
+        typer.echo(f"service: {first_line(str(error))}")
+    else:
+        typer.echo(f"service at {client.url}: mcf {theirs or 'of a release that does not tell its version'}")
+        if told := difference(client.url, theirs):
+            typer.echo(told, err=True)
+    raise typer.Exit
 
 
 @app.callback()
@@ -56,15 +89,23 @@ def main(
     url: Annotated[
         str | None,
         typer.Option(
-            help="Address of the service; default: MCF_URL, else the `mcf up` of this folder, or the only one."
+            is_eager=True,  # --version asks there, wherever it stands
+            help="Address of the service; default: MCF_URL, else the `mcf up` of this folder, or the only one.",
         ),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(help="Token of the service, if it asks for one; MCF_TOKEN is safer.")
+        str | None, typer.Option(is_eager=True, help="Token of the service, if it asks for one; MCF_TOKEN is safer.")
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_versions, help="Print the versions of this mcf and of the service, and end."
+        ),
+    ] = False,
 ) -> None:
     """Face-representation pretraining: from one request to a comparison."""
-    ctx.obj = lambda: Client(url, token)
+    # One for the whole command, so that what is to be told of the service is told once.
+    ctx.obj = cache(lambda: Client(url, token, warn=lambda told: typer.echo(told, err=True)))
 
 
 @app.command()
@@ -122,24 +163,34 @@ def submit(
 
 @app.command("list")
 def list_experiments(
-    ctx: typer.Context, project: Annotated[str | None, typer.Option(help="Show only this project.")] = None
+    ctx: typer.Context,
+    project: Annotated[str | None, typer.Option(help="Show only this project.")] = None,
+    states: Annotated[
+        list[ExperimentState] | None, typer.Option("--state", help="Show only this state; may be given several times.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Show only names that hold this, or ids that begin with it.")] = None,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Show those that `mcf restore` can bring back.")] = False,
 ) -> None:
     """List experiments, newest first."""
-    show.terminal().print(show.experiments(ctx.obj().experiments(project)))
+    found = list(ctx.obj().experiments(project, states=states or (), search=name, deleted=deleted))
+    some = "No experiment is like that; `mcf list` lists all." if project or states or name or deleted else ""
+    show.terminal().print(show.experiments(found) if found or not some else some)
 
 
 @app.command("show")
 def show_one(
-    ctx: typer.Context, name: Annotated[str, typer.Argument(help="Name or id of an experiment, or id of a run.")]
+    ctx: typer.Context,
+    name: Annotated[
+        str, typer.Argument(help="Name or id of an experiment, or id of a run.", autocompletion=complete.things)
+    ],
 ) -> None:
     """Show an experiment with its runs, or a run with its attempts and checkpoints."""
     client, console = ctx.obj(), show.terminal()
-    try:
-        console.print(show.experiment(client.experiment(name).detail))
-    except NoSuchThing:
-        if not name.startswith("r"):
-            raise
-        run = client.run(name)
+    found = client.look_up(name)
+    if found.kind is Kind.EXPERIMENT:
+        console.print(show.experiment(client.experiment(found.id).detail))
+    else:
+        run = client.run(found.id)
         console.print(show.run(run, client.checkpoints(run.id).checkpoints))
 
 
@@ -175,7 +226,9 @@ def logs(
 def compare(
     ctx: typer.Context,
     name: Name,
-    other: Annotated[str | None, typer.Argument(help="A second experiment to show beside it.")] = None,
+    other: Annotated[
+        str | None, typer.Argument(help="A second experiment to show beside it.", autocompletion=complete.experiments)
+    ] = None,
     form: Annotated[OutputFormat, typer.Option("--format", help="Output format.")] = OutputFormat.TABLE,
     metric: Annotated[
         str | None,
@@ -210,23 +263,18 @@ def compare(
         typer.echo(texts[form](), nl=False)
 
 
-@app.command()
-def cancel(ctx: typer.Context, name: Name) -> None:
-    """Stop an experiment; each run writes a checkpoint first."""
-    detail = ctx.obj().experiment(name).cancel().detail
-    typer.echo(f"{detail.name} ({detail.id}) is being cancelled: {show.counts(detail)}")
-
-
-@app.command()
-def retry(ctx: typer.Context, name: Name) -> None:
-    """Queue the failed runs of an experiment again; they resume from their last checkpoints."""
-    detail = ctx.obj().experiment(name).retry().detail
-    typer.echo(f"{detail.name} ({detail.id}) resumes: {show.counts(detail)}")
-
-
+for act in acts.cancel, acts.pause, acts.resume, acts.retry, acts.change:
+    app.command()(act)
+app.command()(store.delete)
+app.command()(store.restore)
+app.command()(store.rebuild)
+app.add_typer(store.store, name="store")
+app.add_typer(store.project, name="project")
+app.command()(audit)
 app.command()(extend)
 app.command()(evaluate)
 app.command()(export)
+app.command()(get)
 app.command("report")(papers.report)
 app.command("reproduce")(papers.reproduce)
 app.command("import-flags", context_settings={"ignore_unknown_options": True})(flags.import_flags)

@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from service.cli import show
+from service.cli import complete, show
 from service.cli.progress import READS, progress
 from service.cli.watch import watch
 from service.client import Client, Experiment, McfError
 from service.compare.columns import mean, signed, signed_interval
-from service.text import metric_name
 
 if TYPE_CHECKING:
     from service.compare.across import Across
@@ -25,7 +23,12 @@ MOVED, INTERRUPTED = 1, 130
 
 def report(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name or id of an experiment; the beginning of an id is enough.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name or id of an experiment; the beginning of an id is enough.", autocompletion=complete.experiments
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="File to write; default: NAME.html in this folder. `-` prints it.")
     ] = None,
@@ -49,7 +52,12 @@ def reproduce(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="REPORT", help="File written by `mcf report`.")],
     against: Annotated[
-        str | None, typer.Option("--with", help="Experiment that has trained it again; nothing is submitted.")
+        str | None,
+        typer.Option(
+            "--with",
+            help="Experiment that has trained it again; nothing is submitted.",
+            autocompletion=complete.experiments,
+        ),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Relative tolerance; a number that moved by less has not moved.")
@@ -149,7 +157,8 @@ def _numbers(found: "list[Number]") -> RenderableType:
 
 
 def _across(found: "Across") -> RenderableType:
-    unit = f"{metric_name(found.metric.name)} ({found.metric.unit})" if found.metric else "probe"
+    from service.compare.across_words import NOTHING_IN_COMMON, words
+
     one, other = (f"{item.name} ({item.experiment_id})" for item in (found.one, found.other))
     table = show.columns(
         "arm", one, other, "difference", "95 % interval", "over common seeds", "n", "95 % interval", "runs"
@@ -160,28 +169,8 @@ def _across(found: "Across") -> RenderableType:
             pair.one, mean(pair.probe), mean(pair.other_probe), signed(pair.unpaired), signed_interval(pair.unpaired),
             signed(pair.paired), str(pair.paired.n) if pair.paired else "", signed_interval(pair.paired), same,
         )  # fmt: skip
-    words = [f"{unit}: second minus first."] if found.metric else [_why_not(found)]
-    for pair in found.pairs:
-        if pair.differs:
-            told = "; ".join(f"{field} {was} there, {now} here" for field, (was, now) in pair.differs.items())
-            words.append(f"{pair.one} has the same levels in both, but another spec: {told}.")
-    words += [f"Only in {one}: {'; '.join(found.only_one)}."] if found.only_one else []
-    words += [f"Only in {other}: {'; '.join(found.only_other)}."] if found.only_other else []
-    return Group(_filled(table), *(Text(f"* {word}") for word in words))
-
-
-def _why_not(found: "Across") -> str:
-    from service.compare.ranking import in_words, kind
-
-    told = (in_words(kind(item.metric)) if item.metric else "nothing" for item in (found.one, found.other))
-    return (
-        f"No numbers stand side by side: one was measured by {' and the other by '.join(told)}. Only numbers of the "
-        "same metric, benchmark, images and annotations can be subtracted."
-    )
-
-
-def _filled(table: Table) -> RenderableType:
-    return table if table.row_count else Text("No arm of one has the spec or the levels of an arm of the other.")
+    filled = table if table.row_count else Text(NOTHING_IN_COMMON)
+    return Group(filled, *(Text(f"* {word}") for word in words(found)))
 
 
 def _value(value: float | None) -> str:

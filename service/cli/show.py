@@ -10,6 +10,7 @@ from rich.text import Text
 from service.client import Comparison
 from service.compare.columns import Column, Columns, interval, mean, p_value, signed, signed_interval
 from service.compare.headline import Headline, headline
+from service.schemas.audit import AuditView
 from service.schemas.comparison import ArmRow
 from service.schemas.experiments import ExperimentDetail, ExperimentSummary, Plan
 from service.schemas.pools import PoolView
@@ -23,7 +24,10 @@ REACHED = (
     "rank", "arm", "seeds", "mean and sd", "interval", "difference", "difference's interval", "p", "verdict",
 )  # fmt: skip
 FLOORS, COST = ("pixels", "untrained", "above"), ("images", "hours", "restarts", "processes")
-COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}
+COLOURS = {
+    "succeeded": "green", "failed": "red", "running": "cyan", "starting": "cyan", "interrupted": "yellow",
+    "paused": "yellow",
+}  # fmt: skip
 
 
 def terminal() -> Console:
@@ -69,7 +73,8 @@ def experiment(found: ExperimentDetail) -> RenderableType:
         head.append(f", about {duration(found.eta_seconds)} left")
     facts = [f"{counts(found)}; {hours(found.gpu_hours)} process-hours so far"]
     facts += [f"project {found.project}"] if found.project != DEFAULT_PROJECT else []
-    facts += [found.cancel_reason] if found.cancel_reason else []
+    facts += [f"submitted by {found.created_by}"] if found.created_by else []
+    facts += [reason for reason in (found.cancel_reason, found.pause_reason) if reason]
     facts += [f"MLflow: {found.tracking_url}"] if found.tracking_url else []
     return Group(head, *facts, "", table)
 
@@ -186,13 +191,25 @@ def plan(found: Plan) -> RenderableType:
 
 
 def tokens(found: Iterable[TokenView]) -> RenderableType:
-    table = columns("id", "name", "scope", "project", "made", "last used", "good until")
+    table = columns("id", "name", "scope", "project", "made", "by", "last used", "good until")
     for item in found:
         used = age(item.last_used_at) if item.last_used_at else "never"
         table.add_row(
-            item.id, item.name, item.scope.value, project(item.project), age(item.created_at), used, _good_until(item)
-        )
+            item.id, item.name, item.scope.value, project(item.project), age(item.created_at), item.created_by, used,
+            _good_until(item),
+        )  # fmt: skip
     return table if table.row_count else Text("No tokens yet; `mcf token create NAME` makes one.")
+
+
+def audit(found: Iterable[AuditView]) -> RenderableType:
+    table = columns("number", "when", "who", "token", "action", "what", "", "answer", "from")
+    for item in found:
+        answer = str(item.status) if item.status else "none: the service was stopped"
+        table.add_row(
+            str(item.id), age(item.at), item.name, item.token_id, item.action, item.object, item.asked, answer,
+            item.address,
+        )  # fmt: skip
+    return table if table.row_count else Text("Nobody has asked for anything yet.")
 
 
 def project(name: str | None) -> str:

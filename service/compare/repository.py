@@ -11,8 +11,9 @@ from service.compare.readings import kept_readings
 from service.compare.rounds import InRounds, Look
 from service.compare.table import ArmTrials, TrialRow, TrialSpeed
 from service.schemas.comparison import Digest
-from service.tables import Arm, Experiment, Run, Trial
+from service.tables import TRIAL_REASON, TRIAL_STATE, Arm, Experiment, Run, Trial
 from service.text import run_in_mlflow
+from trainer.contract import asked_subset_seed
 from trainer.contract.records import Result
 from trainer.contract.rounds import Rounds
 
@@ -29,18 +30,22 @@ STAGES = ("alignment", "parsing")
 RANK_BY = ("base", "evaluation", "rank_by")
 """In the spec of an experiment: it may change when more is measured, and no run with it."""
 
+TELLING = 2
+"""Runs of an arm that tell what it asks of `data.subset_seed`."""
+
 Fingerprint = tuple[tuple[Any, ...], ...]
 
 
 def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tuple[Experiment, list[ArmTrials]] | None:
     """The experiment and its arms with their trials, in the order of the request; None when there is none."""
     experiment = session.get(Experiment, experiment_id)
-    if experiment is None:
+    if experiment is None or experiment.purged_at:
         return None
     arms = session.scalars(select(Arm).where(Arm.experiment_id == experiment_id).order_by(Arm.position)).all()
     rows = session.execute(
         select(
-            Trial.arm_id, Trial.seed, Run.id, Run.state, Run.reason, Run.result, Run.process_seconds, Run.restarts,
+            Trial.arm_id, Trial.seed, Run.id, TRIAL_STATE.label("state"), TRIAL_REASON.label("reason"), Run.result,
+            Run.process_seconds, Run.restarts,
             Run.tracking_id, Run.tracking_run_id, Run.world_sizes, Run.spec["evaluation"].label("evaluation"),
             Run.mean_images_per_second, Run.waiting_share, Run.peak_share, Run.compile_seconds, Run.readings,
         )
@@ -58,7 +63,9 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
             run_in_mlflow(tracking_uri, row.tracking_id, row.tracking_run_id), row.world_sizes, speed,
             row.evaluation or {}, kept_readings(row.readings),
         ))  # fmt: skip
-    return experiment, [ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id], arm.id) for arm in arms]
+    return experiment, [
+        ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id], arm.id, arm.cancel_reason) for arm in arms
+    ]
 
 
 def rounds_of(experiment: Experiment, arms: Sequence[ArmTrials]) -> InRounds | None:
@@ -74,14 +81,15 @@ def rounds_of(experiment: Experiment, arms: Sequence[ArmTrials]) -> InRounds | N
         )
         for look in experiment.looks
     ]
-    return InRounds(Rounds.model_validate(seeds), looks, experiment.cancelled_at is not None)
+    stopped = {arm.name: arm.stopped for arm in arms if arm.stopped}
+    return InRounds(Rounds.model_validate(seeds), looks, experiment.cancelled_at is not None, stopped)
 
 
 def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
     """Changes whenever `load` finds something else; without results, which are most of what there is to read."""
     rows = session.execute(
         select(
-            Trial.id, Run.id, Run.state, Run.ended_at, Run.reason, Run.process_seconds, Run.restarts,
+            Trial.id, Run.id, TRIAL_STATE, Run.ended_at, TRIAL_REASON, Run.process_seconds, Run.restarts,
             Run.tracking_run_id, Run.last_reading, Experiment.spec[RANK_BY],
             # Looks are only added.
             func.length(cast(Experiment.looks, String)), Experiment.cancelled_at,
@@ -92,6 +100,26 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
         .order_by(Trial.id)
     )  # fmt: skip
     return tuple(tuple(row) for row in rows)
+
+
+def specs(session: Session, experiment_id: str) -> dict[str, dict[str, Any]]:
+    """Arm -> spec of the run of its first seed, with the subset that the arm asks for."""
+    number = func.row_number().over(partition_by=Trial.arm_id, order_by=Trial.seed).label("number")
+    first = select(Trial.arm_id, Trial.run_id, number).where(Trial.experiment_id == experiment_id).subquery()
+    rows = session.execute(
+        select(Arm.name, Run.spec)
+        .join(first, first.c.arm_id == Arm.id)
+        .join(Run, Run.id == first.c.run_id)
+        .where(first.c.number <= TELLING)
+        .order_by(Arm.position, first.c.number)
+    )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, spec in rows:
+        found.setdefault(name, []).append(spec)
+    return {
+        name: {**runs[0], "data": {**runs[0]["data"], "subset_seed": asked_subset_seed(runs)}}
+        for name, runs in found.items()
+    }
 
 
 def digests(session: Session, experiment_id: str) -> list[Digest]:

@@ -6,7 +6,7 @@ table by any metric, or as of any step, is of the same looks.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from statistics import fmean
@@ -40,6 +40,8 @@ class InRounds:
     design: Rounds
     looks: Sequence[Look] = ()
     is_cancelled: bool = False
+    stopped: Mapping[str, str] = field(default_factory=dict)
+    """Arms that a person has cancelled, with who it was: they get no more seeds, whatever they show."""
 
     def had_finished(self, arm: str) -> bool:
         """Whether a run of it had, at the last look."""
@@ -78,7 +80,7 @@ class Course:
         if len(self.rounds.looks) == len(self._design.rounds):
             return set()
         # Where no seed of an arm has finished, no other would.
-        alive = {name for name in of if self._seen(name)} - self.dropped.keys()
+        alive = {name for name in of if self._seen(name)} - self.dropped.keys() - self.rounds.stopped.keys()
         if self.measure not in alive:
             return set()
         on = {name for name in alive - {self.measure} if self._is_open(name)}
@@ -93,7 +95,8 @@ class Course:
         if self._design.target is Target.BASELINE or not self.rounds.looks:
             return self.baseline
         # Of those that have had all looks: means over other seeds are another thing.
-        left = [name for name in self.arms if self._seen(name) and name not in self.dropped]
+        out = self.dropped.keys() | self.rounds.stopped.keys()
+        left = [name for name in self.arms if self._seen(name) and name not in out]
         most = max((self.rounds.given(name) for name in left), default=0)
         return max((name for name in left if self.rounds.given(name) == most), key=self._mean, default=self.baseline)
 

@@ -88,6 +88,8 @@ def _words(course: Course, name: str, found: ArmInRounds, outcome: Outcome | Non
         return f"dropped after {found.decided_after} of {found.most} seeds: worse than {found.worse_than} ({by})"
     if found.decided_after:
         return f"decided after {found.decided_after} of {found.most} seeds"
+    if (who := course.rounds.stopped.get(name)) and not found.goes_on:
+        return f"stopped after {of}: {who}"
     if waits:
         return f"{'cancelled before' if course.rounds.is_cancelled else 'waits for'} the look after {of}"
     if not course.rounds.had_finished(course.measure):

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from sqlalchemy.orm import Session
 
 from service.compare import repository
+from service.compare.across import Across, across, dotted
 from service.compare.ranking import NoSuchMetric
 from service.compare.readings import NoSuchStep, as_of
 from service.compare.repository import Fingerprint
@@ -47,6 +48,17 @@ class Comparisons:
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         return made
+
+
+def across_of(
+    session: Session, comparisons: Comparisons, one: str, other: str, metric: str | None = None
+) -> Across:  # fmt: skip
+    """Two experiments side by side. Raises NotFound."""
+    table, other_table = (comparisons.of(session, id, Question(metric)) for id in (one, other))
+    specs, other_specs = (
+        {arm: dotted(spec) for arm, spec in repository.specs(session, id).items()} for id in (one, other)
+    )  # fmt: skip
+    return across(table, other_table, specs, other_specs)
 
 
 def comparison_of(

@@ -66,6 +66,8 @@ class ArmTrials:
     trials: Sequence[TrialRow]
     id: int = 0
     """In the database."""
+    stopped: str = ""
+    """By whom, where a person wants no more seeds of it."""
 
 
 @dataclass(frozen=True)

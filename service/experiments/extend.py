@@ -9,9 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import IntegrityError
 
 from k8s.pools import Pool
+from service import projects
 from service.db import Database
 from service.errors import InvalidSpec, NotExtendable
 from service.experiments import repository, service
+from service.experiments.wishes import follow
+from service.states import RunState
 from service.tables import Arm, Experiment, Run
 from trainer.contract import ExperimentSpec, Problem, RunSpec
 from trainer.contract.frozen import MAX_INTEGER
@@ -144,8 +147,12 @@ def _write(
         wanted = [service.wanted_run(resolved, today[key], runs[key][0].arm_id) for key in anew]
         measured = service.ensure_runs(session, experiment, wanted)
         for place, run in zip(anew, measured, strict=True):
-            trial, _ = runs[place]
+            trial, before_run = runs[place]
+            if before_run.state is RunState.SUCCEEDED:
+                # It counts, whatever was asked for before it had a result.
+                trial.cancel_reason = trial.pause_reason = ""
             trial.run_id, trial.published = run.id, False
+        follow(session, [run.id for run in measured], datetime.now(UTC))
         new = [
             service.wanted_run(resolved, arm.runs[seed], arms[_key(arm.levels)].id)
             for seed in spec.seed_list
@@ -154,7 +161,10 @@ def _write(
             if (_key(arm.levels), seed) not in runs and not spec.rounds
         ]
         if new:
+            before_it = projects.going(session, admitted=False).get(experiment.project, 0)
             service.add_trials(session, experiment, new)
+            session.flush()
+            projects.refuse_too_many(session, experiment.project, before_it)
         # A new cap counts from now on, too: whoever looks at the experiment now has read the old one.
         repository.reopen(session, [experiment_id], datetime.now(UTC))
     return True
@@ -178,6 +188,7 @@ def _key(levels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
 
 def _refuse_cancelled(experiment: Experiment) -> None:
     """Before anything is read, and again once nobody else can cancel it."""
+    service.refuse_deleted(experiment)
     if experiment.cancelled_at:
         raise NotExtendable(
             f"Experiment {experiment.id} was cancelled. Submit it again with the arms and seeds you want: finished "

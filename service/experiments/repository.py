@@ -4,11 +4,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, case, func, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session, defer
 
+from service.experiments.wishes import follow
 from service.states import FINAL, RunState
-from service.tables import Arm, Charge, Experiment, Run, Trial
+from service.tables import TRIAL_STATE, Arm, Charge, Doomed, Experiment, Run, Trial
 
 
 @dataclass
@@ -53,43 +54,47 @@ def by_key(session: Session, project: str, key: str) -> Experiment | None:
 
 
 def page(
-    session: Session,
-    limit: int,
-    before: tuple[datetime, str] | None,
-    project: str | None,
-    *,
-    name: str | None = None,
-    beginning: str | None = None,
+    session: Session, limit: int, before: tuple[datetime, str] | None, conditions: Iterable[ColumnElement[bool]] = ()
 ) -> Sequence[Experiment]:
-    """Newest first; of one project, or all; of that name, or with ids that begin so."""
+    """Newest first, those that meet the conditions (search.py)."""
     query = select(Experiment).order_by(Experiment.created_at.desc(), Experiment.id.desc()).limit(limit)
-    if project:
-        query = query.where(Experiment.project == project)
-    if name is not None:
-        query = query.where(Experiment.name == name.replace("\0", ""))
-    if beginning is not None:
-        query = query.where(Experiment.id.startswith(beginning.replace("\0", ""), autoescape=True))
+    query = query.where(*conditions)
     if before:
         query = query.where(tuple_(Experiment.created_at, Experiment.id) < before)
     return session.scalars(query).all()
 
 
+def meant_by(session: Session, name: str, project: str | None, limit: int) -> tuple[Sequence[Experiment], int]:
+    """Of that name, or with ids that begin so: the one of that id, then the newest; and how many there are."""
+    text = name.replace("\0", "")
+    named = or_(Experiment.name == text, Experiment.id.startswith(text, autoescape=True))
+    # What is deleted goes by its whole id alone.
+    is_meant = and_(Experiment.purged_at.is_(None), or_(Experiment.id == text, named & Experiment.deleted_at.is_(None)))
+    if project:
+        is_meant = and_(is_meant, Experiment.project == project)
+    order = (Experiment.id == text).desc(), Experiment.created_at.desc(), Experiment.id.desc()
+    found = session.scalars(select(Experiment).where(is_meant).order_by(*order).limit(limit)).all()
+    if len(found) < limit:
+        return found, len(found)
+    return found, session.scalar(select(func.count()).select_from(Experiment).where(is_meant)) or 0
+
+
 def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
     """Two statements for any number of experiments."""
-    final = Run.state.in_(FINAL)
+    final = TRIAL_STATE.in_(FINAL)
     done: ColumnElement[float] = case((final, 1.0), else_=Run.step * 1.0 / Run.total_steps)
     left: ColumnElement[int] = case((final, 0), else_=Run.total_steps - Run.step)
     is_own = Run.home_id == Trial.experiment_id
     own_left: ColumnElement[int] = case((is_own, left), else_=0)
     rows = session.execute(
         select(
-            Trial.experiment_id, Run.state, func.count(), func.sum(done), func.sum(Run.step),
+            Trial.experiment_id, TRIAL_STATE, func.count(), func.sum(done), func.sum(Run.step),
             func.sum(Run.train_seconds), func.sum(left), func.sum(Run.process_seconds),
             func.sum(own_left),
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id.in_(list(ids)))
-        .group_by(Trial.experiment_id, Run.state)
+        .group_by(Trial.experiment_id, TRIAL_STATE)
     )  # fmt: skip
     found: dict[str, Tally] = {}
     for experiment, state, count, done_sum, steps, train_seconds, left_sum, seconds, own_left_sum in rows:
@@ -129,7 +134,7 @@ def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm]
 def tracked_trials(session: Session, experiment_id: str, arms: Collection[int] | None) -> list[TrackedTrial]:
     query = (
         select(
-            Arm.position, Arm.name, Arm.is_baseline, Trial.seed, Run.id, Run.state, Run.step, Run.tracking_run_id,
+            Arm.position, Arm.name, Arm.is_baseline, Trial.seed, Run.id, TRIAL_STATE, Run.step, Run.tracking_run_id,
             Run.ended_at,
         )
         .join(Trial, Trial.arm_id == Arm.id)
@@ -167,13 +172,23 @@ def trained(session: Session, pretrainings: Iterable[str], private_to: str = "")
 
 
 def taken_ids(session: Session, ids: Iterable[str]) -> set[str]:
-    return set(session.scalars(select(Run.id).where(Run.id.in_(list(ids)))))
+    """Also those of deleted runs whose directories are not empty yet."""
+    asked = list(ids)
+    removing = session.scalars(select(Doomed.run_id).where(Doomed.run_id.in_(asked)))
+    return {*session.scalars(select(Run.id).where(Run.id.in_(asked))), *removing}
 
 
-def failed_runs(session: Session, experiment_id: str) -> Sequence[Run]:
-    query = select(Run).join(Trial).where(Trial.experiment_id == experiment_id, Run.state == RunState.FAILED)
-    query = query.order_by(Run.id)
-    return session.scalars(query.with_for_update(of=Run)).all()
+def trials_of(session: Session, experiment_id: str, *, lock: bool = False) -> list[tuple[Trial, Run, Arm]]:
+    """In the order of the request. `lock`: the runs, in one order everywhere."""
+    query = (
+        select(Trial, Run, Arm)
+        .join(Run, Run.id == Trial.run_id)
+        .join(Arm, Arm.id == Trial.arm_id)
+        .where(Trial.experiment_id == experiment_id)
+        .order_by(Run.id)
+    )
+    rows = session.execute(query.with_for_update(of=Run) if lock else query)
+    return sorted(((trial, run, arm) for trial, run, arm in rows), key=lambda row: (row[2].position, row[0].seed))
 
 
 def requeue(session: Session, runs: Collection[Run], home: str, now: datetime) -> None:
@@ -183,7 +198,7 @@ def requeue(session: Session, runs: Collection[Run], home: str, now: datetime) -
     """
     for run in runs:
         run.state, run.settled, run.admitted = RunState.QUEUED, False, False
-        run.cancel_reason = run.reason = run.kind = run.waiting_reason = ""
+        run.cancel_reason = run.pause_reason = run.reason = run.kind = run.waiting_reason = ""
         run.not_before, run.ended_at, run.fruitless = None, None, 0
         run.home_id = home
         run.next_check_at = now
@@ -200,25 +215,19 @@ def reopen(session: Session, ids: Collection[str], now: datetime) -> None:
     Whoever is publishing one of them, or about to cancel it, has lost the right to: it looked before this.
     """
     values = {"published": False, "next_check_at": now, "lease_token": None, "lease_expires_at": None}
-    session.execute(update(Experiment).where(Experiment.id.in_(ids)).values(values))
+    # What it is told of anew (service/notify): the end that follows.
+    opened = case((Experiment.published, Experiment.opened + 1), else_=Experiment.opened)
+    changed = {"revision": Experiment.revision + 1, "opened": opened}
+    session.execute(update(Experiment).where(Experiment.id.in_(ids)).values(values | changed))
 
 
 def cancel(session: Session, experiment: Experiment, reason: str, now: datetime) -> None:
     """Runs that no other live experiment wants are asked to stop; the others find a new home."""
     experiment.cancelled_at, experiment.cancel_reason = now, reason
     experiment.next_check_at = now
-    other = (
-        select(Trial.run_id, Experiment.id)
-        .join(Experiment, Experiment.id == Trial.experiment_id)
-        .where(Experiment.cancelled_at.is_(None), Experiment.id != experiment.id)
-        # Of several the oldest: the last one stays in the dictionary.
-        .order_by(Experiment.created_at.desc(), Experiment.id)
-    )
-    own = select(Trial.run_id).where(Trial.experiment_id == experiment.id)
-    wanted = dict(session.execute(other.where(Trial.run_id.in_(own))).all())
-    for run in session.scalars(select(Run).where(Run.id.in_(own), Run.state.not_in(FINAL)).order_by(Run.id)):
-        if run.id in wanted:
-            run.home_id = wanted[run.id] if run.home_id == experiment.id else run.home_id
-        else:
-            run.cancel_reason = run.cancel_reason or reason
-            run.next_check_at = now
+    experiment.revision += 1
+    follow(session, runs_of(session, experiment.id), now)
+
+
+def runs_of(session: Session, experiment_id: str) -> Sequence[str]:
+    return session.scalars(select(Trial.run_id).where(Trial.experiment_id == experiment_id)).all()

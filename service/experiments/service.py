@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from k8s.pools import Pool
+from service import projects
 from service.db import Database
-from service.errors import AlreadyEnded, InvalidSpec, KeyReused, NotFound, NothingToRetry, Unavailable
+from service.errors import Deleted, InvalidSpec, KeyReused, NotFound, Unavailable
 from service.experiments import repository, views
 from service.experiments.estimate import estimate
+from service.experiments.wishes import follow
 from service.launching.port import Launch, Launcher
 from service.schemas.experiments import ExperimentDetail, Plan, PlannedArm, PlannedRun
 from service.settings import Settings
 from service.states import DEFAULT_PROJECT, RunState
 from service.tables import Arm, Experiment, Run, Trial
-from trainer.contract import Problem, RunSpec, SpecError
+from trainer.contract import Placement, Problem, RunSpec, SpecError
 from trainer.contract.ablation import Arm as ArmSpec
-from trainer.contract.records import FAULT, OUT_OF_MEMORY, OUTCOME
 from trainer.contract.rounds import MOST
 from trainer.resolve import Resolved, check_and_resolve
-from trainer.store.objects import StorageError, open_store
 from trainer.weights.sources import Library
 
 # One request for more is a slip of the keyboard; before anything is expanded.
@@ -60,9 +60,14 @@ def check(
 
 
 def _misplaced(resolved: Resolved, pools: Mapping[str, Pool] | None) -> Iterator[Problem]:
-    """What no pool of that name can do."""
-    placement = resolved.spec.placement
-    needs_gpu = any(run.data.decoder == "nvjpeg" for arm in resolved.arms for run in arm.runs.values())
+    decoders = {run.data.decoder for arm in resolved.arms for run in arm.runs.values()}
+    return misplaced(resolved.spec.placement, pools, needs_gpu="nvjpeg" in decoders)
+
+
+def misplaced(
+    placement: Placement, pools: Mapping[str, Pool] | None, *, needs_gpu: bool
+) -> Iterator[Problem]:  # fmt: skip
+    """What no pool of that name can do. `pools`: those of the cluster; None = any name will do."""
     for name in placement.pools if pools is not None else ():
         pool, wanted = (pools or {}).get(name), placement.processes_per_node
         if pool is None:
@@ -78,12 +83,18 @@ def _misplaced(resolved: Resolved, pools: Mapping[str, Pool] | None) -> Iterator
             )  # fmt: skip
 
 
-def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launcher) -> Plan:
-    """What a request would do; nothing is written. Runs of an experiment that does not share are all new."""
+def plan(
+    db: Database, resolved: Resolved, settings: Settings, launcher: Launcher, project: str = DEFAULT_PROJECT
+) -> Plan:  # fmt: skip
+    """What a request would do; nothing is written. Runs of an experiment that does not share are all new.
+
+    Raises InvalidSpec where the project may not have that.
+    """
     specs = {(arm.name, seed): spec for arm in resolved.arms for seed, spec in arm.runs.items()}
     private_to = "" if resolved.spec.share else "this experiment"
     rounds, has_gpus = resolved.spec.rounds, launcher.has_gpus(resolved.spec.placement)
     with db.read() as session:
+        _refuse_priority(session, project, resolved.spec.placement)
         existing = repository.existing_runs(session, (spec.digest for spec in specs.values()), private_to)
         new = {key: spec for key, spec in specs.items() if _is_new(existing.get(spec.digest))}
         trained = repository.trained(session, (spec.pretraining for spec in new.values()), private_to)
@@ -111,6 +122,11 @@ def plan(db: Database, resolved: Resolved, settings: Settings, launcher: Launche
     )  # fmt: skip
 
 
+def _refuse_priority(session: Session, project: str, placement: Placement) -> None:
+    if problems := projects.problems_with(session, project, placement.priority):
+        raise InvalidSpec("; ".join(map(str, problems)), problems=problems)
+
+
 def find_replay(db: Database, project: str, key: str, digest: str) -> Experiment | None:
     """The experiment an Idempotency-Key has made in the project. Raises KeyReused when it came with another body."""
     with db.read() as session:
@@ -123,12 +139,22 @@ def find_replay(db: Database, project: str, key: str, digest: str) -> Experiment
     return found
 
 
-def submit(db: Database, resolved: Resolved, key: str | None, digest: str, *, project: str = DEFAULT_PROJECT) -> str:
-    """Write the experiment, and return its id. Of equal requests at the same moment each sees the other's runs."""
+def submit(
+    db: Database, resolved: Resolved, key: str | None, digest: str, *, project: str = DEFAULT_PROJECT, by: str = ""
+) -> str:  # fmt: skip
+    """Write the experiment, and return its id. Of equal requests at the same moment each sees the other's runs.
+
+    `by`: name of the token.
+    """
     for attempt in range(CONCURRENT_WRITES):
         try:
             with db.deciding() as session:
-                return _write(session, resolved, key, digest, project)
+                _refuse_priority(session, project, resolved.spec.placement)
+                before = projects.going(session, admitted=False).get(project, 0)
+                made = _write(session, resolved, key, digest, project, by)
+                session.flush()
+                projects.refuse_too_many(session, project, before)
+                return made
         except IntegrityError:
             # Another request has written the same key or the same runs since we looked.
             if key and (replay := find_replay(db, project, key, digest)):
@@ -138,55 +164,21 @@ def submit(db: Database, resolved: Resolved, key: str | None, digest: str, *, pr
     raise AssertionError("unreachable")
 
 
-def cancel(db: Database, experiment_id: str) -> None:
-    """Cancel what no other experiment wants; doing it again is harmless. Raises NotFound, AlreadyEnded."""
-    with db.deciding() as session:
-        experiment = get(session, experiment_id, lock=True)
-        if experiment.cancelled_at:
-            return
-        counts = repository.tallies(session, [experiment_id])[experiment_id].counts
-        state = views.state_of(experiment, counts)
-        if state.is_final:
-            raise AlreadyEnded(
-                f"Experiment {experiment_id} has already {state.value}: there is nothing left to cancel."
-            )
-        repository.cancel(session, experiment, "cancelled by request", _now())
-
-
-def retry(db: Database, settings: Settings, experiment_id: str) -> None:
-    """Queue the failed runs again, from their last checkpoints. Raises NotFound, NothingToRetry, Unavailable."""
-    with db.read() as session:
-        experiment = get(session, experiment_id)
-        counts = repository.tallies(session, [experiment_id])[experiment_id].counts
-        failed = [run.id for run in repository.failed_runs(session, experiment_id)]
-    if experiment.cancelled_at:
-        raise NothingToRetry(
-            f"Experiment {experiment_id} was cancelled. Submit it again: finished runs are shared and cost nothing."
-        )
-    if not failed:
-        there = ", ".join(f"{count} {state}" for state, count in counts.items())
-        raise NothingToRetry(f"Experiment {experiment_id} has no failed run ({there}).")
-    # Before the database says queued: a trainer that finds an outcome believes it and does not train.
-    try:
-        for id in failed:
-            open_store(settings.run_uri(id)).delete([OUTCOME, OUT_OF_MEMORY, FAULT])
-    except StorageError as error:
-        raise Unavailable(f"The store does not answer, so nothing was queued: {error}") from error
-    now = _now()
-    with db.deciding() as session:
-        runs = [run for run in repository.failed_runs(session, experiment_id) if run.id in failed]
-        repository.requeue(session, runs, experiment_id, now)
-
-
 def get(session: Session, experiment_id: str, *, lock: bool = False, project: str | None = None) -> Experiment:
     """`project`: the only one to look in. Raises NotFound."""
-    query = select(Experiment).where(Experiment.id == experiment_id.replace("\0", ""))
+    query = select(Experiment).where(Experiment.id == experiment_id.replace("\0", ""), Experiment.purged_at.is_(None))
     if project:
         query = query.where(Experiment.project == project)
     found = session.scalar(query.with_for_update(key_share=True) if lock else query)
     if found is None:
         raise NotFound(f"There is no experiment {experiment_id!r}. GET /v1/experiments lists all.")
     return found
+
+
+def refuse_deleted(experiment: Experiment) -> None:
+    """Raises Deleted."""
+    if experiment.deleted_at:
+        raise Deleted(f"Experiment {experiment.id} was deleted. Restore it first: `mcf restore {experiment.id}`.")
 
 
 def show(db: Database, settings: Settings, experiment_id: str) -> ExperimentDetail:
@@ -202,11 +194,11 @@ def run_id(digest: str, private_to: str, digits: int = DIGITS) -> str:
     return f"r{digest[:digits]}"
 
 
-def _write(session: Session, resolved: Resolved, key: str | None, digest: str, project: str) -> str:
+def _write(session: Session, resolved: Resolved, key: str | None, digest: str, project: str, by: str) -> str:
     spec, now = resolved.spec, _now()
     experiment = Experiment(
         id=f"e{secrets.token_hex(5)}", name=spec.name, project=project, spec=spec.model_dump(mode="json"),
-        created_at=now, idempotency_key=key, request_digest=digest, concurrency=spec.concurrency,
+        created_at=now, created_by=by, idempotency_key=key, request_digest=digest, concurrency=spec.concurrency,
         priority=spec.placement.priority, gpu_hours=spec.gpu_hours, next_check_at=now,
     )  # fmt: skip
     arms = [
@@ -255,10 +247,15 @@ def wanted_run(resolved: Resolved, spec: RunSpec, arm_id: int) -> WantedRun:
 def add_trials(session: Session, experiment: Experiment, wanted: Sequence[WantedRun]) -> None:
     """Runs that the experiment has not had so far: new ones, and those of others that are equal."""
     runs = ensure_runs(session, experiment, wanted)
+    cancelled = {arm.id: arm.cancel_reason for arm in session.scalars(_arms_of(experiment))}
     session.add_all(
-        Trial(experiment_id=experiment.id, arm_id=item.arm_id, seed=item.spec.seed, run_id=run.id)
+        Trial(
+            experiment_id=experiment.id, arm_id=item.arm_id, seed=item.spec.seed, run_id=run.id,
+            cancel_reason=cancelled[item.arm_id],
+        )
         for run, item in zip(runs, wanted, strict=True)
-    )
+    )  # fmt: skip
+    follow(session, [run.id for run in runs], _now())
 
 
 def ensure_runs(session: Session, experiment: Experiment, wanted: Sequence[WantedRun]) -> list[Run]:
@@ -267,16 +264,22 @@ def ensure_runs(session: Session, experiment: Experiment, wanted: Sequence[Wante
     digests = [item.spec.digest for item in wanted]
     existing = repository.existing_runs(session, digests, private_to, lock=True)
     # The same twelve digits of another digest: no accident that is likely, and none that may mix two runs up.
-    taken = repository.taken_ids(session, (run_id(each, private_to) for each in digests if each not in existing))
+    new = [each for each in digests if each not in existing]
+    taken = repository.taken_ids(session, (run_id(each, private_to, n) for each in new for n in (DIGITS, MORE_DIGITS)))
     placement = experiment.spec["placement"]
     found = []
     for item, digest in zip(wanted, digests, strict=True):
         if run := existing.get(digest):
             _join(session, run, experiment, placement, now)
         else:
-            id = run_id(digest, private_to)
+            ids = [run_id(digest, private_to, n) for n in (DIGITS, MORE_DIGITS)]
+            free = [id for id in ids if id not in taken]
+            if not free:
+                raise Unavailable(
+                    f"What deleted runs have left in {' and '.join(ids)} is being removed. Ask again soon."
+                )
             run = Run(
-                id=run_id(digest, private_to, MORE_DIGITS) if id in taken else id, digest=digest,
+                id=free[0], digest=digest,
                 pretraining=item.spec.pretraining, private_to=private_to, spec=item.spec.model_dump(mode="json"),
                 placement=placement, home_id=experiment.id, created_at=now, next_check_at=now,
                 total_steps=item.total_steps,
@@ -287,15 +290,18 @@ def ensure_runs(session: Session, experiment: Experiment, wanted: Sequence[Wante
     return found
 
 
+def _arms_of(experiment: Experiment) -> Select[Arm]:
+    return select(Arm).where(Arm.experiment_id == experiment.id)
+
+
 def _join(session: Session, run: Run, experiment: Experiment, placement: dict[str, Any], now: datetime) -> None:
     """An equal run exists: share it, and bring it back where it was given up for no fault of its own."""
     if _is_new(run):
         repository.requeue(session, [run], experiment.id, now)
         run.placement = placement
     elif run.cancel_reason and not run.state.is_final:
-        # Being stopped for another experiment: what it is told next is to go on.
-        run.cancel_reason, run.home_id, run.placement = "", experiment.id, placement
-        run.lease_token = run.lease_expires_at = None
+        # Being stopped for another experiment: what it is told next is to go on, for this one.
+        run.placement = placement
 
 
 def _is_new(run: Run | None) -> bool:

@@ -19,6 +19,7 @@ from service.states import RunState
 from service.tables import Experiment, Run, Trial
 from service.text import run_in_mlflow
 
+WAITS = {RunState.QUEUED, RunState.PAUSED}
 IN_FLIGHT = (RunState.STARTING, RunState.RUNNING, RunState.INTERRUPTED)
 
 
@@ -39,6 +40,7 @@ def detail(session: Session, experiment: Experiment, settings: Settings) -> Expe
 
 
 def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentState:
+    """Lists are filtered by the same rule in SQL (search.py): who changes one changes both."""
     states = set(counts)
     if experiment.cancelled_at:
         return ExperimentState.CANCELLED
@@ -46,31 +48,44 @@ def state_of(experiment: Experiment, counts: dict[RunState, int]) -> ExperimentS
         return ExperimentState.RUNNING
     if RunState.QUEUED in states:
         # Between two runs it is as much under way as during them.
-        return ExperimentState.QUEUED if states == {RunState.QUEUED} else ExperimentState.RUNNING
+        return ExperimentState.QUEUED if states <= WAITS else ExperimentState.RUNNING
+    if RunState.PAUSED in states or (experiment.pause_reason and experiment.has_look_to_come):
+        return ExperimentState.PAUSED
     if experiment.has_look_to_come:
         return ExperimentState.RUNNING
     if RunState.FAILED in states:
         return ExperimentState.FAILED
-    return ExperimentState.CANCELLED if RunState.CANCELLED in states else ExperimentState.SUCCEEDED
+    # Of single runs that were cancelled the table says so; the rest is what was asked for then.
+    return ExperimentState.CANCELLED if states == {RunState.CANCELLED} else ExperimentState.SUCCEEDED
 
 
 def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Settings) -> ExperimentSummary:
+    state = state_of(experiment, tally.counts)
     return ExperimentSummary(
         id=experiment.id,
         name=experiment.name,
         project=experiment.project,
-        state=state_of(experiment, tally.counts),
+        state=state,
         created_at=experiment.created_at,
+        created_by=experiment.created_by,
         num_arms=num_arms,
         num_runs=tally.num_runs,
         counts=tally.counts,
         rounds=_rounds(experiment),
         progress=tally.done / tally.num_runs if tally.num_runs else 0.0,
-        eta_seconds=_eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
+        # Nobody knows how long a pause takes.
+        eta_seconds=None
+        if state is ExperimentState.PAUSED
+        else _eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
         gpu_hours=tally.paid_process_seconds / 3600,
         gpu_hours_left=_hours_left(tally),
         gpu_hours_cap=experiment.gpu_hours,
         cancel_reason=experiment.cancel_reason,
+        pause_reason=experiment.pause_reason,
+        concurrency=experiment.concurrency,
+        priority=experiment.priority,
+        deleted_at=experiment.deleted_at,
+        purge_at=experiment.purge_at,
         tracking_url=run_in_mlflow(settings.tracking_uri, experiment.tracking_id, experiment.tracking_run_id),
     )
 
@@ -101,13 +116,13 @@ def _trial(trial: Trial, run: Run, settings: Settings) -> TrialView:
     return TrialView(
         seed=trial.seed,
         run_id=run.id,
-        state=run.state,
+        state=trial.state_of(run),
         shared=run.home_id != trial.experiment_id,
         step=run.step,
         total_steps=run.total_steps,
         progress=run.step / run.total_steps,
         restarts=run.restarts,
-        waiting_reason=run.waiting_reason,
-        reason=run.reason,
+        waiting_reason=run.waiting_reason if trial.state_of(run) is run.state else "",
+        reason=run.reason if trial.state_of(run) is run.state else trial.cancel_reason,
         tracking_url=run_in_mlflow(settings.tracking_uri, run.tracking_id, run.tracking_run_id),
     )

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from service import specfile
 from service.api.auth import Require, Submitter
 from service.errors import UnreadableBody
+from service.experiments import actions
 from service.experiments import extend as extending
 from service.experiments import service as experiments
 from service.experiments.extend import Extension
@@ -33,14 +34,26 @@ def ask_before_cancelling(request: Request, experiment_id: str) -> Response:
 
 
 @router.post("/cancel")
-def cancel(request: Request, experiment_id: str) -> Response:
-    experiments.cancel(request.app.state.db, experiment_id)
+def cancel(request: Request, experiment_id: str, principal: Submitter) -> Response:
+    actions.cancel(request.app.state.db, experiment_id, principal.signature)
+    return _back(request, experiment_id)
+
+
+@router.post("/pause")
+def pause(request: Request, experiment_id: str, principal: Submitter) -> Response:
+    actions.pause(request.app.state.db, experiment_id, principal.signature)
+    return _back(request, experiment_id)
+
+
+@router.post("/resume")
+def resume(request: Request, experiment_id: str) -> Response:
+    actions.resume(request.app.state.db, experiment_id)
     return _back(request, experiment_id)
 
 
 @router.post("/retry")
 def retry(request: Request, experiment_id: str) -> Response:
-    experiments.retry(request.app.state.db, request.app.state.settings, experiment_id)
+    actions.retry(request.app.state.db, request.app.state.settings, experiment_id)
     return _back(request, experiment_id)
 
 

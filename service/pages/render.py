@@ -1,6 +1,7 @@
 """How a page is made: templates, headers that let nothing foreign in, refusals as pages."""
 
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
-from service.api.auth import COOKIE
+from service.api.auth import COOKIE, LOCAL, Principal
 from service.errors import ApiError, Unauthorized
 from service.runs import service as runs
-from service.text import age, duration, first_line, hours, metric_name, now_and_mean, percent, short
+from service.text import age, duration, first_line, hours, metric_name, now_and_mean, percent, short, size
 
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -34,7 +35,12 @@ _jinja.filters |= {
     "first_line": first_line,
     "metric": metric_name,
     "hours": hours,
+    "size": size,
 }
+
+
+# Every page says who is looking, and not every part of one has a use for the request.
+_looking: ContextVar[Request | None] = ContextVar("looking", default=None)
 
 
 class PageRoute(APIRoute):
@@ -44,6 +50,7 @@ class PageRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
+            before = _looking.set(request)
             try:
                 return await handle(request)
             except Unauthorized as error:
@@ -52,12 +59,15 @@ class PageRoute(APIRoute):
                 return page("token.html", 401, next=_path(request), problem=problem)
             except ApiError as error:
                 return page("error.html", error.status, error=error)
+            finally:
+                _looking.reset(before)
 
         return answer
 
 
 def page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    return HTMLResponse(_jinja.get_template(template).render(**values), status, SECURITY)
+    text = _jinja.get_template(template).render(logged_in=_logged_in(), **values)
+    return HTMLResponse(text, status, SECURITY)
 
 
 def part(request: Request, template: str, run_id: str, **values: Any) -> Response:
@@ -65,6 +75,13 @@ def part(request: Request, template: str, run_id: str, **values: Any) -> Respons
     with request.app.state.db.read() as session:
         is_live = not runs.get(session, run_id).state.is_final
     return page(template, run_id=run_id, is_live=is_live, **values)
+
+
+def _logged_in() -> Principal | None:
+    """Whose token it is that the browser has kept; None where it keeps none, or none is needed."""
+    request = _looking.get()
+    found: Principal | None = getattr(request.state, "principal", None) if request else None
+    return found if request and COOKIE in request.cookies and found is not LOCAL else None
 
 
 def _path(request: Request) -> str:

@@ -5,39 +5,23 @@ asks for the token itself, in a form, and its style sheet and script are open to
 """
 
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import parse_qs
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
-from service.api.auth import COOKIE, Reader, Require, principal_of
+from service.api.auth import COOKIE, Require, principal_of, refuse_other_sites
 from service.errors import NotFound, Unauthorized
-from service.experiments import repository, views
-from service.pages import actions, experiment, queue, run
+from service.pages import actions, compare, experiment, listing, manage, queue, retention, run, submit
 from service.pages.actions import MAX_FORM_BYTES
 from service.pages.render import PageRoute, page
-from service.schemas.base import ProjectName
 from service.states import Scope
 
 STATIC = {path.name: path for path in (Path(__file__).parent / "static").iterdir()}
-NUM_EXPERIMENTS = 50
 
-pages = APIRouter(route_class=PageRoute, include_in_schema=False)
 open_to_all = APIRouter(include_in_schema=False)
-
-
-@pages.get("/")
-def index(request: Request, principal: Reader, project: Annotated[ProjectName | None, Query()] = None) -> Response:
-    state = request.app.state
-    with state.db.read() as session:
-        found = repository.page(session, NUM_EXPERIMENTS + 1, None, principal.within(project))
-        shown = views.summaries(session, found[:NUM_EXPERIMENTS], state.settings)
-    return page(
-        "index.html", experiments=shown, more=len(found) > NUM_EXPERIMENTS, project=project,
-        tracking_uri=state.settings.tracking_uri,
-    )  # fmt: skip
+leaving = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @open_to_all.get("/login")
@@ -69,6 +53,14 @@ async def login(request: Request) -> Response:
     return answer
 
 
+@leaving.post("/logout", dependencies=[Depends(refuse_other_sites)])
+def logout() -> Response:
+    """For who has a token that is no longer good, too: so without asking for one."""
+    answer = RedirectResponse("/login", status_code=303)
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return answer
+
+
 @open_to_all.get("/static/{name}")
 def static(name: str) -> Response:
     if name not in STATIC:
@@ -78,6 +70,17 @@ def static(name: str) -> Response:
 
 router = APIRouter()
 protected = [Depends(Require(Scope.READ))]
-for routes in pages, experiment.router, actions.router, run.router, queue.router:
+for routes in (
+    listing.router,
+    compare.router,
+    submit.router,
+    experiment.router,
+    actions.router,
+    manage.router,
+    retention.router,
+    run.router,
+    queue.router,
+):
     router.include_router(routes, dependencies=protected)
 router.include_router(open_to_all)
+router.include_router(leaving)

@@ -11,8 +11,9 @@ from service.pages.curves import MAX_POINTS, curve
 from service.pages.panels import with_errors
 from service.pages.render import PageRoute, page, part
 from service.pages.timeline import timeline
-from service.runs import logs
+from service.runs import files, logs
 from service.runs import service as runs
+from service.states import Scope
 
 router = APIRouter(route_class=PageRoute, prefix="/runs/{run_id}", include_in_schema=False)
 
@@ -34,7 +35,10 @@ def run(request: Request, run_id: str, principal: Reader, said: str = "") -> Res
     state = request.app.state
     detail = runs.detail(state.db, state.settings, run_id, principal.project)
     now = datetime.now(UTC)
-    return page("run.html", run=detail, said=said, timeline=timeline(detail, now), at=now)
+    return page(
+        "run.html", run=detail, said=said, timeline=timeline(detail, now), at=now,
+        may_submit=principal.scope.includes(Scope.SUBMIT),
+    )  # fmt: skip
 
 
 @router.get("/curves")
@@ -68,6 +72,12 @@ def picture_png(request: Request, run_id: str, step: Annotated[int | None, Query
 def checkpoints(request: Request, run_id: str) -> Response:
     state = request.app.state
     return part(request, "checkpoints.html", run_id, found=runs.checkpoints(state.db, state.settings, run_id))
+
+
+@router.get("/files")
+def fetchable(request: Request, run_id: str) -> Response:
+    state = request.app.state
+    return part(request, "files.html", run_id, found=files.listing(state.db, state.settings, run_id))
 
 
 @router.get("/log")

@@ -10,7 +10,7 @@ from service.launching.port import Launcher, LauncherAway
 from service.pools import repository
 from service.schemas.pools import PoolView, Queue, QueuedRun
 from service.settings import Settings
-from service.states import AttemptState
+from service.states import AttemptState, RunState
 
 MOST_WAITING = 200
 
@@ -33,6 +33,8 @@ def queue(db: Database, settings: Settings, project: str | None) -> Queue:
     with db.read() as session:
         for item in repository.unended(session):
             # A run that is being stopped has no claim on a place any more.
+            if item.run.state is RunState.PAUSED:
+                continue
             if item.run.admitted or item.run.cancel_reason:
                 in_flight.append((item, None))
             else:

@@ -86,9 +86,9 @@ def publish(db: Database, tracker: Tracker, experiment_id: str, parent: TrackedR
         with suppress(TrackingDeleted, TrackingGone):
             encoders.register(tracker, experiment, comparison, *encoder)
     keep()
-    states = {run.state for run, _, _ in rows}
+    states = {trial.state_of(run) for run, _, trial in rows}
     state = RunState.FAILED if RunState.FAILED in states else RunState.SUCCEEDED
-    if experiment.cancelled_at:
+    if experiment.cancelled_at or states == {RunState.CANCELLED}:
         state = RunState.CANCELLED
     tracker.finish(parent.run_id, state, {"mcf.state": state.value})
 

@@ -14,20 +14,35 @@ class Waiting:
     experiment_id: str
     experiment: str
     concurrency: int
+    project: str
     weights: str
     """The same for runs of the same pretraining; empty where a run has finished it."""
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Places that are in use."""
+
+    total: int
+    by_experiment: Mapping[str, int]
+    by_project: Mapping[str, int]
+
+
 def admit(
-    waiting: Iterable[Waiting], total: int, by_experiment: dict[str, int], max_total: int, training: Mapping[str, str]
+    waiting: Iterable[Waiting],
+    taken: Taken,
+    max_total: int,
+    max_of_project: Mapping[str, int],
+    training: Mapping[str, str],
 ) -> tuple[list[str], dict[str, str]]:
     """Runs that get a place, and a new waiting reason for each run whose reason has changed.
 
-    `waiting` is in order: higher priority first, then older experiments, then trials. `total` and
-    `by_experiment` count the places taken. A run that several experiments want needs room in one of them.
+    `waiting` is in order: higher priority first, then older experiments, then trials. A run that several experiments
+    want needs room in one of them, and in its project.
     `training`: weights that a run with a place trains -> that run. One run trains them, and the others wait for it.
     """
-    taken, trained_by = dict(by_experiment), dict(training)
+    total, trained_by = taken.total, dict(training)
+    by_experiment, by_project = dict(taken.by_experiment), dict(taken.by_project)
     admitted: list[str] = []
     reasons: dict[str, str] = {}
     told_so_far: dict[str, str] = {}
@@ -38,14 +53,17 @@ def admit(
         if item.weights and (first := trained_by.get(item.weights)):
             reasons.setdefault(item.run_id, f"run {first} trains the weights that it measures")
             continue
-        mine = taken.get(item.experiment_id, 0)
-        if mine < item.concurrency and total < max_total:
+        mine, ours = by_experiment.get(item.experiment_id, 0), by_project.get(item.project, 0)
+        most = max_of_project.get(item.project, max_total)
+        if mine < item.concurrency and ours < most and total < max_total:
             admitted.append(item.run_id)
             trained_by[item.weights] = item.run_id
-            taken[item.experiment_id] = mine + 1
+            by_experiment[item.experiment_id], by_project[item.project] = mine + 1, ours + 1
             total += 1
         elif mine >= item.concurrency:
             reasons.setdefault(item.run_id, _experiment_full(item, mine))
+        elif ours >= most and total < max_total:
+            reasons.setdefault(item.run_id, f"project {item.project} has all of its {most} places in use")
         else:
             reasons.setdefault(item.run_id, f"all {max_total} places are taken (MCF_MAX_CONCURRENT_RUNS)")
     told = {

@@ -40,6 +40,9 @@ class RunFacts:
     state: RunState = RunState.QUEUED
     admitted: bool = False
     cancel_reason: str = ""
+    pause_reason: str = ""
+    pools: tuple[str, ...] = ()
+    """Where it may go; () = anywhere."""
     not_before: datetime | None = None
     fruitless: int = 0
     step: int = 0
@@ -65,3 +68,5 @@ class Observed:
     """What somebody has to see to although the run goes on."""
     pool: str = ""
     """Where the next attempt would go."""
+    sent: int = 0
+    """Number of the newest attempt by the run's directory, where the next one would be opened."""

@@ -15,12 +15,16 @@ from typing import Any
 import structlog
 from sqlalchemy import update
 
+from service import projects
 from service.db import Database
 from service.experiments import repository as experiments
 from service.launching.port import LauncherAway
+from service.notify import repository as notices
+from service.notify.notifier import Notifier
 from service.publishing.publish import Superseded, publish
 from service.reconciler import repository
 from service.reconciler.admission import admit
+from service.reconciler.cleaning import CLEAN_SECONDS, Cleaner
 from service.reconciler.facts import Action, RunFacts
 from service.reconciler.outside import Outside
 from service.reconciler.repository import ExperimentLease, RunLease
@@ -28,7 +32,7 @@ from service.reconciler.rounds import close_round
 from service.reconciler.transitions import decide
 from service.settings import Settings
 from service.states import RunState
-from service.tables import Run, Trial
+from service.tables import Experiment, Run, Trial
 from service.telemetry import Telemetry
 from service.tracking import TrackedRun, TrackingAway
 from trainer.contract.records import DONE
@@ -74,6 +78,11 @@ class Reconciler:
         self._news: set[str] = set()
         self._swept_at = self._admitted_at = datetime.min.replace(tzinfo=UTC)
         self._queue_changed = threading.Event()
+        self._cleaner = Cleaner(db, settings, outside.tracker, clock, self._stopping)
+        self._cleaning = ThreadPoolExecutor(1, thread_name_prefix="clean")
+        self._cleaned: Future[None] | None = None
+        self._cleaned_at = self._swept_at
+        self._notifier = Notifier(db, settings, clock, self._stopping)
 
     def start(self) -> None:
         self.reopen_rounds()
@@ -88,6 +97,8 @@ class Reconciler:
             self._thread.join()
         self._pool.shutdown()
         self._publishers.shutdown()
+        self._cleaning.shutdown()
+        self._notifier.stop()
         self._outside.launcher.close()
 
     def hear(self, attempt: str) -> None:
@@ -120,6 +131,11 @@ class Reconciler:
         if now - self._swept_at > timedelta(seconds=SWEEP_SECONDS):
             self._swept_at = now
             self._sweep()
+        if self._cleaned is None or self._cleaned.done():
+            is_due = now - self._cleaned_at > timedelta(seconds=CLEAN_SECONDS)
+            self._cleaned_at = now if is_due else self._cleaned_at
+            self._cleaned = self._cleaning.submit(self._clean, cleans=is_due)
+        self._notifier.tick(now)
         self._telemetry.last_tick.set(now.timestamp())
 
     def drain(self) -> None:
@@ -127,6 +143,18 @@ class Reconciler:
         for look in wait(self._busy).done:
             look.result()
         wait(list(self._publishing))
+        if self._cleaned:
+            self._cleaned.result()
+        self._notifier.drain()
+
+    def _clean(self, *, cleans: bool) -> None:
+        try:
+            if cleans:
+                self._cleaner.clean()
+            self._cleaner.record()
+        except Exception:
+            # The database may be away for a while; the next round does what this one has not.
+            log.exception("cleaning failed")
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -152,9 +180,9 @@ class Reconciler:
                 return
         with self._db.deciding() as session:
             rows = repository.waiting(session)
-            total, by_experiment = repository.in_flight(session)
-            training = repository.training(session)
-            admitted, told = admit(rows, total, by_experiment, self._settings.max_concurrent_runs, training)
+            taken, training = repository.in_flight(session), repository.training(session)
+            places = projects.max_places(session)
+            admitted, told = admit(rows, taken, self._settings.max_concurrent_runs, places, training)
             weights_of = repository.weights_for(session, admitted)
             now = self._clock()
             for run_id, reason in told.items():
@@ -199,10 +227,21 @@ class Reconciler:
             values["next_check_at"] = self._next_check(after, now)
         if not self._write(lease, values, after, release=not again):
             return None
-        if after.state.is_final:
+        if after.state is RunState.SUCCEEDED:
+            self._count_again(lease.run.id)
+        is_back = after.state is RunState.QUEUED and before.state is RunState.PAUSED
+        if after.state.is_final or is_back or after.admitted != before.admitted:
             self._queue_changed.set()
         self._count(before, after, decision.action)
         return after if again else None
+
+    def _count_again(self, run_id: str) -> None:
+        """Experiments that had given the run up have its number now, and are published with it."""
+        with self._db.read() as session:
+            ids = repository.published_without(session, run_id)
+        if ids:
+            with self._db.deciding() as session:
+                experiments.reopen(session, ids, self._clock())
 
     def _write(
         self, lease: RunLease, values: dict[str, Any], after: RunFacts | None = None, *, release: bool = True
@@ -214,6 +253,8 @@ class Reconciler:
             if not repository.write_run(session, lease, values, attempt, self._clock()):
                 log.warning("lease lost", run_id=lease.run.id)
                 return False
+            if values.get("state") is RunState.FAILED:
+                notices.tell_failed(session, lease.run.id, values.get("reason", ""), self._clock())
         for name, value in values.items():
             setattr(lease.run, name, value)
         return True
@@ -274,6 +315,7 @@ class Reconciler:
                 publication.add_done_callback(self._publishing.discard)
                 return
             values["published"] = has_ended
+            values |= self._news_of(experiment, values)
         except TrackingAway as error:
             log.warning("experiment waits for MLflow", experiment_id=experiment.id, error=str(error))
             pause = FAULT_SECONDS
@@ -289,6 +331,7 @@ class Reconciler:
         try:
             publish(self._db, tracker, experiment.id, parent, partial(self._keep, lease))
             values, pause = values | {"published": True}, 0.0
+            values |= self._news_of(experiment, values)
         except Superseded as error:
             log.info("publishing is left to another look", experiment_id=experiment.id, reason=str(error))
         except TrackingAway as error:
@@ -296,6 +339,11 @@ class Reconciler:
         except Exception:
             log.exception("publishing failed", experiment_id=experiment.id)
         self._release(lease, values, pause)
+
+    def _news_of(self, experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
+        """The store is to know of it, too."""
+        is_new = any(getattr(experiment, name) != value for name, value in values.items())
+        return {"revision": Experiment.revision + 1} if is_new else {}
 
     def _keep(self, lease: ExperimentLease, done: Trial | None = None) -> None:
         expires = self._clock() + timedelta(seconds=self._settings.lease_seconds)
@@ -308,7 +356,8 @@ class Reconciler:
     def _release(self, lease: ExperimentLease, values: dict[str, Any], pause: float) -> None:
         values = values | {"next_check_at": self._clock() + timedelta(seconds=pause)}
         with self._db.write() as session:
-            repository.write_experiment(session, lease, values)
+            if repository.write_experiment(session, lease, values) and values.get("published"):
+                notices.tell_ended(session, lease.experiment.id, self._clock())
 
     def _cancel(self, lease: ExperimentLease, reason: str) -> None:
         with self._db.deciding() as session:

@@ -15,10 +15,10 @@ from service.settings import Settings
 from service.tables import Experiment, Run
 from service.tracking import TrackedRun, Tracker, TrackingAway, TrackingDeleted, TrackingGone
 from trainer.contract import Placement, RunSpec
-from trainer.contract.records import SPEC, UNSENT, UNSENT_FILES, Result, Verdict
+from trainer.contract.records import SENT, SPEC, UNSENT, UNSENT_FILES, Result, Sent, Verdict
 from trainer.contract.records import Session as TrainingSession
 from trainer.store.objects import Store, open_store
-from trainer.store.rundir import read_readings, read_result, read_unsent
+from trainer.store.rundir import read_readings, read_result, read_sent, read_unsent
 
 # The last lines of every node that are kept when an attempt ends.
 TAIL_LINES = 60
@@ -69,8 +69,10 @@ class Outside:
         if _is_ending(facts, seen):
             seen = replace(seen, log_tail=self._tail(lease.run.id, number, placement))
         if _may_open(facts, seen, now):
-            seen, tracked = self._prepare(lease, replace(seen, pool=self.launcher.choose(placement)))
-        progress = _progress(sessions) | _readings(store, sessions, lease.run, has_ended=outcome is not None)
+            sent = read_sent(store)
+            seen = replace(seen, pool=self.launcher.choose(placement), sent=sent.attempt if sent else 0)
+            seen, tracked = self._prepare(lease, seen)
+        progress = progress_of(sessions) | _readings(store, sessions, lease.run, has_ended=outcome is not None)
         return Look(seen, progress, result, tracked)
 
     def act(self, action: Action, lease: RunLease, facts: RunFacts) -> None:
@@ -84,8 +86,13 @@ class Outside:
         # The pool is written down before: whoever submits this attempt again sends it to the same.
         placement = placement.model_copy(update={"pool": facts.attempt.pool or placement.pools[0]})
         spec = RunSpec.model_validate(lease.run.spec)
-        open_store(self._settings.run_uri(lease.run.id)).put(SPEC, spec.model_dump_json(indent=2).encode())
-        run = lease.run
+        run, store = lease.run, open_store(self._settings.run_uri(lease.run.id))
+        store.put(SPEC, spec.model_dump_json(indent=2).encode())
+        sent = Sent(
+            attempt=facts.attempt.number, pool=facts.attempt.pool, placement=run.placement, weights_of=run.weights_of,
+            tracking_id=run.tracking_id, tracking_run_id=run.tracking_run_id,
+        )  # fmt: skip
+        store.put(SENT, sent.model_dump_json().encode())
         self.launcher.submit(Launch(run.id, facts.attempt.number, placement, run.tracking_run_id, run.weights_of))
 
     def settle(self, lease: RunLease) -> None:
@@ -165,7 +172,8 @@ class Outside:
 def _may_open(facts: RunFacts, seen: Observed, now: datetime) -> bool:
     between = not (facts.attempt and facts.attempt.is_live)
     due = facts.not_before is None or now >= facts.not_before
-    return between and due and facts.admitted and not facts.cancel_reason and seen.outcome is None
+    wanted = facts.admitted and not (facts.cancel_reason or facts.pause_reason)
+    return between and due and wanted and seen.outcome is None
 
 
 def _is_ending(facts: RunFacts, seen: Observed) -> bool:
@@ -175,10 +183,11 @@ def _is_ending(facts: RunFacts, seen: Observed) -> bool:
         return False
     if not job.is_live:
         return True
-    return not attempt.log_tail and bool(facts.cancel_reason or attempt.reason or seen.outcome)
+    return not attempt.log_tail and bool(facts.cancel_reason or facts.pause_reason or attempt.reason or seen.outcome)
 
 
-def _progress(sessions: Sequence[TrainingSession]) -> dict[str, Any]:
+def progress_of(sessions: Sequence[TrainingSession]) -> dict[str, Any]:
+    """Columns of a run that follow from its sessions."""
     if not sessions:
         return {}
     last = sessions[-1]

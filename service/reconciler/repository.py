@@ -9,11 +9,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, distinct, func, or_, select, update
 from sqlalchemy.orm import Session, aliased, load_only
 
-from service.reconciler.admission import Waiting
+from service import projects
+from service.reconciler.admission import Taken, Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
 from service.states import FINAL, AttemptState, RunState
-from service.tables import Arm, Attempt, Charge, Experiment, Run, Trial
-from trainer.contract import RunSpec
+from service.tables import TRIAL_STATE, Arm, Attempt, Charge, Experiment, Run, Trial
+from trainer.contract import Placement, RunSpec
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,12 @@ class ExperimentLease:
 
 
 def lease_runs(session: Session, now: datetime, seconds: float, limit: int) -> list[RunLease]:
-    """Take runs that are due: in flight, to be cancelled, or ended but not yet settled."""
-    wanted = or_(Run.admitted, Run.cancel_reason != "", Run.state.in_(FINAL))
+    """Take runs that are due: in flight, to be cancelled, paused or resumed, or ended but not yet settled."""
+    wanted = or_(
+        Run.admitted, Run.cancel_reason != "", Run.state.in_(FINAL),
+        # To be paused, or to go on.
+        (Run.pause_reason != "") != (Run.state == RunState.PAUSED),
+    )  # fmt: skip
     due = select(Run.id).where(~Run.settled, Run.next_check_at <= now, _free(Run, now), wanted)
     token = uuid.uuid4().hex
     ids = session.scalars(due.order_by(Run.next_check_at).limit(limit).with_for_update(skip_locked=True)).all()
@@ -82,6 +87,8 @@ def facts(lease: RunLease) -> RunFacts:
         state=run.state,
         admitted=run.admitted,
         cancel_reason=run.cancel_reason,
+        pause_reason=run.pause_reason,
+        pools=tuple(Placement.model_validate(run.placement).pools),
         not_before=run.not_before,
         fruitless=run.fruitless,
         step=run.step,
@@ -124,9 +131,11 @@ def _charge(session: Session, run_id: str, home: str, process_seconds: float) ->
     own.process_seconds = max(0.0, process_seconds - others)
 
 
-def write_experiment(session: Session, lease: ExperimentLease, values: dict[str, Any]) -> None:
+def write_experiment(session: Session, lease: ExperimentLease, values: dict[str, Any]) -> bool:
+    """False, and nothing written, when the lease is no longer ours."""
     owned = update(Experiment).where(Experiment.id == lease.experiment.id, Experiment.lease_token == lease.token)
-    session.execute(owned.values({**values, "lease_token": None, "lease_expires_at": None}))
+    written = owned.values({**values, "lease_token": None, "lease_expires_at": None}).returning(Experiment.id)
+    return session.scalar(written) is not None
 
 
 def renew(session: Session, lease: ExperimentLease, expires: datetime, published: Trial | None) -> bool:
@@ -153,38 +162,61 @@ def published_with_a_look_to_come(session: Session) -> list[str]:
     return [row.id for row in rows if row.has_look_to_come]
 
 
+def published_without(session: Session, run_id: str) -> Sequence[str]:
+    """Experiments that are over and had cancelled this run by itself."""
+    query = select(Experiment.id).join(Trial, Trial.experiment_id == Experiment.id)
+    query = query.where(Trial.run_id == run_id, Trial.cancel_reason != "", Experiment.published)
+    return session.scalars(query.where(Experiment.purged_at.is_(None)).distinct()).all()
+
+
 # A run that is settled waits for nothing and holds no place. Said in each query, as an index finds the others by it:
 # without, every tick would read all runs there have ever been.
 GOING = (~Run.settled, Run.state.not_in(FINAL))
+WITHOUT_A_PLACE = (
+    *GOING, ~Run.admitted, Run.state != RunState.PAUSED, Run.cancel_reason == "", Run.pause_reason == "",
+)  # fmt: skip
+# A trial that wants its run (service/experiments/wishes.py).
+WANTS = (
+    Trial.cancel_reason == "", Trial.pause_reason == "", Experiment.cancelled_at.is_(None),
+    Experiment.pause_reason == "", Experiment.deleted_at.is_(None),
+)  # fmt: skip
 
 
 def is_anything_waiting(session: Session) -> bool:
-    query = select(Run.id).where(*GOING, ~Run.admitted, Run.cancel_reason == "").limit(1)
+    query = select(Run.id).where(*WITHOUT_A_PLACE).limit(1)
     return session.scalar(query) is not None
 
 
 def waiting(session: Session) -> list[Waiting]:
     """Runs without a place, the first to get one first."""
     rows = session.execute(
-        select(Run.id, Run.waiting_reason, Experiment.id, Experiment.name, Experiment.concurrency, _weights())
+        select(
+            Run.id,
+            Run.waiting_reason,
+            Experiment.id,
+            Experiment.name,
+            Experiment.concurrency,
+            Experiment.project,
+            _weights(),
+        )
         .join(Trial, Trial.run_id == Run.id)
         .join(Experiment, Experiment.id == Trial.experiment_id)
-        .where(*GOING, ~Run.admitted, Run.cancel_reason == "", Experiment.cancelled_at.is_(None))
+        .where(*WITHOUT_A_PLACE, *WANTS)
         .order_by(Experiment.priority.desc(), Experiment.created_at, Trial.id)
     )
     return [Waiting(*row) for row in rows]
 
 
-def in_flight(session: Session) -> tuple[int, dict[str, int]]:
-    """Runs that hold a place: in all, and by experiment."""
+def in_flight(session: Session) -> Taken:
+    """Runs that hold a place."""
     total = session.scalar(select(func.count()).select_from(Run).where(*GOING, Run.admitted)) or 0
     by_experiment = session.execute(
         select(Trial.experiment_id, func.count(distinct(Run.id)))
         .join(Run, Run.id == Trial.run_id)
-        .where(*GOING, Run.admitted)
+        .where(*GOING, Run.admitted, Trial.cancel_reason == "", Trial.pause_reason == "")
         .group_by(Trial.experiment_id)
     )
-    return total, dict(by_experiment.all())
+    return Taken(total, dict(by_experiment.all()), projects.going(session, admitted=True))
 
 
 def training(session: Session) -> dict[str, str]:
@@ -220,11 +252,19 @@ def weights_for(session: Session, run_ids: Collection[str]) -> dict[str, str]:
 def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
     """Of an experiment: process-seconds it has paid for, runs that go on, runs not settled yet."""
     paid = select(func.sum(Charge.process_seconds)).where(Charge.experiment_id == experiment_id)
-    going = func.count().filter(Run.state.not_in(FINAL))
-    unsettled = func.count().filter(~Run.settled)
-    row = session.execute(
-        select(going, unsettled).select_from(Trial).join(Run).where(Trial.experiment_id == experiment_id)
-    ).one()
+    going = func.count().filter(TRIAL_STATE.not_in(FINAL))
+    # What was cancelled here and goes on elsewhere keeps nobody here waiting.
+    given_away = and_(
+        or_(Trial.cancel_reason != "", Experiment.cancelled_at.is_not(None)), Run.home_id != experiment_id
+    )
+    unsettled = func.count().filter(~Run.settled, ~given_away)
+    trials = (
+        select(going, unsettled)
+        .select_from(Trial)
+        .join(Run, Run.id == Trial.run_id)
+        .join(Experiment, Experiment.id == Trial.experiment_id)
+    )
+    row = session.execute(trials.where(Trial.experiment_id == experiment_id)).one()
     return session.scalar(paid) or 0.0, row[0], row[1]
 
 

@@ -45,6 +45,7 @@ def close_round(session: Session, experiment: Experiment, now: datetime) -> bool
             "on": sorted(ids[name] for name in on),
         },
     ]
+    experiment.revision += 1
     if on:
         seeds = rounds.design.seeds_of(len(experiment.looks) + 1)
         add_trials(session, experiment, _wanted(session, [arm for arm in arms if arm.name in on], seeds))
@@ -54,7 +55,7 @@ def close_round(session: Session, experiment: Experiment, now: datetime) -> bool
 def _going_on(experiment: Experiment, arms: Collection[ArmTrials], rounds: InRounds) -> Collection[str]:
     """Names of the arms that get more seeds after the last of the looks."""
     *before, last = rounds.looks
-    so_far = before[-1].on if before else {arm.name for arm in arms}
+    so_far = set(before[-1].on if before else (arm.name for arm in arms)) - rounds.stopped.keys()
     metric, _ = metric_of(list(arms), None, rank_by(experiment))
     if metric is None:
         # Nothing can be decided, as with a number of seeds, which are all trained then, too.

@@ -2,7 +2,7 @@
 
     queued -> starting -> running -> succeeded | failed | cancelled
                  ^           |
-                 +- interrupted (between attempts)
+                 +- interrupted (between attempts); paused, until it is resumed
 
 One attempt is opened in the database first and submitted after that, under a name that follows from its
 number. So a crash at any point leaves either an attempt that nobody knows of at the scheduler, which is
@@ -81,6 +81,18 @@ def _cancelling(run: RunFacts, seen: Observed) -> bool:
     return bool(run.cancel_reason)
 
 
+def _pausing(run: RunFacts, seen: Observed) -> bool:
+    return bool(run.pause_reason)
+
+
+def _unwanted(run: RunFacts, seen: Observed) -> bool:
+    return _cancelling(run, seen) or _pausing(run, seen)
+
+
+def _is_paused(run: RunFacts, seen: Observed) -> bool:
+    return run.state is RunState.PAUSED
+
+
 def _ended(run: RunFacts, seen: Observed) -> bool:
     return seen.outcome is not None
 
@@ -98,6 +110,11 @@ def _better_elsewhere(run: RunFacts, seen: Observed) -> bool:
     return bool(seen.job.room_in)
 
 
+def _sent_elsewhere(run: RunFacts, seen: Observed) -> bool:
+    assert run.attempt
+    return bool(run.attempt.pool and run.pools) and run.attempt.pool not in run.pools
+
+
 def _being_ended(run: RunFacts, seen: Observed) -> bool:
     return run.attempt is not None and bool(run.attempt.reason)
 
@@ -112,6 +129,12 @@ def _stay(run: RunFacts, seen: Observed, now: datetime) -> Decision:
 def _cancel_job(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     return Decision(
         replace(_follow(run, seen), waiting_reason="stopping: the run writes a checkpoint first"), Action.CANCEL
+    )
+
+
+def _pause_job(run: RunFacts, seen: Observed, now: datetime) -> Decision:
+    return Decision(
+        replace(_follow(run, seen), waiting_reason="pausing: the run writes a checkpoint first"), Action.CANCEL
     )
 
 
@@ -136,6 +159,10 @@ def _give_up(run: RunFacts, seen: Observed, now: datetime) -> Decision:
 
 def _move(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     return _stop_attempt(run, seen, f"{MOVES}{seen.job.room_in}, which has room ({seen.job.message})")
+
+
+def _move_as_asked(run: RunFacts, seen: Observed, now: datetime) -> Decision:
+    return _stop_attempt(run, seen, f"{MOVES}{run.pools[0]}, as it was asked to")
 
 
 def _go_on_ending(run: RunFacts, seen: Observed, now: datetime) -> Decision:
@@ -183,6 +210,10 @@ def _close_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     assert attempt
     if run.cancel_reason:
         return Decision(replace(run, attempt=_closed(run, seen, AttemptState.CANCELLED, run.cancel_reason)))
+    if run.pause_reason:
+        closed = _closed(run, seen, AttemptState.CANCELLED, run.pause_reason)
+        # Nor is it condemned any more: what it met it meets again, or not.
+        return Decision(replace(run, state=RunState.INTERRUPTED, kind="", attempt=closed))
     if run.kind == OUT_OF_MEMORY:
         reason = attempt.reason or "out of memory"
         run = replace(run, attempt=_closed(run, seen, AttemptState.FAILED, reason))
@@ -210,12 +241,24 @@ def _cancelled(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     return Decision(_end(run, RunState.CANCELLED, run.cancel_reason))
 
 
+def _paused(run: RunFacts, seen: Observed, now: datetime) -> Decision:
+    return Decision(
+        replace(run, state=RunState.PAUSED, admitted=False, waiting_reason=run.pause_reason, not_before=None)
+    )
+
+
+def _queue_again(run: RunFacts, seen: Observed, now: datetime) -> Decision:
+    return Decision(replace(run, state=RunState.QUEUED, waiting_reason=""))
+
+
 def _open_attempt(run: RunFacts, seen: Observed, now: datetime) -> Decision:
     if not run.admitted or (run.not_before and now < run.not_before):
         return Decision(run)
     if seen.not_ready:
         return Decision(replace(run, waiting_reason=seen.not_ready))
     number = run.attempt.number + 1 if run.attempt else 1
+    # A database that was restored is older than the directory: that attempt may live, and is adopted by its name.
+    number = max(number, seen.sent)
     attempt = AttemptFacts(number, seen.pool, first_step=run.step, last_step=run.step)
     return Decision(replace(run, state=RunState.STARTING, attempt=attempt, waiting_reason="", not_before=None))
 
@@ -233,18 +276,22 @@ TABLE: tuple[tuple[Condition, Row], ...] = (
     # While its processes live, a run does not end.
     (_all(_job_lives, _cancelling), _cancel_job),
     (_all(_job_lives, _ended), _await_end),
+    (_all(_job_lives, _pausing), _pause_job),
     (_all(_job_lives, _being_ended), _go_on_ending),
     (_all(_job_lives, _out_of_memory), _condemn),
     (_all(_job_lives, _crashes), _give_up),
+    (_all(_job_lives, _sent_elsewhere), _move_as_asked),
     (_all(_job_lives, _better_elsewhere), _move),
     (_job_lives, _watch),
     # Nothing lives: what the run itself said counts most, even against a request to cancel.
     (_ended, _finish),
-    (_all(_cancelling, _unsubmitted), _drop_attempt),
+    (_all(_unwanted, _unsubmitted), _drop_attempt),
     (_unsubmitted, _submit),
     (_attempt_open, _close_attempt),
     # Between attempts.
     (_cancelling, _cancelled),
+    (_pausing, _paused),
+    (_is_paused, _queue_again),
     (lambda run, seen: True, _open_attempt),
 )
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import Select, and_, func, select, tuple_
 from sqlalchemy.orm import Session, defer
 
 from service.states import RunState
@@ -45,6 +45,21 @@ def beginning_with(session: Session, beginning: str, limit: int, project: str | 
     if project:
         query = query.where(Run.id.in_(_used_in(project)))
     return session.scalars(query.order_by(Run.id).limit(limit)).all()
+
+
+def meant_by(session: Session, beginning: str, project: str | None, limit: int) -> tuple[Sequence[Run], int]:
+    """With ids that begin so: the one of that id, then the newest; and how many there are."""
+    text = beginning.replace("\0", "")
+    is_meant = Run.id.startswith(text, autoescape=True)
+    if project:
+        is_meant = and_(is_meant, Run.id.in_(_used_in(project)))
+    unseen = (Run.spec, Run.sessions, Run.result, Run.placement)
+    query = select(Run).options(*(defer(column) for column in unseen)).where(is_meant)
+    found = session.scalars(query.order_by((Run.id == text).desc(), Run.created_at.desc(), Run.id.desc()).limit(limit))
+    rows = found.all()
+    if len(rows) < limit:
+        return rows, len(rows)
+    return rows, session.scalar(select(func.count()).select_from(Run).where(is_meant)) or 0
 
 
 def attempts(session: Session, run_id: str) -> Sequence[Attempt]:

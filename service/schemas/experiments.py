@@ -2,18 +2,23 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from service.schemas.base import View
 from service.states import RunState
 from trainer.contract import Problem
 
+# What every database can hold.
+MAX_PRIORITY = 2**31 - 1
+
 
 class ExperimentState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
+    """Of the runs that have not ended, each is paused."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     """Ended, and at least one run failed."""
@@ -46,6 +51,8 @@ class ExperimentSummary(View):
     project: str
     state: ExperimentState
     created_at: datetime
+    created_by: str = ""
+    """Name of the token; empty for what a release before has submitted."""
     num_arms: int
     num_runs: int
     counts: dict[RunState, int]
@@ -62,6 +69,13 @@ class ExperimentSummary(View):
     """Process-hours to come, at the cost of a step so far; None while no step has been made, 0 with nothing left."""
     gpu_hours_cap: float | None
     cancel_reason: str
+    pause_reason: str = ""
+    """Not empty = paused: by whom."""
+    concurrency: int = 1
+    priority: int = 0
+    deleted_at: datetime | None = None
+    purge_at: datetime | None = None
+    """Where it is deleted: until then it can be restored."""
     tracking_url: str | None
     """The experiment's parent run in MLflow."""
 
@@ -100,6 +114,50 @@ class ExperimentDetail(ExperimentSummary):
     arms: list[ArmView]
     warnings: list[str] = Field([])
     """Only in the answer to a submission: what it had no time to look at."""
+
+
+class Part(View):
+    """Some runs of an experiment; nothing named = the whole experiment."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arms: list[str] = Field([])
+    """Names of arms: all their runs."""
+    runs: list[str] = Field([])
+    """Ids of runs."""
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        # A program whose list has turned out empty does not mean the whole experiment.
+        if self.model_fields_set and self.is_whole:
+            raise ValueError("names of arms or ids of runs; for the whole experiment leave out both")
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        return not (self.arms or self.runs)
+
+
+class Changes(View):
+    """What is to be different from now on; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    priority: int | None = Field(None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    """Queued runs of higher priority start first."""
+    concurrency: int | None = Field(None, ge=1)
+    """How many of its runs may train at the same time. Those that train go on where it is lowered."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """Cap on GPU-hours over all runs; null = no cap."""
+    pool: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """Node pool, or several in order of preference. Runs on any other pool write a checkpoint and move."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        given = self.model_dump(exclude_unset=True)
+        if not given or any(value is None for name, value in given.items() if name != "gpu_hours"):
+            raise ValueError("one or more of priority, concurrency, gpu_hours (null = no cap), pool")
+        return self
 
 
 class ArmCurve(View):

@@ -1,6 +1,7 @@
 """Runs as the API returns them."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from service.schemas.base import View
@@ -104,6 +105,39 @@ class RunDetail(RunSummary):
 class Checkpoints(View):
     uri: str
     checkpoints: list[Checkpoint]
+
+
+class FileKind(StrEnum):
+    ENCODER = "encoder"
+    """The exported encoder: weights, timm's configuration, model card."""
+    CHECKPOINT = "checkpoint"
+    """Everything that training goes on from, at one step."""
+    RESULT = "result"
+    RECORD = "record"
+    """What else the run has written down of itself, such as its spec and its readings."""
+
+
+class RunFile(View):
+    name: str
+    """In the run's directory, and below /v1/runs/{run_id}/files/."""
+    kind: FileKind
+    bytes: int
+    step: int | None = None
+    """Of a checkpoint."""
+    sha256: str | None = None
+    """Of a checkpoint, as its marker says."""
+    save_as: str
+    """A name that still tells what it is where it lies alone."""
+
+
+class RunFiles(View):
+    run_id: str
+    files: list[RunFile]
+    """Encoder, checkpoints from the newest on, result, records."""
+    missing: dict[FileKind, str]
+    """Kinds without a file, each with why, and when there will be one."""
+    weights_of: str | None
+    """The run that has trained the weights that this one measures: checkpoints are there."""
 
 
 class Histories(View):

@@ -27,6 +27,8 @@ class TokenView(View):
     scope: Scope
     project: str | None
     created_at: datetime
+    created_by: str = ""
+    """Name of the token that it was made with; empty for what a release before has made."""
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None

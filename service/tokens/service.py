@@ -35,14 +35,14 @@ def utc_now() -> datetime:
 
 
 def create(
-    db: Database, *, name: str, scope: Scope, project: str | None, expires_in_days: int | None
+    db: Database, *, name: str, scope: Scope, project: str | None, expires_in_days: int | None, by: str = ""
 ) -> tuple[Token, str]:
-    """A new token and its secret, which is nowhere else."""
+    """A new token and its secret, which is nowhere else. `by`: name of the token that it is made with."""
     now = utc_now()
     token_id = f"t{secrets.token_hex(5)}"
     secret = f"mcf_{token_id}_{secrets.token_urlsafe(32)}"
     token = Token(
-        id=token_id, name=name, digest=_digest(secret), scope=scope, project=project, created_at=now,
+        id=token_id, name=name, digest=_digest(secret), scope=scope, project=project, created_at=now, created_by=by,
         expires_at=now + timedelta(days=expires_in_days) if expires_in_days else None,
     )  # fmt: skip
     with db.write() as session:

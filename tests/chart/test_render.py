@@ -139,6 +139,19 @@ def test_every_setting_of_the_service_can_be_given() -> None:
     assert not left, f"offer them in charts/mcf/values.schema.yaml under service.settings: {left}"
 
 
+def test_links_of_webhooks_go_to_the_ingress_or_where_they_are_told_to() -> None:
+    def address(**service: Any) -> str | None:
+        [found] = [each for each in render({"service": service}) if "MCF_PORT" in each.get("data", {})]
+        told: str | None = found["data"].get("MCF_PUBLIC_URL")
+        return told
+
+    own, other = {"enabled": True, "host": "mcf.example"}, {"publicUrl": "https://other.example"}
+    assert address() is None
+    assert address(ingress=own) == address(ingress=own, settings={"publicUrl": ""}) == "http://mcf.example"
+    assert address(ingress=own | {"tlsSecret": "tls"}) == "https://mcf.example"
+    assert address(ingress=own, settings=other) == address(settings=other) == "https://other.example"
+
+
 def _snake(name: str) -> str:
     return re.sub("[A-Z]", lambda upper: f"_{upper[0].lower()}", name)
 

@@ -1,5 +1,6 @@
 """The client and the `mcf` command against a real service whose attempts are cheap."""
 
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from k8s.local import stop_all
-from service.client import Client, NoSuchThing, Refused, ServiceAway
+from service.client import Ambiguous, Client, NoSuchThing, Refused, ServiceAway
 from service.compare.paper import html, read_back
 from tests.conftest import free_port
 from tests.forks import forks
@@ -85,13 +86,63 @@ def test_things_go_by_id_by_its_beginning_and_by_name(client: Client, tiny_faces
     first = client.submit(cheap(tiny_faces, name="named", seeds=1))
     second = client.submit(cheap(tiny_faces, name="named", seeds=2))
     assert client.experiment(first.id[:9]).id == first.id
-    assert client.experiment("named").id == second.id
+    with pytest.raises(Ambiguous, match=f"means 2 things:\n  {second.id} .*\n  {first.id} "):
+        client.experiment("named")
     run = first.runs()[0].id
     assert client.run(run[:9]).id == run
     with pytest.raises(NoSuchThing, match=r"no experiment 'nemed'.*mcf list"):
         client.experiment("nemed")
-    with pytest.raises(NoSuchThing, match="begin with"):
+    with pytest.raises(NoSuchThing, match="means"):
         client.run("r")
+
+
+def test_the_shell_is_offered_names_and_ids_and_without_a_service_nothing(
+    service: Service, client: Client, tiny_faces: Path, tmp_path: Path
+) -> None:
+    made = client.submit(cheap(tiny_faces, name="offered", seeds=1))
+    client.submit(cheap(tiny_faces, name="offered-twice", seeds=1))
+    client.submit(cheap(tiny_faces, name="offered-twice", seeds=1))
+    run = made.runs()[0].id
+
+    def offered(*words: str, url: str | None = service.url) -> list[str]:
+        asked = {"COMP_WORDS": " ".join(["mcf", *words]), "COMP_CWORD": str(len(words))}
+        env = environment(url) | asked | {"_SERVICE.CLI.MAIN_COMPLETE": "complete_bash"}
+        answer = forks.run("service.cli.main:app", env=env, cwd=tmp_path, timeout=60)
+        assert answer.stderr == ""
+        return answer.stdout.split()
+
+    for command in "show", "compare", "cancel", "watch", "extend":
+        assert offered(command, "offe") == ["offered-twice", "offered"], command
+    assert offered("--url", service.url, "compare", "offered", "offered-", url=None) == ["offered-twice"]
+    assert offered("cancel", made.id[:-1]) == [made.id]
+    for command in "logs", "get", "show":
+        assert offered(command, run[:-1]) == [run], command
+    for nobody in None, f"http://127.0.0.1:{free_port()}":
+        assert offered("show", "offe", url=nobody) == []
+
+
+def test_a_finished_run_is_fetched_from_the_command_line(
+    mcf: Mcf, service: Service, client: Client, tiny_faces: Path, tmp_path: Path
+) -> None:
+    spec = cheap(tiny_faces, name="fetched", seeds=1, factors={})
+    [run] = client.submit(spec).wait(poll_seconds=0.2, timeout_seconds=60).runs()
+    got = mcf("get", run.id[:9], "--result")
+    assert got.returncode == 0, got.stderr
+    assert got.stdout.startswith(f"{run.id}-result.json: ")
+    found = client.run(run.id).result
+    assert found
+    assert json.loads((tmp_path / f"{run.id}-result.json").read_text())["steps"] == found.steps
+    none = mcf("get", run.id, "--encoder")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert f"Run {run.id} has succeeded, but there is no encoder in its directory" in none.stderr
+    folder = Path(client.run(run.id).uri, "export")
+    folder.mkdir()
+    for name in "model.safetensors", "config.json", "README.md":
+        (folder / name).write_bytes(name.encode() * 1000)
+    got = mcf("get", run.id, "--encoder", "--out", "kept")
+    assert got.returncode == 0, got.stderr
+    assert (tmp_path / "kept/config.json").read_bytes() == b"config.json" * 1000
+    assert mcf("get", run.id).returncode == mcf("get", run.id, "--result", "--encoder").returncode == 2
 
 
 def test_six_mistakes_are_six_lines(mcf: Mcf, client: Client, tiny_faces: Path, tmp_path: Path) -> None:
@@ -127,6 +178,10 @@ def test_watching_ends_with_the_comparison_and_says_whether_all_went_well(
     for form, start in ("md", "# half"), ("csv", "rank,arm"), ("json", "{"), ("tex", "% e"):
         assert mcf("compare", "half", "--format", form).stdout.startswith(start)
     assert "half" in mcf("list").stdout
+    found = mcf("list", "--state", "failed", "--state", "cancelled", "--name", "HAL").stdout
+    assert "half" in found
+    assert "watched" not in found
+    assert "No experiment is like that" in mcf("list", "--state", "queued", "--name", "half").stdout
     assert "temperature=0.5" in mcf("show", "half").stdout
 
 
@@ -153,7 +208,8 @@ def test_a_report_is_trained_again_and_it_is_said_number_by_number_what_moved(
     same = mcf("reproduce", str(file))
     assert same.returncode == 0, same.stdout + same.stderr
     assert re.search(r"\n0 of \d+ numbers moved", same.stdout)
-    again = client.experiment("told")
+    # Both are called so by now.
+    again = client.experiment(next(client.experiments()).id)
     was = read_back(file.read_text())
     # It was trained, not shared.
     assert again.id != was.comparison.experiment_id
@@ -230,6 +286,25 @@ def test_waiting_outlives_a_service_that_is_killed(service: Service, client: Cli
     service.kill()
     service.start()
     assert experiment.wait(timeout_seconds=90).detail.state == "succeeded"
+
+
+def test_a_transfer_outlives_a_service_that_is_killed(
+    service: Service, client: Client, tiny_faces: Path, tmp_path: Path
+) -> None:
+    spec = cheap(tiny_faces, name="big", seeds=1, factors={})
+    [run] = client.submit(spec).wait(poll_seconds=0.2, timeout_seconds=60).runs()
+    content = os.urandom(64 << 20)
+    Path(client.run(run.id).uri, "result.json").write_bytes(content)
+    killed: list[int] = []
+
+    def kill_once(done: int, of: int) -> None:
+        if not killed:
+            killed.append(done)
+            service.kill()
+            service.start()
+
+    assert client.get_result(run.id, tmp_path, told=kill_once).read_bytes() == content
+    assert 0 < killed[0] < len(content)
 
 
 def test_the_token_goes_along(tmp_path: Path, tiny_faces: Path) -> None:

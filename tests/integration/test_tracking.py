@@ -17,7 +17,7 @@ from service.compare.headline import headline
 from service.compare.paper import read_back
 from service.compare.service import comparison_of
 from service.db import Database
-from service.experiments import service as experiments
+from service.experiments import actions
 from service.experiments.curves import Curves
 from service.experiments.extend import Extension, extend
 from service.experiments.repository import TrackedTrial
@@ -228,7 +228,7 @@ def test_however_runs_end_mlflow_says_so(bench: Bench, spec: dict[str, Any], mlf
     one, other = bench.cluster.live()
     bench.cluster.fail(one)
     bench.go(2)
-    experiments.cancel(bench.db, experiment)
+    actions.cancel(bench.db, experiment)
     bench.go(3)
     finish(bench)
     [parent], children = tracked(mlflow_server, spec["name"])
@@ -244,7 +244,7 @@ def test_a_retried_run_goes_on_in_the_same_mlflow_run(bench: Bench, spec: dict[s
     bench.go(4)
     bench.cluster.fail(bench.cluster.live()[0])
     finish(bench)
-    experiments.retry(bench.db, bench.settings, experiment)
+    actions.retry(bench.db, bench.settings, experiment)
     finish(bench)
     [parent], [child] = tracked(mlflow_server, spec["name"])
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")

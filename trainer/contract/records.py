@@ -2,6 +2,7 @@
 
     <store>/runs/<run id>/
         spec.json                       the RunSpec
+        sent.json                       a Sent: the newest attempt, and where it was sent
         checkpoints/000000120/state.pt  complete exactly when ...
         checkpoints/000000120/COMMITTED ... this Checkpoint stands beside it
         sessions/0001.json              a Session: one stretch of training at one world size, refreshed as it goes
@@ -16,19 +17,21 @@
         result.json                     a Result: the numbers the comparison is made of
         export/                         the online encoder as a plain timm ViT, with its model card
 
-The trainer writes, the service reads; what is unsent is the service's once the run has ended.
+The trainer writes, the service reads, but for the spec and sent.json; what is unsent is the service's once the run has
+ended.
 """
 
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import Field
 
 from trainer.contract.frozen import Frozen
 
 SPEC = "spec.json"
+SENT = "sent.json"
 OUTCOME = "outcome.json"
 OUT_OF_MEMORY = "out_of_memory.json"
 FAULT = "fault.json"
@@ -43,9 +46,11 @@ COMMITTED = "COMMITTED"
 # In every row of training; other rows, such as the final metrics, are recognised by their first name.
 REFERENCE = "loss/total"
 EXPORT = "export/"
-# In EXPORT: the weights, and timm's configuration of them; MLflow gets a pointer instead of the weights.
+# In EXPORT, written in this order: the weights, timm's configuration of them, and a card for people. MLflow gets a
+# pointer instead of the weights.
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CARD = "README.md"
 POINTER = "export.json"
 
 
@@ -119,6 +124,17 @@ class Checkpoint(Frozen):
     spec_digest: str
     world_size: int
     saved_at: datetime
+
+
+class Sent(Frozen):
+    """The newest attempt. A service whose database is older than the store, or lost, goes on after it."""
+
+    attempt: int
+    pool: str
+    placement: dict[str, Any]
+    weights_of: str | None
+    tracking_id: str | None
+    tracking_run_id: str | None
 
 
 class Verdict(StrEnum):

@@ -113,6 +113,9 @@ class Store(Protocol):
         """The same as `list`, sooner where there are many objects in a few folders."""
 
     def delete(self, names: Iterable[str]) -> None: ...
+    def remove(self, first: str = "") -> None:
+        """Everything below the address, and the folder itself; the object called `first` before all others."""
+
     def discard_unfinished(self, prefix: str = "") -> None:
         """Remove what puts left behind that died half-way. For the only writer below `prefix`."""
 
@@ -237,6 +240,13 @@ class DirectoryStore:
                 with suppress(OSError):  # a folder that still holds something stays
                     path.parent.rmdir()
 
+    def remove(self, first: str = "") -> None:
+        with _file_errors(self.uri, ""):
+            if first:
+                (self.root / first).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.root)
+
     def discard_unfinished(self, prefix: str = "") -> None:
         with _file_errors(self.uri, prefix):
             for path in (self.root / prefix).rglob(f"{ASIDE}*"):
@@ -346,6 +356,11 @@ class S3Store:
         for name in names:
             with self._errors(name):
                 _s3().delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    def remove(self, first: str = "") -> None:
+        self.delete([first] if first else [])
+        self.delete([entry.name for entry in self.list()])
+        self.discard_unfinished()
 
     def discard_unfinished(self, prefix: str = "") -> None:
         lister = _s3().get_paginator("list_multipart_uploads")

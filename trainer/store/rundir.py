@@ -15,6 +15,7 @@ from trainer.contract.records import (
     Outcome,
     Readings,
     Result,
+    Sent,
     Session,
     StageResult,
     Unsent,
@@ -27,6 +28,11 @@ Record = TypeVar("Record", bound=Frozen)
 def read_spec(store: Store) -> RunSpec | None:
     """What the run was asked for; None where there is nothing yet. Raises StorageError."""
     return _read(store, records.SPEC, RunSpec)
+
+
+def read_sent(store: Store) -> Sent | None:
+    """The newest attempt that was sent off; None before the first. Raises StorageError."""
+    return _read(store, records.SENT, Sent)
 
 
 def read_outcome(store: Store) -> Outcome | None:

@@ -13,11 +13,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from trainer.contract import IMAGENET_MEAN, IMAGENET_STD, RunSpec, records
-from trainer.contract.records import CONFIG, POINTER, WEIGHTS, Metric, Result
+from trainer.contract.records import CARD, CONFIG, POINTER, WEIGHTS, Metric, Result
 from trainer.method.mcf import Mcf
 from trainer.store.objects import Store
 
-CARD = "README.md"
 # The name timm builds from; `model_args` say every size, so it decides nothing.
 ARCHITECTURE = "vit_base_patch16_224"
 

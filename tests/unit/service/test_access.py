@@ -1,6 +1,7 @@
 """Who may do what: tokens, scopes and projects, as a client meets them."""
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,23 +25,52 @@ from tests.unit.service.test_api import Scene, counting_statements
 
 OPEN = {
     "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc",
-    "/static-offline-docs", "/static/{name}", "/login",
+    "/static-offline-docs", "/static/{name}", "/login", "/logout",
 }  # fmt: skip
 """Everything that answers without a token. What is not here and not below demands the scope read."""
 
 MORE_THAN_READ = {
     ("POST", "/v1/experiments"): Scope.SUBMIT,
+    ("PATCH", "/v1/experiments/{experiment_id}"): Scope.SUBMIT,
     ("POST", "/v1/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
+    ("POST", "/v1/experiments/{experiment_id}/pause"): Scope.SUBMIT,
+    ("POST", "/v1/experiments/{experiment_id}/resume"): Scope.SUBMIT,
     ("POST", "/v1/experiments/{experiment_id}/retry"): Scope.SUBMIT,
+    ("POST", "/v1/runs/{run_id}/{action}"): Scope.SUBMIT,
     ("POST", "/v1/experiments/{experiment_id}/extend"): Scope.SUBMIT,
     ("GET", "/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
     ("POST", "/experiments/{experiment_id}/cancel"): Scope.SUBMIT,
+    ("POST", "/experiments/{experiment_id}/pause"): Scope.SUBMIT,
+    ("POST", "/experiments/{experiment_id}/resume"): Scope.SUBMIT,
     ("POST", "/experiments/{experiment_id}/retry"): Scope.SUBMIT,
+    ("GET", "/experiments/{experiment_id}/manage"): Scope.SUBMIT,
+    ("POST", "/experiments/{experiment_id}/manage"): Scope.SUBMIT,
+    ("POST", "/experiments/{experiment_id}/change"): Scope.SUBMIT,
+    ("POST", "/runs/{run_id}/{action}"): Scope.SUBMIT,
+    ("GET", "/v1/audit"): Scope.ADMIN,
+    ("DELETE", "/v1/experiments/{experiment_id}"): Scope.SUBMIT,
+    ("POST", "/v1/experiments/{experiment_id}/restore"): Scope.SUBMIT,
+    ("GET", "/v1/store"): Scope.ADMIN,
+    ("POST", "/v1/rebuild"): Scope.ADMIN,
+    ("GET", "/v1/projects"): Scope.ADMIN,
+    ("PATCH", "/v1/projects/{name}"): Scope.ADMIN,
+    ("GET", "/experiments/{experiment_id}/delete"): Scope.SUBMIT,
+    ("POST", "/experiments/{experiment_id}/delete"): Scope.SUBMIT,
+    ("POST", "/experiments/{experiment_id}/restore"): Scope.SUBMIT,
     ("GET", "/experiments/{experiment_id}/extend"): Scope.SUBMIT,
     ("POST", "/experiments/{experiment_id}/extend"): Scope.SUBMIT,
+    ("GET", "/new"): Scope.SUBMIT,
+    ("POST", "/new"): Scope.SUBMIT,
+    ("POST", "/new/check"): Scope.SUBMIT,
+    ("POST", "/new/file"): Scope.SUBMIT,
     ("GET", "/v1/tokens"): Scope.ADMIN,
     ("POST", "/v1/tokens"): Scope.ADMIN,
     ("DELETE", "/v1/tokens/{token_id}"): Scope.ADMIN,
+    ("GET", "/v1/webhooks"): Scope.ADMIN,
+    ("POST", "/v1/webhooks"): Scope.ADMIN,
+    ("DELETE", "/v1/webhooks/{webhook_id}"): Scope.ADMIN,
+    ("POST", "/v1/webhooks/{webhook_id}/test"): Scope.ADMIN,
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries"): Scope.ADMIN,
 }
 
 FIRST = "first-token"
@@ -144,7 +174,7 @@ def test_what_is_another_projects_is_not_there_by_any_address(guarded: Guarded, 
     assert (mine["project"], other["project"]) == ("ours", "theirs")
     asked = 0
     for method, path in guarded.routes:
-        if not (names := set(re.findall(r"{(\w+)}", path)) - {"name", "form", "token_id"}):
+        if not (names := set(re.findall(r"{(\w+)}", path)) - {"name", "form", "token_id", "action", "webhook_id"}):
             continue
         # An id by another name would not be seen to (service.api.auth).
         assert names <= {"experiment_id", "run_id"}, path
@@ -235,7 +265,7 @@ def test_a_secret_is_shown_once_and_kept_nowhere(guarded: Guarded, capfd: pytest
     guarded.get(secret, "/v1/experiments")
     [listed] = guarded.get(FIRST, "/v1/tokens")["tokens"]
     assert set(listed) == {
-        "id", "name", "scope", "project", "created_at", "expires_at", "revoked_at", "last_used_at",
+        "id", "name", "scope", "project", "created_at", "created_by", "expires_at", "revoked_at", "last_used_at",
     }  # fmt: skip
     with guarded.db.read() as session:
         rows = session.execute(text("SELECT * FROM tokens")).all()
@@ -334,7 +364,7 @@ def test_of_an_endless_body_no_address_reads_more_than_a_mebibyte(guarded: Guard
         scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
         asyncio.run(guarded.app(scope, receive, send))
         assert read <= MAX_BYTES + len(chunk), (method, path)
-        assert sent[0]["status"] in (401, 405, 413), (method, path)
+        assert sent[0]["status"] in (401, 405, 413) or (path, read) == ("/logout", 0), (method, path)
 
 
 def test_a_body_that_is_too_large_is_refused_in_words(guarded: Guarded) -> None:
@@ -405,3 +435,45 @@ def test_without_a_token_no_other_name_than_loopback_is_answered(settings: Setti
 def test_with_a_token_the_name_does_not_matter(guarded: Guarded) -> None:
     headers = {"Host": "mcf.example.org", "Authorization": f"Bearer {FIRST}"}
     assert guarded.http.get("/v1/experiments", headers=headers).status_code == 200
+
+
+# ---------------------------------------------------------------- the audit
+
+
+def test_the_audit_tells_who_asked_for_what_and_what_came_of_it(guarded: Guarded, spec: dict[str, Any]) -> None:
+    ours, theirs = guarded.token(Scope.SUBMIT, "ours"), guarded.token(Scope.ADMIN, "theirs")
+    mine = guarded.submit(ours, spec)
+    assert mine["created_by"] == "ours submit"
+    guarded.ask(ours, "POST", "/v1/experiments?dry_run=true", json=spec)  # changes nothing
+    [arm, *_] = mine["arms"]
+    guarded.ask(ours, "POST", f"/v1/experiments/{mine['id']}/cancel", json={"arms": [arm["name"]]})
+    guarded.ask(ours, "POST", f"/runs/{run_of(mine)}/retry?dry_run=true")  # there the word means nothing
+    guarded.ask(ours, "PATCH", f"/v1/experiments/{mine['id']}", json={"priority": 7, "gpu_hours": None})
+    refused = guarded.ask(theirs, "POST", f"/v1/experiments/{mine['id']}/pause")
+    found = guarded.get(FIRST, "/v1/audit")["entries"]
+    token_ids = [ours.split("_")[1], theirs.split("_")[1]]
+    assert [tuple(entry[name] for name in ("name", "action", "object", "asked", "status")) for entry in found] == [
+        ("theirs admin", "experiments.pause", mine["id"], "", refused.status_code),
+        ("ours submit", "experiments.change", mine["id"], '{"priority":7,"gpu_hours":null}', 200),
+        ("ours submit", "runs.retry", run_of(mine), "dry_run=true", 303),
+        ("ours submit", "experiments.cancel", mine["id"], f'{{"arms":["{arm["name"]}"]}}', 200),
+        ("ours submit", "experiments.create", mine["id"], "", 201),
+        ("MCF_TOKEN", "tokens.create", token_ids[1], "", 201),
+        ("MCF_TOKEN", "tokens.create", token_ids[0], "", 201),
+    ]
+    assert {entry["token_id"] for entry in found} == {*token_ids, ""}
+    assert refused.status_code == 404
+    assert [entry["action"] for entry in guarded.get(theirs, "/v1/audit")["entries"]] == ["experiments.pause"]
+    headers = {"Authorization": f"Bearer {FIRST}", "Accept": "application/x-ndjson"}
+    lines = guarded.http.get(f"/v1/audit?after={found[2]['id']}", headers=headers).text.splitlines()
+    assert [json.loads(line) for line in lines] == [found[1], found[0]]
+
+
+def test_what_cannot_be_written_down_is_not_done(guarded: Guarded, spec: dict[str, Any]) -> None:
+    mine = guarded.submit(FIRST, spec)
+    with guarded.db.write() as session:
+        session.execute(text("ALTER TABLE audit RENAME TO gone"))
+    assert guarded.ask(FIRST, "POST", f"/v1/experiments/{mine['id']}/cancel").status_code == 500
+    assert guarded.get(FIRST, f"/v1/experiments/{mine['id']}")["state"] == "queued"
+    with guarded.db.write() as session:
+        session.execute(text("ALTER TABLE gone RENAME TO audit"))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from scipy import stats as reference
 
-from service.cli.papers import _why_not
 from service.compare.across import Across, across, dotted
+from service.compare.across_words import why_not
 from service.compare.reproduce import numbers, other_digests
 from service.compare.stats import unpaired
 from service.compare.table import ArmTrials, compare
@@ -92,7 +92,7 @@ def test_nor_are_other_benchmarks_or_labels_of_the_same_name(benchmark: str, eva
     one = fitted("300w", {"alignment": {"sha256": "a" * 64}})
     found = side_by_side(one, fitted(benchmark, evaluation), {"a": {}}, {"a": {}})
     assert (found.metric, found.pairs[0].probe, found.pairs[0].paired) == (None, None, None)
-    assert f"alignment/last/nme on {benchmark}" in _why_not(found)
+    assert f"alignment/last/nme on {benchmark}" in why_not(found)
     assert side_by_side(one, one, {"a": {}}, {"a": {}}).metric
 
 

@@ -25,6 +25,7 @@ from service.schemas.comparison import Comparison
 from service.settings import Settings
 from service.states import RunState
 from service.tables import Charge, Run
+from service.version import VERSION
 from tests.unit.service.bench import Clock, Cluster, counting_statements, result
 from trainer.contract import RunSpec
 from trainer.resolve import check_and_resolve
@@ -323,7 +324,7 @@ def test_cancelling_what_has_ended_and_retrying_what_has_not_failed_are_conflict
 
 def test_probes_and_metrics(scene: Scene, spec: dict[str, Any]) -> None:
     scene.http.post("/v1/experiments", json=spec)
-    assert scene.http.get("/healthz").json() == {"status": "ok"}
+    assert scene.http.get("/healthz").json() == {"status": "ok", "version": VERSION}
     ready = scene.http.get("/readyz")
     assert (ready.status_code, ready.json()["database"], ready.json()["mlflow"]) == (200, "ok", "not configured")
     assert 'mcf_runs{state="queued"} 4.0' in scene.http.get("/metrics").text

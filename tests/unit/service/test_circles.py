@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from service.errors import AlreadyEnded, NotExtendable, NothingToRetry
-from service.experiments import service as experiments
+from service.experiments import actions
 from service.experiments.extend import Extension, extend
 from tests.unit.service.bench import Bench
 from trainer.weights.sources import FILES_ONLY
@@ -30,10 +30,10 @@ def test_whatever_is_asked_for_at_the_same_time_is_done(bench: Bench, spec: dict
         made.append(bench.submit(spec | {"name": "again"}))
 
     def cancel(experiment: str) -> None:
-        experiments.cancel(bench.db, experiment)
+        actions.cancel(bench.db, experiment)
 
     def retry(experiment: str) -> None:
-        experiments.retry(bench.db, bench.settings, experiment)
+        actions.retry(bench.db, bench.settings, experiment)
 
     def more(experiment: str) -> None:
         extend(bench.db, experiment, Extension(seeds=rng.randint(2, 4)), FILES_ONLY, None)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.compare.service import Comparisons, comparison_of, report_of
-from service.experiments import service as experiments
+from service.experiments import actions
 from service.experiments.extend import Extension, extend
 from service.schemas.comparison import Comparison
 from tests.unit.service.bench import Bench, counting_statements
@@ -31,7 +31,7 @@ def test_a_kept_comparison_is_the_one_that_would_be_made_now(bench: Bench, spec:
         if round == 8:
             extend(bench.db, experiment, Extension(seeds=3), FILES_ONLY, None)
         if round == 10:
-            experiments.retry(bench.db, bench.settings, experiment)
+            actions.retry(bench.db, bench.settings, experiment)
         bench.reconciler.wake()
         bench.go(2)
         seen.append(same())

@@ -16,7 +16,7 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.db import MIGRATIONS, Database
+from service.db import MIGRATIONS, Database, NewerDatabase
 from service.states import Scope
 from service.tables import Attempt, Base, Experiment, Token, Trial
 from tests.unit.service.bench import Bench
@@ -200,3 +200,13 @@ def test_times_are_in_utc_whatever_the_zone_of_the_connection(database: Database
         session.expire_all()
         found = session.get_one(Token, "t1").created_at
     assert f"{found:%H:%M} UTC" == "03:04 UTC"
+
+
+def test_a_service_that_is_older_than_its_database_says_so_and_touches_nothing(bench: Bench) -> None:
+    with bench.db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(NewerDatabase, match="its schema is 9999") as caught:
+        bench.db.migrate()
+    assert "restore the dump" in str(caught.value)
+    with bench.db.write() as session:
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"

@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from service.compare.service import comparison_of
 from service.errors import InvalidSpec, NotExtendable
+from service.experiments import actions
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
 from service.tables import Arm, Run
@@ -71,7 +72,7 @@ def test_what_cannot_be_added_is_refused_whole(bench: Bench, spec: dict[str, Any
     with pytest.raises(InvalidSpec, match=factor):
         add(bench, experiment, seeds=5, factors={factor: [7.5]})
     assert experiments.show(bench.db, bench.settings, experiment) == before
-    experiments.cancel(bench.db, experiment)
+    actions.cancel(bench.db, experiment)
     with pytest.raises(NotExtendable, match="was cancelled"):
         add(bench, experiment, seeds=5)
 

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -75,7 +76,8 @@ def test_pages_that_all_wait_for_the_store_do_not_make_the_service_look_dead(
 def test_the_service_gives_a_silent_store_seconds_and_not_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "patience", objects.patience)
     monkeypatch.setattr(main.uvicorn, "run", lambda *args, **options: None)
-    monkeypatch.setattr(main, "create_app", lambda settings: None)
+    db = SimpleNamespace(migrate=lambda: None)
+    monkeypatch.setattr(main, "create_app", lambda settings: SimpleNamespace(state=SimpleNamespace(db=db)))
     monkeypatch.setattr(main, "_log_as_json", lambda: None)
     main.main()
     with socket.create_server(("127.0.0.1", 0)) as silent:

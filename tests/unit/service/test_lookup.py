@@ -1,13 +1,17 @@
-"""An experiment or run is found by its name or the beginning of its id, in one request, and never by guessing."""
+"""An experiment or run is found by its name or the beginning of its id, and never by guessing."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, cast
 
 import httpx2
 import pytest
 
-from service.client import Client, NoSuchThing
+from service.client import Ambiguous, Client, NoSuchThing
+from service.db import Database
 from service.settings import Settings
+from service.states import Scope
+from tests.unit.service.test_access import FIRST, Guarded, run_of
 from tests.unit.service.test_api import Scene, counting_statements
 
 
@@ -30,32 +34,70 @@ def submitted(scene: Scene, spec: dict[str, Any], name: str, project: str = "def
     return made
 
 
-def test_a_name_is_the_newest_of_it_in_one_project_and_refused_in_several(
+def refused(scene: Scene, name: str, **more: str) -> str:
+    answer = scene.http.get("/v1/lookup", params={"name": name, **more})
+    assert (answer.status_code, answer.json()["error"]) == (409, "ambiguous"), answer.text
+    return str(answer.json()["detail"])
+
+
+def test_a_name_of_several_is_refused_with_the_newest_of_them(
     scene: Scene, client: Client, spec: dict[str, Any]
 ) -> None:
-    submitted(scene, spec, "masks")
-    newest = submitted(scene, spec, "masks")
+    first = submitted(scene, spec, "masks")
     submitted(scene, spec, "other")
-    assert client.experiment("masks").id == newest
-    theirs = submitted(scene, spec, "masks", "theirs")
-    with pytest.raises(NoSuchThing, match=f"several projects .default, theirs. .*{theirs}.*Give an id"):
+    assert client.experiment("masks").id == first
+    later = [submitted(scene, spec, "masks", "theirs" if number % 2 else "default") for number in range(6)]
+    with pytest.raises(Ambiguous, match="beginning of one") as caught:
         client.experiment("masks")
-    assert client.experiment(newest).id == newest
+    head, *lines, rest, advice = str(caught.value).splitlines()
+    assert head == "'masks' means 7 things:"
+    assert [line.split()[0] for line in lines] == later[:0:-1]
+    assert re.fullmatch(r"  e\w+  masks, project theirs, queued, \d+ s ago", lines[0])
+    assert rest == "  and 2 more"
+    assert advice.startswith("Give an id")
+    assert client.experiment(first).id == first
 
 
 def test_the_beginning_of_an_id_has_to_mean_one(scene: Scene, client: Client, spec: dict[str, Any]) -> None:
     made = [submitted(scene, spec | {"share": False}, "masks") for _ in range(3)]
     assert client.experiment(made[0][:-1]).id == made[0]
     for wrong in "e", "r":
-        with pytest.raises(NoSuchThing, match="begin with"):
+        with pytest.raises(Ambiguous, match="means"):
             client.experiment(wrong) if wrong == "e" else client.run(wrong)
+    assert "queued" in refused(scene, "r", kind="run")
     run = scene.http.get("/v1/runs").json()["runs"][0]["id"]
     assert client.run(run[:-1]).id == run
-    for unknown in "nobody", "100%", "e_", "x" * 100, "e\0":
-        with pytest.raises(NoSuchThing, match=r"There is no|begin with"):
-            client.experiment(unknown)
-        with pytest.raises(NoSuchThing, match="There is no"):
+    assert client.look_up(run[:-1]).kind == "run"
+    assert client.look_up(made[0][:-1]).name == "masks"
+    for unknown in "nobody", "100%", "e_", "x" * 100, "e0123456789", made[0]:
+        with pytest.raises(NoSuchThing, match=f"There is no run '{unknown}'.*mcf show EXPERIMENT"):
             client.run(unknown)
+    with pytest.raises(NoSuchThing, match=r"no experiment or no run 'nobody'.*mcf list"):
+        client.look_up("nobody")
+    assert scene.http.get("/v1/lookup", params={"name": "\0"}).status_code == 409
+
+
+def test_a_name_that_is_the_beginning_of_an_id_too_is_refused_and_a_whole_id_is_not(
+    scene: Scene, client: Client, spec: dict[str, Any]
+) -> None:
+    first = submitted(scene, spec, "masks")
+    called_so = submitted(scene, spec, first[:4])
+    assert {first, called_so} <= set(refused(scene, first[:4]).split())
+    submitted(scene, spec, first)
+    assert client.experiment(first).id == client.look_up(first).id == first
+
+
+def test_a_token_of_a_project_looks_in_it_alone(settings: Settings, database: Database, spec: dict[str, Any]) -> None:
+    guarded = Guarded(settings, database)
+    theirs = guarded.submit(FIRST, spec | {"name": "masks", "share": False}, params={"project": "theirs"})
+    ours = guarded.submit(FIRST, spec | {"name": "masks"}, params={"project": "ours"})
+    secret = guarded.token(Scope.READ, "ours")
+    assert guarded.get(secret, "/v1/lookup?name=masks")["id"] == ours["id"]
+    assert guarded.get(secret, f"/v1/lookup?name={run_of(ours)[:-1]}&kind=run")["id"] == run_of(ours)
+    for other in theirs["id"], theirs["id"][:-1], run_of(theirs), run_of(theirs)[:-1]:
+        answer = guarded.ask(secret, "GET", f"/v1/lookup?name={other}")
+        assert answer.status_code == 404, answer.text
+    assert theirs["id"] not in guarded.ask(secret, "GET", "/v1/lookup?name=r").text
 
 
 def test_a_list_of_runs_reads_none_of_what_it_does_not_show(scene: Scene, spec: dict[str, Any]) -> None:

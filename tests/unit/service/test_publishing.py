@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from service.db import Database
+from service.experiments import actions
 from service.experiments import extend as extending
-from service.experiments import service as experiments
 from service.experiments.extend import Extension
 from service.reconciler import loop
 from service.settings import Settings
@@ -31,7 +31,7 @@ def add_a_seed(bench: Bench, experiment: str) -> None:
 
 
 def retry(bench: Bench, experiment: str) -> None:
-    experiments.retry(bench.db, bench.settings, experiment)
+    actions.retry(bench.db, bench.settings, experiment)
 
 
 @pytest.mark.parametrize("act", [retry, add_a_seed])
@@ -64,7 +64,7 @@ def test_a_run_that_another_experiment_revives_is_published_again_where_it_was_c
 ) -> None:
     first = bench.submit(spec)
     bench.go(3)
-    experiments.cancel(bench.db, first)
+    actions.cancel(bench.db, first)
     bench.go_until(lambda: bench.experiment(first).published)
     second = bench.submit(spec | {"name": "second"})
     assert not bench.experiment(first).published

@@ -13,6 +13,7 @@ from sqlalchemy import text, update
 
 from service.db import Database
 from service.errors import AlreadyEnded, NothingToRetry
+from service.experiments import actions
 from service.experiments import service as experiments
 from service.launching.port import JobState
 from service.reconciler import repository
@@ -56,7 +57,7 @@ def test_a_service_killed_at_any_point_loses_no_run_and_starts_none_twice(
     experiment = bench.submit(spec)
     if point == "after cancel":
         bench.go(3)
-        experiments.cancel(bench.db, experiment)
+        actions.cancel(bench.db, experiment)
     when, what = point.split()
     setattr(bench.cluster, f"killed_{when}", what)
     with pytest.raises(Killed):
@@ -303,21 +304,21 @@ def test_cancelling_leaves_alone_what_another_experiment_wants(bench: Bench, spe
     first = bench.submit(spec)
     second = bench.submit(spec | {"name": "other", "factors": {"mask_ratio": [0.75]}})
     bench.go(3)
-    experiments.cancel(bench.db, first)
+    actions.cancel(bench.db, first)
     bench.go(3)
     assert bench.states() == {"starting": 2, "cancelled": 2}
     assert {run.home_id for run in bench.runs() if not run.state.is_final} == {second}
-    experiments.cancel(bench.db, first)  # again: harmless
+    actions.cancel(bench.db, first)  # again: harmless
     finish_all(bench)
     assert bench.states() == {"succeeded": 2, "cancelled": 2}
     with pytest.raises(AlreadyEnded, match="succeeded"):
-        experiments.cancel(bench.db, second)
+        actions.cancel(bench.db, second)
 
 
 def test_a_cancelled_run_comes_back_when_another_experiment_asks_for_it(bench: Bench, spec: dict[str, Any]) -> None:
     first = bench.submit(spec)
     bench.go(3)
-    experiments.cancel(bench.db, first)
+    actions.cancel(bench.db, first)
     bench.submit(spec | {"name": "second"})  # while it is being stopped
     bench.go(5)
     third = bench.submit(spec | {"name": "third"})
@@ -337,7 +338,7 @@ def test_retry_acts_on_failed_runs_only_and_forgets_their_outcome(bench: Bench, 
     [failed] = [run for run in bench.runs() if run.state is RunState.FAILED]
     assert failed.reason == "the loss is not finite"
 
-    experiments.retry(bench.db, bench.settings, experiment)
+    actions.retry(bench.db, bench.settings, experiment)
     assert not open_store(bench.settings.run_uri(failed.id)).list("outcome.json")
     finish_all(bench)
     assert bench.states() == {"succeeded": 2}
@@ -346,7 +347,7 @@ def test_retry_acts_on_failed_runs_only_and_forgets_their_outcome(bench: Bench, 
         f"{failed.id}-2",
     ]
     with pytest.raises(NothingToRetry, match="2 succeeded"):
-        experiments.retry(bench.db, bench.settings, experiment)
+        actions.retry(bench.db, bench.settings, experiment)
 
 
 def test_the_cap_on_gpu_hours_cancels_what_is_left_with_that_reason(bench: Bench, spec: dict[str, Any]) -> None:
@@ -375,7 +376,7 @@ def test_a_cap_counts_the_hours_of_its_own_experiment_alone(bench: Bench, spec: 
     # Cancelled in its turn, and the third goes on with what runs: neither pays for the two hours before.
     third = bench.submit(capped | {"name": "third"})
     bench.go(2)
-    experiments.cancel(bench.db, again)
+    actions.cancel(bench.db, again)
     finish_all(bench)
     assert bench.states() == {"succeeded": 2}
     shown = {name: experiments.show(bench.db, bench.settings, name) for name in (first, again, third)}
@@ -389,7 +390,7 @@ def test_a_cap_counts_the_hours_of_its_own_experiment_alone(bench: Bench, spec: 
 def test_a_run_goes_to_the_oldest_experiment_that_still_wants_it(bench: Bench, spec: dict[str, Any]) -> None:
     first, *others = (bench.submit(spec | {"name": f"e{number}"}) for number in range(8))
     bench.go(2)
-    experiments.cancel(bench.db, first)
+    actions.cancel(bench.db, first)
     assert {run.home_id for run in bench.runs()} == {others[0]}
 
 
@@ -469,7 +470,7 @@ def test_random_days_end_well(bench: Bench, spec: dict[str, Any], seed: int) -> 
             wanted.append(bench.submit(spec | {"name": f"n{len(wanted)}"}))
         elif happening < 0.68:
             try:
-                experiments.cancel(bench.db, rng.choice(wanted))
+                actions.cancel(bench.db, rng.choice(wanted))
             except AlreadyEnded:
                 continue
         try:

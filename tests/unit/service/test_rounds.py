@@ -21,6 +21,7 @@ from service.compare.rounds import InRounds, Look
 from service.compare.service import comparison_of, report_of
 from service.compare.table import ArmTrials, TrialRow, compare
 from service.errors import InvalidSpec, NotExtendable
+from service.experiments import actions
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
 from service.schemas.comparison import Comparison
@@ -243,7 +244,7 @@ def test_a_failed_run_is_left_out_of_its_look_and_one_that_is_retried_counts_at_
     assert row(found, SAME).difference.n == 3
     assert "1 of 20 runs are missing" not in " ".join(found.words)  # the next round's are missing, too
     broken["now"] = False
-    experiments.retry(bench.db, bench.settings, experiment)
+    actions.retry(bench.db, bench.settings, experiment)
     run_to_the_end(bench, experiment)
     found = table(bench, experiment)
     assert row(found, SAME).difference.n == 12
@@ -258,7 +259,7 @@ def test_a_run_that_is_retried_after_the_last_look_is_in_the_mean_and_in_no_test
     assert state(bench, experiment) is ExperimentState.FAILED
     before = row(table(bench, experiment), SAME)
     assert before.difference.n == 11
-    experiments.retry(bench.db, bench.settings, experiment)
+    actions.retry(bench.db, bench.settings, experiment)
     run_to_the_end(bench, experiment)
     found = table(bench, experiment)
     after = row(found, SAME)
@@ -271,7 +272,7 @@ def test_a_run_that_is_retried_after_the_last_look_is_in_the_mean_and_in_no_test
 def test_a_cancelled_experiment_takes_no_look(bench: Bench, rounds: dict[str, Any]) -> None:
     experiment = bench.submit(rounds)
     bench.go(4)
-    experiments.cancel(bench.db, experiment)
+    actions.cancel(bench.db, experiment)
     for name in bench.cluster.live():
         bench.cluster.succeed(name)
     bench.go_until(lambda: bench.experiment(experiment).published)
@@ -458,7 +459,7 @@ def test_what_a_cancelled_round_trained_is_said_to_be_in_no_test(bench: Bench, r
     bench.go_until(lambda: finish(bench) or len(bench.experiment(experiment).looks) == 1)
     bench.go_until(lambda: len(bench.cluster.live()) == 8)
     finish(bench)
-    experiments.cancel(bench.db, experiment)
+    actions.cancel(bench.db, experiment)
     bench.go_until(lambda: bench.experiment(experiment).published)
     assert "8 runs finished after the last look" in " ".join(table(bench, experiment).words)
 

@@ -55,7 +55,9 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def admit(self) -> None:
-        self.run = replace(self.run, admitted=not self.run.state.is_final)
+        # A paused run gets no place.
+        may = not (self.run.state.is_final or self.run.state is RunState.PAUSED or self.run.pause_reason)
+        self.run = replace(self.run, admitted=may)
 
     @rule(seconds=st.integers(0, 90))
     def time_passes(self, seconds: int) -> None:
@@ -65,6 +67,11 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: not self.run.state.is_final)
     def somebody_cancels(self) -> None:
         self.run = replace(self.run, cancel_reason="asked to")
+
+    @rule(reason=st.sampled_from(["paused", ""]))
+    @precondition(lambda self: not self.run.state.is_final)
+    def somebody_pauses_or_resumes(self, reason: str) -> None:
+        self.run = replace(self.run, pause_reason=reason)
 
     # -- the world
 
@@ -107,13 +114,20 @@ class World(RuleBasedStateMachine):
             assert self.run == self.final
 
     @invariant()
+    def what_is_paused_leaves_nothing_alive_and_holds_no_place(self) -> None:
+        if self.run.state is RunState.PAUSED:
+            assert not self.live()
+            assert not self.run.admitted
+
+    @invariant()
     def only_the_run_itself_says_that_it_succeeded(self) -> None:
         if self.run.state is RunState.SUCCEEDED:
             assert self.outcome
             assert self.outcome.verdict is Verdict.SUCCEEDED
 
     def teardown(self) -> None:
-        """Every run ends when the world behaves."""
+        """Every run ends when the world behaves, and nobody keeps it paused."""
+        self.run = replace(self.run, pause_reason="")
         for _ in range(60):
             if not self.run.state.is_final:
                 self.admit()

@@ -13,6 +13,7 @@ from service import audit
 from service.api.auth import Admin
 from service.db import Database
 from service.schemas.audit import AuditList, AuditView
+from trainer.contract.frozen import MAX_INTEGER
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
@@ -25,8 +26,8 @@ def get_audit(
     request: Request,
     principal: Admin,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
-    before: Annotated[int | None, Query(ge=1)] = None,
-    after: Annotated[int | None, Query(ge=0)] = None,
+    before: Annotated[int | None, Query(ge=1, le=MAX_INTEGER)] = None,
+    after: Annotated[int | None, Query(ge=0, le=MAX_INTEGER)] = None,
 ) -> Response | AuditList:
     """Who asked for what, newest first; an admin of one project sees what was done with the tokens of the project.
 

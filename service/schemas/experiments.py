@@ -9,9 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from service.schemas.base import View
 from service.states import RunState
 from trainer.contract import Problem
-
-# What every database can hold.
-MAX_PRIORITY = 2**31 - 1
+from trainer.contract.frozen import MAX_INTEGER, MAX_NUMBER
 
 
 class ExperimentState(StrEnum):
@@ -143,11 +141,11 @@ class Changes(View):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    priority: int | None = Field(None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    priority: int | None = Field(None, ge=-MAX_INTEGER, le=MAX_INTEGER)
     """Queued runs of higher priority start first."""
-    concurrency: int | None = Field(None, ge=1)
+    concurrency: int | None = Field(None, ge=1, le=MAX_INTEGER)
     """How many of its runs may train at the same time. Those that train go on where it is lowered."""
-    gpu_hours: float | None = Field(None, gt=0)
+    gpu_hours: float | None = Field(None, gt=0, le=MAX_NUMBER)
     """Cap on GPU-hours over all runs; null = no cap."""
     pool: str | Annotated[list[str], Field(min_length=1)] | None = None
     """Node pool, or several in order of preference. Runs on any other pool write a checkpoint and move."""

@@ -5,6 +5,7 @@ from datetime import datetime
 from pydantic import ConfigDict, Field, model_validator
 
 from service.schemas.base import View
+from trainer.contract.frozen import MAX_INTEGER
 
 
 class KeptRun(View):
@@ -73,15 +74,15 @@ class ProjectLimits(View):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    max_places: int | None = Field(None, ge=1)
+    max_places: int | None = Field(None, ge=1, le=MAX_INTEGER)
     """Runs of the project in flight at once."""
-    max_queued: int | None = Field(None, ge=1)
+    max_queued: int | None = Field(None, ge=1, le=MAX_INTEGER)
     """Runs of the project that wait; a submission that would make more is refused with 429."""
-    max_priority: int | None = None
+    max_priority: int | None = Field(None, ge=-MAX_INTEGER, le=MAX_INTEGER)
     """Highest `placement.priority` that a spec may ask for."""
-    delete_after_days: float | None = Field(None, gt=0)
+    delete_after_days: float | None = Field(None, gt=0, le=36_500)
     """Experiments are deleted so long after their last run has ended; they can be restored for a while."""
-    keep_checkpoints: int | None = Field(None, ge=0)
+    keep_checkpoints: int | None = Field(None, ge=0, le=1_000_000)
     """Of a run that has succeeded, the last ones; 0 = all; null = MCF_KEEP_CHECKPOINTS."""
 
 

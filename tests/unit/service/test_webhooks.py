@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import ANY
 
@@ -290,8 +291,12 @@ def test_a_receiver_that_fails_is_asked_again_with_growing_pauses_and_given_up_a
 
 
 def test_a_receiver_that_was_away_gets_it_when_it_is_back(
-    bench: Bench, receiver: Receiver, spec: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    bench: Bench, receiver: Receiver, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Where lines go depends on what was set up before in this process.
+    lines: list[str] = []
+    write = lambda *words, **more: lines.append(f"{words} {more}")  # noqa: E731
+    monkeypatch.setattr(notifier, "log", SimpleNamespace(info=write, warning=write, exception=write))
     made = webhook(bench.db, "http://127.0.0.1:9/services/T0/secret-path")
     ended(bench, spec)
     [waiting] = deliveries(bench.db)
@@ -303,7 +308,7 @@ def test_a_receiver_that_was_away_gets_it_when_it_is_back(
     assert receiver.events() == ["ended"]
     [taken] = deliveries(bench.db)
     assert (taken.last_status, taken.last_error) == (200, "")
-    told = f"{capfd.readouterr()} {waiting.last_error}"
+    told = f"{lines} {waiting.last_error}"
     assert taken.id in told
     assert made.secret not in told
     assert "secret-path" not in told

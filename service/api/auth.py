@@ -54,6 +54,14 @@ class Principal:
             )
         return asked or self.project
 
+    def expect_all(self, what: str) -> None:
+        """Raises Forbidden for a token of one project."""
+        if self.project:
+            raise Forbidden(
+                f"This is about {what}, of all projects together, and the token {self.name!r} belongs to project "
+                f"{self.project!r}. Ask an admin of every project."
+            )
+
 
 LOCAL = Principal("local", Scope.ADMIN)
 """Whoever reaches a service without MCF_TOKEN, which listens on loopback only."""

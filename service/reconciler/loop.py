@@ -148,13 +148,12 @@ class Reconciler:
         self._notifier.drain()
 
     def _clean(self, *, cleans: bool) -> None:
-        try:
-            if cleans:
-                self._cleaner.clean()
-            self._cleaner.record()
-        except Exception:
-            # The database may be away for a while; the next round does what this one has not.
-            log.exception("cleaning failed")
+        for step in (self._cleaner.record, self._cleaner.clean) if cleans else (self._cleaner.record,):
+            try:
+                step()
+            except Exception:
+                # The database may be away for a while; the next round does what this one has not.
+                log.exception("cleaning failed", step=step.__name__)
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

@@ -60,13 +60,17 @@ def rebuild(db: Database, settings: Settings, live: Collection[str]) -> Rebuilt:
     records = list(_whole(records, read, skipped))
     runs = {run.id: run for record in records for run in record.runs}
     found = {id: what for id, what in read.items() if isinstance(what, Found) and id in runs}
+    homes: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for run in record.runs:
+            homes[run.id].append(record.id)
     now = datetime.now(UTC)
     with db.deciding() as session:
         _refuse(session)
         for record in records:
             session.add(_experiment(record, now))
         session.flush()
-        session.add_all(_run(runs[id], found[id], records, now, live) for id in runs)
+        session.add_all(_run(runs[id], found[id], homes[id], now, live) for id in runs)
         session.flush()
         attempts = [attempt for id in runs for attempt in _attempts(runs[id], found[id], live)]
         session.add_all(attempts)
@@ -140,10 +144,10 @@ def _experiment(record: ExperimentRecord, now: datetime) -> Experiment:
 
 
 def _run(
-    record: RunRecord, found: Found, records: Sequence[ExperimentRecord], now: datetime, live: Collection[str]
+    record: RunRecord, found: Found, homes: Sequence[str], now: datetime, live: Collection[str]
 ) -> Run:  # fmt: skip
+    """`homes`: the experiments that use it."""
     sent = found.sent
-    homes = [each.id for each in records if any(trial.run_id == record.id for trial in each.trials)]
     outcome, result = found.outcome, found.result
     values: dict[str, Any] = progress_of(found.sessions) | {
         "id": record.id, "digest": record.digest, "pretraining": record.pretraining, "private_to": record.private_to,

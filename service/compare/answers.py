@@ -17,7 +17,7 @@ from service.compare.headline import headline
 from service.compare.service import Comparisons
 from service.schemas.comparison import Comparison
 from service.states import RunState
-from service.tables import Experiment, Run, Trial
+from service.tables import TRIAL_STATE, Experiment, Run, Trial
 
 MAX_KEPT = 2000
 """Answers of a few hundred bytes."""
@@ -91,13 +91,13 @@ def _marks(session: Session, ids: Collection[str]) -> dict[str, str]:
     """Experiment -> digest of what its comparison is of, but for cost and speed."""
     rows = session.execute(
         select(
-            Trial.experiment_id, Run.state, func.count(), func.max(Trial.id), func.max(Run.ended_at),
+            Trial.experiment_id, TRIAL_STATE, func.count(), func.max(Trial.id), func.max(Run.ended_at),
             func.min(Run.id), func.max(Run.id),
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id.in_(ids))
-        .group_by(Trial.experiment_id, Run.state)
-        .order_by(Trial.experiment_id, Run.state)
+        .group_by(Trial.experiment_id, TRIAL_STATE)
+        .order_by(Trial.experiment_id, TRIAL_STATE)
     )  # fmt: skip
     parts: dict[str, list[str]] = {}
     have_succeeded = set()

@@ -92,9 +92,10 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
             Trial.id, Run.id, TRIAL_STATE, Run.ended_at, TRIAL_REASON, Run.process_seconds, Run.restarts,
             Run.tracking_run_id, Run.last_reading, Experiment.spec[RANK_BY],
             # Looks are only added.
-            func.length(cast(Experiment.looks, String)), Experiment.cancelled_at,
+            func.length(cast(Experiment.looks, String)), Experiment.cancelled_at, Arm.cancel_reason,
         )
         .join(Run, Run.id == Trial.run_id)
+        .join(Arm, Arm.id == Trial.arm_id)
         .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.id)

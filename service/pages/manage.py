@@ -41,13 +41,10 @@ async def fields(request: Request) -> Fields:
 def act_on_some(
     request: Request, experiment_id: str, principal: Submitter, form: Annotated[Fields, Depends(fields)]
 ) -> Response:
-    state = request.app.state
-    names = [arm.name for arm in service.show(state.db, state.settings, experiment_id).arms]
-    # Names of arms may be long: the form has their places.
-    places = [int(place) for place in form.get("arm", []) if place.isdecimal() and int(place) < len(names)]
-    part = Part(arms=[names[place] for place in places], runs=form.get("run", []))
-    if part.is_whole:
+    chosen = {"arms": form.get("arm", []), "runs": form.get("run", [])}
+    if not any(chosen.values()):
         raise UnreadableBody("Go back and choose arms or runs. Buttons for all of them are on the experiment's page.")
+    part = Part.model_validate(chosen)
     action = _action(form)
     about(request, part, action)
     _act(request, experiment_id, action, part, principal)

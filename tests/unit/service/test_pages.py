@@ -255,3 +255,43 @@ def test_a_page_that_is_open_downloads_a_picture_once(scene: Scene, spec: dict[s
     answer = scene.http.get(f"/runs/{run}/picture.png?step=10")
     assert (answer.status_code, answer.headers["cache-control"]) == (200, "private, max-age=3600")
     assert downloads == ["pictures/step-10.png"]
+
+
+# ---------------------------------------------------------------- what is done on the pages
+
+
+def test_some_runs_are_cancelled_what_goes_on_is_changed_and_the_whole_is_deleted_and_restored(
+    scene: Scene, spec: dict[str, Any]
+) -> None:
+    experiment = scene.http.post("/v1/experiments", json=spec).json()
+    here, [first, second] = f"/experiments/{experiment['id']}", experiment["arms"]
+
+    def sends(address: str, **fields: Any) -> Any:
+        return scene.http.post(f"{here}/{address}", data=fields, follow_redirects=False)
+
+    def states() -> list[str]:
+        arms = scene.http.get(f"/v1{here}").json()["arms"]
+        return [trial["state"] for arm in arms for trial in arm["trials"]]
+
+    page = scene.http.get(f"{here}/manage").text
+    assert f'name="arm" value="{second["name"]}"' in page
+    run = first["trials"][0]["run_id"]
+    assert sends("manage", arm=second["name"], run=run, action="cancel").status_code == 303
+    assert states() == ["cancelled", "queued", "cancelled", "cancelled"]
+    for fields in {"action": "cancel"}, {"arm": "none such", "action": "cancel"}, {"run": run, "action": "explode"}:
+        assert sends("manage", **fields).status_code == 422
+    assert sends("change", priority="4", concurrency="2", gpu_hours="").status_code == 303
+    shown = scene.http.get(f"/v1{here}").json()
+    assert (shown["priority"], shown["concurrency"], shown["gpu_hours_cap"]) == (4, 2, None)
+    assert "Go back and correct" in sends("change", priority="high").text
+
+    scene.finish()
+    with scene.db.write() as session:
+        session.execute(update(Run).values(settled=True))
+    assert "4</b> of its runs are used by nobody else" in scene.http.get(f"{here}/delete").text
+    assert sends("delete").headers["Location"] == "/deleted"
+    assert experiment["id"] not in scene.http.get("/").text
+    assert experiment["id"] in scene.http.get("/deleted").text
+    assert "it can be restored until" in scene.http.get(here).text
+    assert sends("restore").status_code == 303
+    assert experiment["id"] in scene.http.get("/").text

@@ -21,6 +21,7 @@ from kubernetes.client.exceptions import ApiException
 from k8s.capacity import Usage, used_on
 from k8s.pods import ATTEMPT, Object
 from k8s.pools import NoCluster
+from k8s.remembered import of_attempt, of_child, of_event, of_pod
 from k8s.renewal import anew
 from k8s.watching import Lister, Watched
 
@@ -72,13 +73,13 @@ class Cluster:
 
         listers = self._listers()
         self._watches = {
-            "jobs": Watched(self.kind.plural, listers["jobs"], news),
-            "pods": Watched("pods", listers["pods"], news),
-            "events": Watched("events", listers["events"]),
+            "jobs": Watched(self.kind.plural, listers["jobs"], news, kept=of_attempt),
+            "pods": Watched("pods", listers["pods"], news, ATTEMPT, of_pod),
+            "events": Watched("events", listers["events"], kept=of_event),
             "nodes": Watched("nodes", listers["nodes"]),
         }
         if self.kind.makes_jobs:
-            self._watches["children"] = Watched("jobs", listers["children"], news)
+            self._watches["children"] = Watched("jobs", listers["children"], news, ATTEMPT, of_child)
         for watch in self._watches.values():
             watch.start()
 
@@ -103,15 +104,11 @@ class Cluster:
 
     def pods(self, attempt: str) -> list[Object]:
         """Oldest first."""
-        if "pods" in self._watches:
-            found = [pod for pod in self._all("pods") if pod["metadata"]["labels"][ATTEMPT] == attempt]
-        else:
-            found = self._list(partial(self._listers()["pods"], label_selector=f"{ATTEMPT}={attempt}"))
-        return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+        return sorted(self._of("pods", attempt), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def children(self, attempt: str) -> list[Object]:
         """The Jobs that were made for an attempt."""
-        return [job for job in self._all("children") if job["metadata"]["labels"][ATTEMPT] == attempt]
+        return self._of("children", attempt)
 
     def events(self, name: str) -> list[Object]:
         """Of the job of that name and of all that was made for it; Kueue puts its kind before the name."""
@@ -210,6 +207,13 @@ class Cluster:
             self._wait(watch)
             return watch.all()
         return self._list(self._listers()[what])
+
+    def _of(self, what: str, attempt: str) -> list[Object]:
+        """What is the attempt's, without a look at all the others."""
+        if watch := self._watches.get(what):
+            self._wait(watch)
+            return watch.labelled(attempt)
+        return self._list(partial(self._listers()[what], label_selector=f"{ATTEMPT}={attempt}"))
 
     def _wait(self, watch: Watched) -> None:
         if not watch.wait(REQUEST_SECONDS):

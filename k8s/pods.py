@@ -117,6 +117,7 @@ def _pod(
         "serviceAccountName": pool.service_account,
         "automountServiceAccountToken": bool(pool.service_account),
         "priorityClassName": pool.priority_class,
+        "schedulerName": pool.scheduler_name,
         "securityContext": {
             "runAsNonRoot": True, "runAsUser": pool.run_as_user, "runAsGroup": pool.run_as_user,
             "fsGroup": pool.run_as_user, "seccompProfile": {"type": "RuntimeDefault"},

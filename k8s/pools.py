@@ -109,6 +109,8 @@ class Pool(Frozen):
     """Secrets whose keys become variables: credentials of the object store and of MLflow."""
     run_as_user: int = Field(10_001, ge=1)
     """User id in the container, never root's."""
+    scheduler_name: str | None = Field(None, min_length=1)
+    """Scheduler that places the pods, such as KAI's; None = the cluster's, or with Volcano its own."""
     runtime_class: str | None = None
     """RuntimeClass of the pods."""
     priority_class: str | None = None

@@ -99,6 +99,8 @@ def _as_torchx_makes_it(app: AppDef, role: Role, pool: Pool) -> dict[str, Any]:
     if pool.queue:
         queue, priority_class = pool.queue.name, pool.queue.priority_class or pool.priority_class
     vcjob: dict[str, Any] = app_to_resource(kinds, queue, pool.service_account, priority_class)
+    if pool.scheduler_name:  # its controller writes it into the pods
+        vcjob["spec"]["schedulerName"] = pool.scheduler_name
     return vcjob
 
 

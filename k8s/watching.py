@@ -43,11 +43,25 @@ class Gone(Exception):
 class Watched:
     """The objects of one list, by name. Any thread may read; one thread of its own keeps it up to date."""
 
-    def __init__(self, what: str, lister: Lister, changed: Callable[[Object], None] | None = None) -> None:
-        """`changed` is called from that thread with every object that is new, other or gone."""
-        self._what, self._lister = what, lister
+    def __init__(
+        self,
+        what: str,
+        lister: Lister,
+        changed: Callable[[Object], None] | None = None,
+        label: str = "",
+        kept: Callable[[Object], Object] = lambda found: found,
+    ) -> None:
+        """`changed` is called from that thread with every object that is new, other or gone.
+
+        `label`: objects are found by its value, too; a label that does not change while an object lives. `kept`: what
+        of an object is kept, since those of an attempt that has ended stay for a day.
+        """
+        self._what, self._lister, self._kept = what, lister, kept
         self._changed = changed or (lambda found: None)
         self._objects: dict[str, Object] = {}
+        self._label = label
+        # Value of the label -> the objects that have it, by name.
+        self._labelled: dict[str, dict[str, Object]] = {}
         self._version = ""
         self._listed, self._stopping = threading.Event(), threading.Event()
         self._stream: Any = None
@@ -73,8 +87,12 @@ class Watched:
     def all(self) -> list[Object]:
         return list(self._objects.values())
 
+    def labelled(self, value: str) -> list[Object]:
+        """Those whose label has this value."""
+        return list(self._labelled.get(value, {}).values())
+
     def put(self, found: Object) -> None:
-        """What has just been created, which the watch will tell of in a moment."""
+        """What has just been created, which the watch will tell of in a moment; it is found by its name alone."""
         self._objects.setdefault(found["metadata"]["name"], found)
 
     def _run(self) -> None:
@@ -105,7 +123,11 @@ class Watched:
         with contextlib.closing(answer):
             found = json.loads(answer.data)
         before = self._objects
-        self._objects = {each["metadata"]["name"]: each for each in found["items"]}
+        self._objects = {each["metadata"]["name"]: self._kept(each) for each in found["items"]}
+        labelled: dict[str, dict[str, Object]] = {}
+        for name, each in self._objects.items():
+            labelled.setdefault(self._value(each), {})[name] = each
+        self._labelled = labelled
         self._version = found["metadata"]["resourceVersion"]
         self._listed.set()
         for name, each in self._objects.items():
@@ -141,12 +163,21 @@ class Watched:
         self._version = found["metadata"]["resourceVersion"]
         if kind == "BOOKMARK":
             return
-        name = found["metadata"]["name"]
+        name, value = found["metadata"]["name"], self._value(found)
         if kind == "DELETED":
             self._objects.pop(name, None)
+            of_value = self._labelled.get(value, {})
+            of_value.pop(name, None)
+            if not of_value:
+                self._labelled.pop(value, None)
         else:
+            found = self._kept(found)
             self._objects[name] = found
+            self._labelled.setdefault(value, {})[name] = found
         self._changed(found)
+
+    def _value(self, found: Object) -> str:
+        return str(found["metadata"].get("labels", {}).get(self._label, ""))
 
 
 def _lines(answer: Any) -> Iterator[bytes]:

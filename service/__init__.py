@@ -15,3 +15,8 @@ schemas/                what the API answers with
 states, settings, errors, text, telemetry, connection, specfile     words and helpers that all share
 version                 of this mcf
 """
+
+import os
+
+# MLflow looks at it once, when it is imported, and would tell its makers of every start of ours.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -32,7 +32,10 @@ from service.db import Database
 from service.experiments.curves import Curves
 from service.launching.local import LocalLauncher
 from service.launching.port import Launcher
+from service.pages import refusals as page_refusals
+from service.pages.render import MAX_PAGES, MAX_SLOW_PARTS
 from service.pages.router import router as pages
+from service.pages.shared import Shared
 from service.reconciler.loop import Reconciler
 from service.reconciler.outside import Outside
 from service.settings import Settings
@@ -64,8 +67,11 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.questions = health.questions(state.db, state.tracker, settings)
     state.stopping = asyncio.Event()
     state.transfers = anyio.CapacityLimiter(MAX_READS)
+    state.polled = Shared()
+    state.pages, state.slow_parts = anyio.CapacityLimiter(MAX_PAGES), anyio.CapacityLimiter(MAX_SLOW_PARTS)
 
     refusals.install(app)
+    page_refusals.install(app)
     app.add_middleware(Audited)
     app.add_middleware(Bounded)
     app.add_middleware(Versioned)

@@ -2,6 +2,8 @@
 
 An entry is written before a request is answered for, and completed with the status of its answer. So what was done is
 in it, whenever the service is killed: an entry without a status was begun by a service that did not come to its end.
+
+What the service does to an experiment by itself has an entry, too, written in the transaction that does it.
 """
 
 import itertools
@@ -13,12 +15,16 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.tables import AuditEntry
+from service.tables import AuditEntry, Experiment
 
 log = structlog.get_logger()
 
 # Longer than any request takes: an entry without an answer was then begun by a service that is gone.
 PATIENCE = timedelta(minutes=15)
+AT_ONCE = 20
+"""Requests that change something, at most, that `state` tells apart from their ends."""
+DONE = 200
+"""Status of what the service has done by itself: what a request would have got."""
 
 
 def begin(db: Database, entry: AuditEntry) -> int:
@@ -43,10 +49,35 @@ def complete(db: Database, number: int, status: int, *, made: str = "", asked: s
             update(AuditEntry).where(AuditEntry.id == number).values(**values).returning(AuditEntry)
         )  # fmt: skip
     assert entry
-    # For who collects the service's log.
+    tell(entry)
+
+
+def by_service(
+    session: Session, experiment: Experiment, who: str, action: str, asked: str, now: datetime
+) -> AuditEntry:  # fmt: skip
+    """What no request has asked for; to be called in `deciding()`, as numbers come in their order, and told after it.
+
+    `who`: the rule; `action`: as a person's; `asked`: what the rule says. Of no token and no address, and complete.
+    """
+    entry = AuditEntry(
+        at=now, token_id="", name=_within(who, 63), project=experiment.project, action=action, object=experiment.id,
+        asked=_within(asked, 1000), address="", status=DONE,
+    )  # fmt: skip
+    session.add(entry)
+    return entry
+
+
+def state(session: Session) -> tuple[tuple[int, int | None], ...]:
+    """Another one after whatever anybody has changed, through whichever replica; while it is changed and after it."""
+    newest = select(AuditEntry.id, AuditEntry.status).order_by(AuditEntry.id.desc()).limit(AT_ONCE)
+    return tuple((number, status) for number, status in session.execute(newest))
+
+
+def tell(entry: AuditEntry) -> None:
+    """Once it is written, for who collects the service's log."""
     log.info(
-        "audit", number=number, by=entry.name, token=entry.token_id, action=entry.action, object=entry.object,
-        asked=entry.asked, status=status, address=entry.address,
+        "audit", number=entry.id, by=entry.name, token=entry.token_id, action=entry.action, object=entry.object,
+        asked=entry.asked, status=entry.status, address=entry.address,
     )  # fmt: skip
 
 

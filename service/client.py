@@ -25,7 +25,7 @@ from service.schemas.experiments import ExperimentDetail, ExperimentList, Experi
 from service.schemas.lookup import Found, Kind
 from service.schemas.pools import PoolList, PoolView
 from service.schemas.rebuild import Rebuilt
-from service.schemas.retention import Deletion, ProjectList, ProjectView, StoreCheck
+from service.schemas.retention import Deletion, JointDeletion, ProjectList, ProjectView, StoreCheck
 from service.schemas.runs import Checkpoints, FileKind, Histories, RunDetail, RunFiles, RunList, RunSummary
 from service.schemas.tokens import TokenCreated, TokenList, TokenView, Whoami
 from service.schemas.webhooks import DeliveryList, DeliveryView, Tried, WebhookCreated, WebhookList, WebhookView
@@ -178,6 +178,13 @@ class Client:
         return self._connection.get(DeliveryList, f"/v1/webhooks/{webhook_id}/deliveries").deliveries
 
     # ------------------------------------------------------------ retention and projects
+
+    def deletion(self, experiment_ids: Sequence[str]) -> JointDeletion:
+        """What deleting these together would free; runs that they share count once. Deletes nothing."""
+        answer = self._connection.call(
+            "GET", "/v1/deletion", params={"id": list(experiment_ids)}, timeout=SUBMIT_SECONDS
+        )  # fmt: skip
+        return JointDeletion.model_validate_json(answer.content)
 
     def restore(self, experiment_id: str) -> "Experiment":
         """Bring back a deleted experiment; `experiments(deleted=True)` are those that can be."""

@@ -70,7 +70,8 @@ class Database:
         """
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with self._migration_lock(), self.engine.connect() as connection:
+        # To read the revision and write afterwards would fail at once, had another written between.
+        with self._migration_lock(), self._write_engine.connect() as connection:
             config.attributes["connection"] = connection
             self._refuse_newer(config, connection)
             command.upgrade(config, "head")

@@ -12,7 +12,6 @@ ApiError
 │   ├── Ambiguous             a name or the beginning of an id that means several things, or a run that several share
 │   ├── NotEmpty              a database that is to be written anew has experiments
 │   ├── NotDeletable          some of it still runs, or it is gone
-│   ├── NothingToRestore      it is not deleted
 │   ├── Deleted               it is deleted: restore it first
 │   ├── NotExtendable         it was cancelled, or what it was trained on is not what it was
 │   └── NothingToDraw         a figure of numbers that are not there
@@ -87,10 +86,6 @@ class NotEmpty(Conflict):
 
 
 class NotDeletable(Conflict):
-    pass
-
-
-class NothingToRestore(Conflict):
     pass
 
 

@@ -125,9 +125,11 @@ def record_of(session: Session, experiment: Experiment) -> ExperimentRecord:
 
 
 def unrecorded(session: Session, limit: int) -> list[tuple[Experiment, int]]:
-    """Experiments of which the store has not the newest, with their revisions."""
+    """Experiments of which the store has not the newest, with their revisions; the oldest first."""
     query = select(Experiment).where(Experiment.recorded != Experiment.revision, Experiment.purged_at.is_(None))
-    return [(experiment, experiment.revision) for experiment in session.scalars(query.limit(limit))]
+    # PostgreSQL takes nearly all for unrecorded, so without an order it reads the whole table and not the index.
+    query = query.order_by(Experiment.created_at, Experiment.id).limit(limit)
+    return [(experiment, experiment.revision) for experiment in session.scalars(query)]
 
 
 def note_recorded(session: Session, experiment_id: str, revision: int) -> None:

@@ -53,10 +53,12 @@ class Settings(BaseSettings):
     tick_seconds: float = Field(0.5, gt=0)
     """Pause between two looks of the reconciler; one look is a few milliseconds of SQL."""
     observe_seconds: float = Field(1.0, gt=0)
-    """Pause between two looks at one run, which ask the scheduler; on a cluster its watches answer."""
+    """Pause between two looks at one run, which ask the scheduler; on a cluster its watches answer, and what is new is
+    looked at at once. Longer with more than 50 runs in flight (docs/scale.md)."""
     progress_seconds: float | None = Field(None, gt=0)
     """Pause between two reads of a training run's directory: progress on the page is as old as that. None = 2 on this
-    machine, as often as trainers write, and 10 on a cluster, where each is a request to S3."""
+    machine, as often as trainers write, and 10 on a cluster, where each is a request to S3. Longer with more than 100
+    runs in flight (docs/scale.md)."""
     lease_seconds: float = Field(60.0, gt=0)
     """How long a dead service keeps others from its runs; longer than one look with slow answers takes."""
     undo_days: float = Field(7.0, ge=0)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     case,
     false,
     literal,
+    text,
     true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -69,6 +70,10 @@ class Leased:
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[datetime | None]
     next_check_at: Mapped[datetime]
+
+
+# Asked for at every tick, and mostly true of none: in the words of record.unrecorded, else no database uses the index.
+_UNRECORDED = text("recorded != revision AND purged_at IS NULL")
 
 
 class Experiment(Leased, Base):
@@ -127,6 +132,7 @@ class Experiment(Leased, Base):
         Index("experiments_newest", "created_at", "id"),
         Index("experiments_of_project", "project", "created_at", "id"),
         Index("experiments_due", "published"),
+        Index("experiments_unrecorded", "created_at", "id", sqlite_where=_UNRECORDED, postgresql_where=_UNRECORDED),
         UniqueConstraint("project", "idempotency_key", name="experiments_key_of_project"),
     )
 
@@ -157,7 +163,7 @@ class Run(Leased, Base):
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     digest: Mapped[str] = mapped_column(String(64), index=True)
     """Equal ones are one run (trainer/contract/identity.py); of the id only people read the digits."""
-    pretraining: Mapped[str] = mapped_column(String(64), index=True, server_default="")
+    pretraining: Mapped[str] = mapped_column(String(64), server_default="")
     """Digest of what decides the weights; empty where a service of the version before has written the row."""
     private_to: Mapped[str] = mapped_column(String(16), default="", server_default="")
     """The experiment that does not share it; empty = any may use it."""
@@ -222,6 +228,7 @@ class Run(Leased, Base):
         Index("runs_state", "state"),
         Index("runs_waiting", "waits_since"),
         Index("runs_newest", "created_at", "id"),
+        Index("runs_of_pretraining", "pretraining", "private_to", "state"),
     )
 
 
@@ -337,7 +344,10 @@ class Token(Base):
 
 
 class AuditEntry(Base):
-    """Who asked for what and when; written before it is done, and completed with the answer. Nothing deletes any."""
+    """Who asked for what and when; written before it is done, and completed with the answer. Nothing deletes any.
+
+    What the service does by itself (audit.by_service) has neither token nor address.
+    """
 
     __tablename__ = "audit"
 
@@ -346,9 +356,9 @@ class AuditEntry(Base):
     token_id: Mapped[str] = mapped_column(String(16))
     """Empty = MCF_TOKEN, or nobody is asked for one."""
     name: Mapped[str] = mapped_column(String(63))
-    """Of the token."""
+    """Of the token; of what the service does by itself the rule."""
     project: Mapped[str | None] = mapped_column(String(63))
-    """Of the token; None = every project."""
+    """Of the token; None = every project. Of what the service does by itself, the experiment's."""
     action: Mapped[str] = mapped_column(String(63))
     """Such as `experiments.cancel`."""
     object: Mapped[str] = mapped_column(String(200))

@@ -43,7 +43,7 @@ def get_audit(
 
 
 class Audited:
-    """Middleware: the entry that Require has begun gets the status of the answer, before anybody hears of it."""
+    """Middleware: the entries that Require has begun get the status of the answer, before anybody hears of it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -54,13 +54,14 @@ class Audited:
         async def complete(status: int, headers: dict[bytes, bytes]) -> None:
             nonlocal is_complete
             state = scope.get("state", {})
-            if is_complete or (number := state.get("audit")) is None:
+            if is_complete or not (numbers := state.get("audit")):
                 return
             is_complete = True
             made = headers.get(b"location", b"").decode().rpartition("/")[2] if state["audit_makes"] else ""
-            await anyio.to_thread.run_sync(
-                _complete, scope["app"].state.db, number, status, made, state.get("asked", "")
-            )
+            for number in numbers:
+                await anyio.to_thread.run_sync(
+                    _complete, scope["app"].state.db, number, status, made, state.get("asked", "")
+                )
 
         async def completing(message: Message) -> None:
             if message["type"] == "http.response.start":

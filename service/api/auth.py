@@ -120,6 +120,9 @@ Submitter = Annotated[Principal, Depends(Require(Scope.SUBMIT))]
 Admin = Annotated[Principal, Depends(Require(Scope.ADMIN))]
 
 
+DELETE_TOGETHER = "/delete"
+"""The page on which several experiments are deleted; its form names them in the address (pages/retention.py)."""
+MOST_TOGETHER = 200
 MADE = {"POST": "create", "PATCH": "change", "PUT": "set", "DELETE": "delete"}
 
 
@@ -138,19 +141,27 @@ def _write_down(principal: Principal, request: Request) -> None:
     last = rest[-1] if rest else ""
     if last == "{action}":
         last = request.path_params["action"]
+    if path == DELETE_TOGETHER:
+        last = "delete"
     verb = MADE[request.method] if not last or last.startswith("{") else last
-    ids = list(request.path_params.values())
+    ids = list(request.path_params.values())[:1] or [""]
+    if path == DELETE_TOGETHER:
+        # As if each were deleted by itself.
+        what, ids = "experiments", list(dict.fromkeys(request.query_params.getlist("id")))[:MOST_TOGETHER] or [""]
     forwarded = request.headers.get("x-forwarded-for")
     address = request.client.host if request.client else ""
     request.state.audit_makes = verb == "create" or what == "new"
-    request.state.audit = audit.begin(
-        request.app.state.db,
-        AuditEntry(
-            token_id=principal.token_id, name=principal.name, project=principal.project,
-            action="experiments.create" if what == "new" else f"{what}.{verb}", object=ids[0] if ids else "",
-            asked=request.url.query, address=f"{address} for {forwarded}" if forwarded else address,
-        ),
-    )  # fmt: skip
+    request.state.audit = [
+        audit.begin(
+            request.app.state.db,
+            AuditEntry(
+                token_id=principal.token_id, name=principal.name, project=principal.project,
+                action="experiments.create" if what == "new" else f"{what}.{verb}", object=id,
+                asked=request.url.query, address=f"{address} for {forwarded}" if forwarded else address,
+            ),
+        )
+        for id in ids
+    ]  # fmt: skip
 
 
 def refuse_other_sites(request: Request) -> None:

@@ -29,7 +29,7 @@ def responses(*kinds: type[ApiError]) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(HTTPException, http_error)
 
 
 def _api_error(request: Request, error: Exception) -> JSONResponse:
@@ -46,7 +46,7 @@ def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     return _answer(422, "invalid_request", "; ".join(map(str, problems)), problems)
 
 
-def _http_error(request: Request, error: Exception) -> JSONResponse:
+def http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     name = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
     detail = f"{request.method} {request.url.path}: {error.detail}. The API is described at /docs"

@@ -1,23 +1,26 @@
 """DELETE /v1/experiments/{id}, restoring it, GET /v1/store, and /v1/projects: what is kept, for whom, and how much."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
 from service import projects
 from service.api.audit import about
-from service.api.auth import Admin, Require, Submitter
+from service.api.auth import MOST_TOGETHER, Admin, Require, Submitter
 from service.api.body import PlainRoute
 from service.api.refusals import responses
-from service.errors import NotDeletable, NotFound, NothingToRestore, Unavailable
+from service.errors import NotDeletable, NotFound, Unavailable
 from service.experiments import service as experiments
 from service.retention import service
 from service.schemas.base import ProjectName
 from service.schemas.experiments import ExperimentDetail
-from service.schemas.retention import Deletion, ProjectChanges, ProjectList, ProjectView, StoreCheck
+from service.schemas.retention import Deletion, JointDeletion, ProjectChanges, ProjectList, ProjectView, StoreCheck
 from service.states import Scope
 
 router = APIRouter(route_class=PlainRoute, prefix="/v1")
+
+Picked = Annotated[Sequence[str], Query(alias="id", min_length=1, max_length=MOST_TOGETHER)]
 
 
 @router.delete(
@@ -48,12 +51,22 @@ def delete(
     )  # fmt: skip
 
 
+@router.get("/deletion", tags=["experiments"], responses=responses(NotFound, NotDeletable, Unavailable))
+def plan_together(request: Request, principal: Submitter, picked: Picked) -> JointDeletion:
+    """What deleting several experiments together would free: a run that only they share counts once. Deletes nothing.
+
+    `id`: an experiment that has ended; as often as there are experiments.
+    """
+    state = request.app.state
+    return service.plan_together(state.db, state.settings, picked, project=principal.project)
+
+
 @router.post(
     "/experiments/{experiment_id}/restore", tags=["experiments"], dependencies=[Depends(Require(Scope.SUBMIT))],
-    responses=responses(NotFound, NothingToRestore),
+    responses=responses(NotFound),
 )  # fmt: skip
 def restore(request: Request, experiment_id: str) -> ExperimentDetail:
-    """Take back a deletion whose time is not over."""
+    """Take back a deletion whose time is not over. What is not deleted stays as it is."""
     state = request.app.state
     service.restore(state.db, experiment_id)
     return experiments.show(state.db, state.settings, experiment_id)

@@ -8,16 +8,18 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from service.cli import complete, show
-from service.schemas.retention import Deletion, ProjectView, StoreCheck
+from service.schemas.retention import Deletion, Freed, JointDeletion, ProjectView, StoreCheck
 from service.text import age, count, size
 
 store = typer.Typer(help="What the store holds. Needs a token of scope admin.", no_args_is_help=True)
 project = typer.Typer(help="Limits of projects. Needs a token of scope admin.", no_args_is_help=True)
 
-Name = Annotated[
-    str,
+Names = Annotated[
+    list[str],
     typer.Argument(
-        help="Name or id of an experiment; the beginning of an id is enough.", autocompletion=complete.experiments
+        metavar="NAME...",
+        help="Names or ids of experiments; the beginning of an id is enough.",
+        autocompletion=complete.experiments,
     ),
 ]
 MOST = 20
@@ -25,7 +27,7 @@ MOST = 20
 
 def delete(
     ctx: typer.Context,
-    name: Name,
+    names: Names,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; delete nothing.")] = False,
     keep_objects: Annotated[
         bool, typer.Option("--keep-objects", help="Leave the directories of its runs in the store.")
@@ -35,17 +37,29 @@ def delete(
         float | None, typer.Option(min=0, help="Days in which `mcf restore` can bring it back; 0 = none.")
     ] = None,
 ) -> None:
-    """Delete an experiment that has ended. What other experiments share stays."""
+    """Delete experiments that have ended. What others share stays; what several of these share counts once."""
     client = ctx.obj()
-    found = client.experiment(name).delete(
-        dry_run=dry_run, objects=not keep_objects, tracking=tracking, undo_days=undo_days
+    experiments = list({item.id: item for item in map(client.experiment, names)}.values())
+    together = client.deletion([item.id for item in experiments]) if len(experiments) > 1 else None
+    for item in experiments if together is None or not dry_run else ():
+        found = item.delete(dry_run=dry_run, objects=not keep_objects, tracking=tracking, undo_days=undo_days)
+    if together is None:
+        show.terminal().print(_deletion(found, dry_run=dry_run), soft_wrap=True)
+        return
+    purge_at = None if dry_run else found.purge_at
+    show.terminal().print(
+        _joint_deletion(together, objects=not keep_objects, tracking=tracking, purge_at=purge_at), soft_wrap=True
     )
-    show.terminal().print(_deletion(found, dry_run=dry_run), soft_wrap=True)
 
 
 def restore(ctx: typer.Context, experiment: Annotated[str, typer.Argument(help="Id of a deleted experiment.")]) -> None:
     """Bring back a deleted experiment; `mcf list --deleted` shows those that can be."""
-    found = ctx.obj().restore(experiment)
+    client = ctx.obj()
+    before = client.experiment(experiment)
+    if before.detail.deleted_at is None:
+        typer.echo(f"{before.detail.name} ({before.id}) is not deleted, so there is nothing to restore.")
+        return
+    found = client.restore(before.id)
     typer.echo(f"{found.detail.name} ({found.id}) is back.")
 
 
@@ -106,23 +120,43 @@ def set_limits(
 
 
 def _deletion(found: Deletion, *, dry_run: bool) -> RenderableType:
+    gone = _gone(found, objects=found.objects, tracking=found.tracking, dry_run=dry_run)
+    lines = [f"{found.name} ({found.experiment_id}): {gone}.", *_rest(found)]
+    return Text("\n".join([*lines, _until(None if dry_run else found.purge_at, found.experiment_id)]))
+
+
+def _joint_deletion(
+    found: JointDeletion, *, objects: bool, tracking: bool, purge_at: datetime | None
+) -> RenderableType:  # fmt: skip
+    gone = _gone(found, objects=objects, tracking=tracking, dry_run=purge_at is None)
+    lines = [f"  {item.name} ({item.experiment_id})" for item in found.experiments]
+    lines = [f"Together: {gone}; what they share counts once.", *lines, *_rest(found)]
+    return Text("\n".join([*lines, _until(purge_at, "EXPERIMENT")]))
+
+
+def _gone(found: Freed, *, objects: bool, tracking: bool, dry_run: bool) -> str:
     does = "would be" if dry_run else "will be"
     gone = f"{count(len(found.removed_runs), 'run')} {does} removed"
-    gone += f", {size(found.bytes)} in the store" if found.objects else "; their directories stay in the store"
-    gone += "; their runs in MLflow are deleted, too" if found.tracking else "; their runs in MLflow stay"
-    lines = [f"{found.name} ({found.experiment_id}): {gone}."]
-    lines += [f"  stays: {run.run_id}, {run.because}" for run in found.kept_runs[:MOST]]
+    gone += f", {size(found.bytes)} in the store" if objects else "; their directories stay in the store"
+    return gone + ("; their runs in MLflow are deleted, too" if tracking else "; their runs in MLflow stay")
+
+
+def _rest(found: Freed) -> list[str]:
+    lines = [f"  stays: {run.run_id}, {run.because}" for run in found.kept_runs[:MOST]]
+    if found.later_runs:
+        later = f"{len(found.later_runs)} of these, {size(found.later_bytes)}"
+        lines.append(f"  {later}: only deleted experiments use them, too. They go with the last of those.")
     if more := len(found.kept_runs) - MOST:
         lines += [f"  and {more} more that others use"] if more > 0 else []
-    if dry_run:
-        lines.append("Nothing was deleted.")
-    elif found.purge_at and found.purge_at <= datetime.now(UTC):
-        lines.append("It goes within a minute.")
-    elif found.purge_at:
-        lines.append(
-            f"Until {found.purge_at:%Y-%m-%d %H:%M} UTC `mcf restore {found.experiment_id}` brings it back."
-        )  # fmt: skip
-    return Text("\n".join(lines))
+    return lines
+
+
+def _until(purge_at: datetime | None, experiment: str) -> str:
+    if purge_at is None:
+        return "Nothing was deleted."
+    if purge_at <= datetime.now(UTC):
+        return "It goes within a minute."
+    return f"Until {purge_at:%Y-%m-%d %H:%M} UTC `mcf restore {experiment}` brings it back."
 
 
 def _store(found: StoreCheck) -> RenderableType:
@@ -136,6 +170,8 @@ def _store(found: StoreCheck) -> RenderableType:
     parts: list[RenderableType] = [f"{found.uri}: {size(found.bytes)}, of that {size(found.run_bytes)} of runs", table]
     if (more := len(found.experiments) - MOST) > 0:
         parts.append(f"and {more} more experiments (--json has all)")
+    if len(found.experiments) > 1:
+        parts.append("Experiments that share runs free more together: `mcf delete A B --dry-run` says how much.")
     for title, things in (
         ("Directories of runs that this service does not know", found.orphans),
         ("What else lies there", found.others),

@@ -130,7 +130,7 @@ def _mlflow(folder: Path, state: Up, env: dict[str, str], logs: Path) -> Child:
         name="MLflow",
         command=[sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)],
         # Its job runner would start eight more processes for features nobody here uses.
-        env=env | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        env=env | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         log=logs / "mlflow.log",
         folder=folder,
         probe=f"{state.tracking_uri}/health",

@@ -87,9 +87,8 @@ def _webhooks(found: Iterable[WebhookView]) -> RenderableType:
 def _deliveries(found: Iterable[DeliveryView]) -> RenderableType:
     table = show.columns("id", "experiment", "event", "happened", "attempts", "state", "answer", "error")
     for item in found:
-        state = "to be sent" if item.done_at is None else "given up" if item.last_error else "taken"
         table.add_row(
-            item.id, item.experiment_id, item.event.value, age(item.created_at), str(item.attempts), state,
+            item.id, item.experiment_id, item.event.value, age(item.created_at), str(item.attempts), item.became,
             str(item.last_status or ""), first_line(item.last_error),
         )  # fmt: skip
     return table if table.row_count else Text("It was told nothing yet.")

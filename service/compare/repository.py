@@ -1,5 +1,6 @@
 """What a comparison needs of the database: three statements, however many runs there are."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -90,17 +91,17 @@ def fingerprint(session: Session, experiment_id: str) -> Fingerprint:
     rows = session.execute(
         select(
             Trial.id, Run.id, TRIAL_STATE, Run.ended_at, TRIAL_REASON, Run.process_seconds, Run.restarts,
-            Run.tracking_run_id, Run.last_reading, Experiment.spec[RANK_BY],
-            # Looks are only added.
-            func.length(cast(Experiment.looks, String)), Experiment.cancelled_at, Arm.cancel_reason,
+            Run.tracking_run_id, Run.last_reading, Arm.cancel_reason,
         )
         .join(Run, Run.id == Trial.run_id)
         .join(Arm, Arm.id == Trial.arm_id)
-        .join(Experiment, Experiment.id == Trial.experiment_id)
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.id)
     )  # fmt: skip
-    return tuple(tuple(row) for row in rows)
+    # Looks are only added.
+    of_all = Experiment.spec[RANK_BY], func.length(cast(Experiment.looks, String)), Experiment.cancelled_at
+    experiment = session.execute(select(*of_all).where(Experiment.id == experiment_id))
+    return tuple(tuple(row) for row in itertools.chain(experiment, rows))
 
 
 def specs(session: Session, experiment_id: str) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,8 @@ from service.tables import Experiment
 MAX_KEPT = 50
 """Comparisons; one of 240 runs is 33 kB as JSON."""
 
+TURNS = 64
+
 SOFTWARE = ("mcf", "scipy", "matplotlib")
 
 
@@ -33,21 +35,25 @@ class Comparisons:
         self._tracking_uri = tracking_uri
         self._kept: OrderedDict[tuple[str, Question], tuple[Fingerprint, Comparison]] = OrderedDict()
         self._lock = threading.Lock()
+        # Several who ask for one that nobody has made yet: one makes it, and the others wait.
+        self._turns = [threading.Lock() for _ in range(TURNS)]
 
     def of(self, session: Session, experiment_id: str, question: Question = ORDINARY) -> Comparison:
         """As `comparison_of`; not to be changed. Raises NotFound."""
-        key, found = (experiment_id, question), repository.fingerprint(session, experiment_id)
-        with self._lock:
-            if known := self._kept.get(key):
-                self._kept.move_to_end(key)
-        if known and known[0] == found:
-            return known[1].model_copy(update={"made_at": datetime.now(UTC)})
-        made = comparison_of(session, experiment_id, self._tracking_uri, question)
-        with self._lock:
-            self._kept[key] = found, made
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
-        return made
+        key = (experiment_id, question)
+        with self._turns[hash(key) % TURNS]:
+            found = repository.fingerprint(session, experiment_id)
+            with self._lock:
+                if known := self._kept.get(key):
+                    self._kept.move_to_end(key)
+            if known and known[0] == found:
+                return known[1].model_copy(update={"made_at": datetime.now(UTC)})
+            made = comparison_of(session, experiment_id, self._tracking_uri, question)
+            with self._lock:
+                self._kept[key] = found, made
+                while len(self._kept) > MAX_KEPT:
+                    self._kept.popitem(last=False)
+            return made
 
 
 def across_of(

@@ -3,13 +3,14 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, case, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session, defer
 
 from service.experiments.wishes import follow
 from service.states import FINAL, RunState
-from service.tables import TRIAL_STATE, Arm, Charge, Doomed, Experiment, Run, Trial
+from service.tables import TRIAL_REASON, TRIAL_STATE, Arm, Charge, Doomed, Experiment, Run, Trial
 
 
 @dataclass
@@ -30,6 +31,23 @@ class Tally:
     @property
     def num_runs(self) -> int:
         return sum(self.counts.values())
+
+
+class ShownTrial(NamedTuple):
+    """A seed of an arm, as its experiment sees it."""
+
+    arm_id: int
+    seed: int
+    run_id: str
+    state: RunState
+    home_id: str
+    step: int
+    total_steps: int
+    restarts: int
+    waiting_reason: str
+    reason: str
+    tracking_id: str | None
+    tracking_run_id: str | None
 
 
 @dataclass(frozen=True)
@@ -119,7 +137,6 @@ def num_arms(session: Session, ids: Iterable[str]) -> dict[str, int]:
 
 
 def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm], list[tuple[Trial, Run]]]:
-    arms = session.scalars(select(Arm).where(Arm.experiment_id == experiment_id).order_by(Arm.position)).all()
     rows = session.execute(
         select(Trial, Run)
         .join(Run, Run.id == Trial.run_id)
@@ -128,7 +145,26 @@ def arms_and_trials(session: Session, experiment_id: str) -> tuple[Sequence[Arm]
         .where(Trial.experiment_id == experiment_id)
         .order_by(Trial.seed)
     )
-    return arms, [(trial, run) for trial, run in rows]
+    return arms_of(session, experiment_id), [(trial, run) for trial, run in rows]
+
+
+def arms_of(session: Session, experiment_id: str) -> Sequence[Arm]:
+    return session.scalars(select(Arm).where(Arm.experiment_id == experiment_id).order_by(Arm.position)).all()
+
+
+def shown_trials(session: Session, experiment_id: str) -> list[ShownTrial]:
+    """By seed. Columns and not objects: there may be thousands, and pages ask every few seconds."""
+    rows = session.execute(
+        select(
+            Trial.arm_id, Trial.seed, Run.id, TRIAL_STATE, Run.home_id, Run.step, Run.total_steps, Run.restarts,
+            case((Run.state == TRIAL_STATE, Run.waiting_reason), else_=""), TRIAL_REASON, Run.tracking_id,
+            Run.tracking_run_id,
+        )
+        .join(Run, Run.id == Trial.run_id)
+        .where(Trial.experiment_id == experiment_id)
+        .order_by(Trial.seed)
+    )  # fmt: skip
+    return [ShownTrial(*row) for row in rows]
 
 
 def tracked_trials(session: Session, experiment_id: str, arms: Collection[int] | None) -> list[TrackedTrial]:

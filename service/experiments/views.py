@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from service.experiments import repository
-from service.experiments.repository import Tally
+from service.experiments.repository import ShownTrial, Tally
 from service.schemas.experiments import (
     ArmView,
     ExperimentDetail,
@@ -16,7 +16,7 @@ from service.schemas.experiments import (
 )
 from service.settings import Settings
 from service.states import RunState
-from service.tables import Experiment, Run, Trial
+from service.tables import Experiment
 from service.text import run_in_mlflow
 
 WAITS = {RunState.QUEUED, RunState.PAUSED}
@@ -30,10 +30,10 @@ def summaries(session: Session, experiments: Sequence[Experiment], settings: Set
 
 
 def detail(session: Session, experiment: Experiment, settings: Settings) -> ExperimentDetail:
-    arms, rows = repository.arms_and_trials(session, experiment.id)
+    arms = repository.arms_of(session, experiment.id)
     trials: dict[int, list[TrialView]] = {arm.id: [] for arm in arms}
-    for trial, run in rows:
-        trials[trial.arm_id].append(_trial(trial, run, settings))
+    for trial in repository.shown_trials(session, experiment.id):
+        trials[trial.arm_id].append(_trial(trial, experiment, settings))
     [summary] = summaries(session, [experiment], settings)
     views = [ArmView(name=a.name, levels=a.levels, is_baseline=a.is_baseline, trials=trials[a.id]) for a in arms]
     return ExperimentDetail(**summary.model_dump(), spec=experiment.spec, arms=views)
@@ -112,17 +112,17 @@ def _hours_left(tally: Tally) -> float | None:
     return tally.own_steps_left * tally.process_seconds / tally.steps / 3600 if tally.steps else None
 
 
-def _trial(trial: Trial, run: Run, settings: Settings) -> TrialView:
+def _trial(trial: ShownTrial, experiment: Experiment, settings: Settings) -> TrialView:
     return TrialView(
         seed=trial.seed,
-        run_id=run.id,
-        state=trial.state_of(run),
-        shared=run.home_id != trial.experiment_id,
-        step=run.step,
-        total_steps=run.total_steps,
-        progress=run.step / run.total_steps,
-        restarts=run.restarts,
-        waiting_reason=run.waiting_reason if trial.state_of(run) is run.state else "",
-        reason=run.reason if trial.state_of(run) is run.state else trial.cancel_reason,
-        tracking_url=run_in_mlflow(settings.tracking_uri, run.tracking_id, run.tracking_run_id),
+        run_id=trial.run_id,
+        state=trial.state,
+        shared=trial.home_id != experiment.id,
+        step=trial.step,
+        total_steps=trial.total_steps,
+        progress=trial.step / trial.total_steps,
+        restarts=trial.restarts,
+        waiting_reason=trial.waiting_reason,
+        reason=trial.reason,
+        tracking_url=run_in_mlflow(settings.tracking_uri, trial.tracking_id, trial.tracking_run_id),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from service.states import Event
 from service.tables import Delivery, Experiment, Trial, Webhook
@@ -119,6 +119,22 @@ def all_of(session: Session, project: str | None) -> Sequence[Webhook]:
     """Newest first; of one project, or all."""
     query = select(Webhook).order_by(Webhook.created_at.desc(), Webhook.id)
     return session.scalars(query.where(Webhook.project == project) if project else query).all()
+
+
+def newest(session: Session, webhook_ids: Collection[str]) -> dict[str, Delivery]:
+    """Webhook -> what it was told last."""
+    order = Delivery.created_at.desc(), Delivery.id
+    place = func.row_number().over(partition_by=Delivery.webhook_id, order_by=order).label("place")
+    ranked = select(Delivery.id, place).where(Delivery.webhook_id.in_(webhook_ids)).subquery()
+    query = select(Delivery).join(ranked, ranked.c.id == Delivery.id).where(ranked.c.place == 1)
+    return {found.webhook_id: found for found in session.scalars(query.options(defer(Delivery.body)))}
+
+
+def to_be_sent(session: Session, webhook_ids: Collection[str]) -> dict[str, tuple[int, datetime]]:
+    """Webhook -> how much is to be sent, or sent again, and when the next of it is."""
+    mine = Delivery.webhook_id.in_(webhook_ids) & Delivery.done_at.is_(None)
+    query = select(Delivery.webhook_id, func.count(), func.min(Delivery.next_check_at)).where(mine)
+    return {id: (number, at) for id, number, at in session.execute(query.group_by(Delivery.webhook_id))}
 
 
 def deliveries(session: Session, webhook_id: str, limit: int) -> Sequence[Delivery]:

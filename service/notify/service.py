@@ -20,14 +20,34 @@ log = structlog.get_logger()
 
 def create(db: Database, wanted: NewWebhook, project: str | None, by: str) -> Webhook:
     """With its secret, which signs what is sent. `by`: name of the token that it is made with."""
-    webhook = Webhook(
+    webhook = _new(wanted, project, by)
+    with db.write() as session:
+        session.add(webhook)
+    return webhook
+
+
+def create_once(db: Database, wanted: NewWebhook, project: str | None, by: str) -> Webhook | None:
+    """None, and none made, where one is told the same at the same address already."""
+    webhook = _new(wanted, project, by)
+    # One after the other: a form that is sent twice comes twice at once.
+    with db.deciding() as session:
+        if any(_is_twin(webhook, other) for other in repository.all_of(session, project)):
+            return None
+        session.add(webhook)
+    return webhook
+
+
+def _is_twin(one: Webhook, other: Webhook) -> bool:
+    same = "project", "url", "form", "waits_longer_than_minutes"
+    return set(one.events) == set(other.events) and all(getattr(one, name) == getattr(other, name) for name in same)
+
+
+def _new(wanted: NewWebhook, project: str | None, by: str) -> Webhook:
+    return Webhook(
         id=f"w{secrets.token_hex(5)}", project=project, url=wanted.url, secret=f"mcfwh_{secrets.token_urlsafe(32)}",
         events=[event.value for event in dict.fromkeys(wanted.events)], form=wanted.form, created_by=by,
         waits_longer_than_minutes=wanted.waits_longer_than_minutes, created_at=datetime.now(UTC), disabled_reason="",
     )  # fmt: skip
-    with db.write() as session:
-        session.add(webhook)
-    return webhook
 
 
 def get(session: Session, webhook_id: str, project: str | None) -> Webhook:

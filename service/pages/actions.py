@@ -1,7 +1,6 @@
 """What a person may do to an experiment on its page: the API's actions as forms, for the same tokens."""
 
 from typing import Annotated
-from urllib.parse import parse_qs
 
 import yaml
 from fastapi import APIRouter, Depends, Request, Response
@@ -17,6 +16,7 @@ from service.experiments import service as experiments
 from service.experiments.extend import Extension
 from service.experiments.service import MAX_RUNS_OF_EXPERIMENT
 from service.experiments.shelf import Shelf
+from service.pages.forms import Fields, fields, last
 from service.pages.render import PageRoute, page
 from service.states import Scope
 
@@ -24,7 +24,6 @@ router = APIRouter(
     route_class=PageRoute, prefix="/experiments/{experiment_id}", include_in_schema=False,
     dependencies=[Depends(Require(Scope.SUBMIT))],
 )  # fmt: skip
-MAX_FORM_BYTES = 4096
 
 
 @router.get("/cancel")
@@ -69,20 +68,14 @@ def ask_for_seeds(request: Request, experiment_id: str) -> Response:
     )  # fmt: skip
 
 
-async def wanted(request: Request) -> Extension:
-    """What one of the page's two forms asks for. Raises UnreadableBody."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM_BYTES:
-            break
-    fields = parse_qs(body[:MAX_FORM_BYTES].decode("utf-8", "replace"))
-    if asked := fields.get("evaluation"):
+def wanted(form: Annotated[Fields, Depends(fields)]) -> Extension:
+    """Dependency: what one of the page's two forms asks for. Raises UnreadableBody."""
+    if "evaluation" in form:
         try:
-            return Extension(evaluation=specfile.evaluation_in(asked[-1], "what you have written"))
+            return Extension(evaluation=specfile.evaluation_in(last(form, "evaluation"), "what you have written"))
         except specfile.UnreadableSpec as error:
             raise UnreadableBody(f"Go back and write what is to be measured as YAML: {error}.") from error
-    text = fields.get("seeds", [""])[-1]
+    text = last(form, "seeds")
     try:
         return Extension.model_validate_strings({"seeds": text})
     except ValidationError as error:

@@ -7,7 +7,6 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
-from sqlalchemy.orm import Session
 
 from service.api.auth import Principal, Reader
 from service.compare.across import Across, ArmPair
@@ -15,11 +14,12 @@ from service.compare.across_words import NOTHING_IN_COMMON, words
 from service.compare.columns import mean, signed, signed_interval
 from service.compare.headline import headline
 from service.compare.service import across_of
-from service.errors import NotFound
+from service.errors import Ambiguous, NotFound
 from service.experiments import repository
-from service.experiments import service as experiments
+from service.experiments.lookup import look_up
 from service.experiments.search import Search
 from service.pages.render import PageRoute, page
+from service.schemas.lookup import Kind
 
 router = APIRouter(route_class=PageRoute, prefix="/compare", include_in_schema=False)
 
@@ -46,7 +46,7 @@ def compare(
     if len(picked) == 2:
         return RedirectResponse(f"/compare?{urlencode({'one': picked[1], 'other': picked[0]})}", status_code=303)
     state, one, other = request.app.state, one.strip(), other.strip()
-    problem = ""
+    problem, status = "", 200
     found: Across | None = None
     with state.db.read() as session:
         offered = repository.page(session, NUM_OFFERED, None, Search(principal.project).conditions())
@@ -55,23 +55,23 @@ def compare(
                 one = picked[0]
                 raise NotFound(f"Two experiments stand side by side, and {len(picked)} were picked.")
             if one and other:
-                _refuse_what_is_not_there(session, principal, one, other)
+                one, other = (_meant(request, principal, name) for name in (one, other))
+                if one == other:
+                    raise NotFound(f"{one} was asked for twice. Choose another experiment to stand beside it.")
                 found = across_of(session, state.comparisons, one, other, metric or None)
-        except NotFound as error:
-            problem = error.detail
+        except (NotFound, Ambiguous) as error:
+            problem, status = error.detail, error.status
     return page(
-        "compare.html", 404 if problem else 200, one=one, other=other, metric=metric, problem=problem, offered=offered,
+        "compare.html", status, one=one, other=other, metric=metric, problem=problem, offered=offered,
         found=found, rows=[_row(pair) for pair in found.pairs] if found else [], words=words(found) if found else [],
         heads=[headline(table) for table in (found.one, found.other)] if found else [], nothing=NOTHING_IN_COMMON,
     )  # fmt: skip
 
 
-def _refuse_what_is_not_there(session: Session, principal: Principal, one: str, other: str) -> None:
-    """Raises NotFound. Ids that are no part of the path are not seen to by service.api.auth."""
-    for id in (one, other):
-        experiments.get(session, id, project=principal.project)
-    if one == other:
-        raise NotFound(f"{one} was asked for twice. Choose another experiment to stand beside it.")
+def _meant(request: Request, principal: Principal, name: str) -> str:
+    """Its id. Raises NotFound, Ambiguous. Names that are no part of the path are not seen to by service.api.auth."""
+    state = request.app.state
+    return look_up(state.db, state.settings, name, (Kind.EXPERIMENT,), project=principal.project).id
 
 
 def _row(pair: ArmPair) -> Row:

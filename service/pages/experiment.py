@@ -21,11 +21,12 @@ from service.pages import reading_curves
 from service.pages.forecast_chart import forecast_chart
 from service.pages.forest import forest
 from service.pages.overlay import overlay
-from service.pages.render import PageRoute, page
+from service.pages.render import PageRoute, page, polled, slow
 from service.pages.run import CURVES
 from service.schemas.comparison import Comparison
 from service.schemas.experiments import ArmView, ExperimentDetail, TrialView
 from service.states import RunState, Scope
+from service.text import first_line, short
 from service.tracking import Tracker, TrackingAway
 from trainer.contract.frozen import MAX_INTEGER
 
@@ -42,15 +43,31 @@ Arms = Annotated[list[int], Query(alias="arm", default_factory=list)]
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A run in the grid. There may be a thousand, so its words are made here and not in the template."""
+
+    seed: int
+    run_id: str
+    state: str
+    spoken: str
+    """What a screen reader says of it."""
+    hint: str
+    text: str
+
+
+@dataclass(frozen=True)
 class GridRow:
     """An arm and its run of every seed; None where the arm has none of that seed."""
 
     arm: ArmView
-    cells: list[tuple[int, TrialView | None, float | None]]
-    """Seed, trial, and the probe's value once it has finished."""
+    cells: list[Cell | None]
+    done: float
+    """Share of the arm's steps; a run that has ended has none to come."""
+    has_succeeded: bool
 
 
 @router.get("")
+@polled
 def experiment(
     request: Request,
     experiment_id: str,
@@ -71,7 +88,8 @@ def experiment(
         comparison = state.comparisons.of(session, experiment_id, Question(step=as_of, size=size))
     columns = Columns(comparison)
     return page(
-        "experiment.html", experiment=detail, comparison=comparison, head=headline(comparison), said=said,
+        "experiment.html", lasts=_is_over(detail),
+        experiment=detail, comparison=comparison, head=headline(comparison), said=said,
         forest=forest(comparison), seeds=_seeds(detail), grid=_grid(detail, comparison),
         reasons=_reasons(detail), warnings=_warnings(detail),
         failed=[(row.name, run) for row in comparison.arms for run in row.missing if run.state is RunState.FAILED],
@@ -84,6 +102,7 @@ def experiment(
 
 
 @router.get("/curves")
+@slow
 def curves(request: Request, experiment_id: str, arms: Arms, metric: str = "", step: str = "") -> Response:
     """One metric of the arms asked for; asked for by itself, because MLflow may be slow.
 
@@ -111,13 +130,15 @@ def curves(request: Request, experiment_id: str, arms: Arms, metric: str = "", s
     metric, found = drawn, [curve for curve in found if curve.arm in {names[position] for position in shown}]
     metrics = [*read, *logged]
     return page(
-        "arm_curves.html", experiment_id=experiment_id, step=step, metric=metric, metrics=metrics, shown=shown,
+        "arm_curves.html", lasts=not (missing or _is_live(trials)),
+        experiment_id=experiment_id, step=step, metric=metric, metrics=metrics, shown=shown,
         chart=overlay(found, {names[position]: index for index, position in enumerate(shown)}), missing=missing,
         is_live=_is_live(trials), along="images seen" if metric in read else "step",
     )  # fmt: skip
 
 
 @router.get("/pictures")
+@slow
 def pictures(request: Request, experiment_id: str, arms: Arms, metric: str = "", step: str = "") -> Response:
     """Panels of the arms at one step: the one asked for, else the newest that all of them have."""
     state = request.app.state
@@ -136,7 +157,8 @@ def pictures(request: Request, experiment_id: str, arms: Arms, metric: str = "",
     chosen = named.get(step, max(common or every, default=0))
     panels = [(first[p].arm, first[p].run_id, chosen in steps.get(p, ())) for p in shown]
     return page(
-        "pictures.html", experiment_id=experiment_id, metric=metric, shown=shown, steps=every, step=chosen,
+        "pictures.html", lasts=not (missing or _is_live(trials)),
+        experiment_id=experiment_id, metric=metric, shown=shown, steps=every, step=chosen,
         panels=panels, seed=first[shown[0]].seed, asked=step if step in named else "", missing=missing,
         is_live=_is_live(trials), differ=_differ_in_data(request, experiment_id),
     )  # fmt: skip
@@ -168,6 +190,11 @@ def _is_live(trials: Sequence[TrackedTrial]) -> bool:
     return any(not trial.state.is_final for trial in trials)
 
 
+def _is_over(detail: ExperimentDetail) -> bool:
+    """Whether the page stays as it is unless somebody wants something else."""
+    return detail.state.is_final and all(trial.state.is_final for arm in detail.arms for trial in arm.trials)
+
+
 def _seeds(detail: ExperimentDetail) -> list[int]:
     return sorted({trial.seed for arm in detail.arms for trial in arm.trials})
 
@@ -175,12 +202,28 @@ def _seeds(detail: ExperimentDetail) -> list[int]:
 def _grid(detail: ExperimentDetail, comparison: Comparison) -> list[GridRow]:
     """In the order of the request, so that nothing moves while one looks."""
     values = {(row.name, run.seed): run.value for row in comparison.arms for run in row.runs}
-    rows = []
+    seeds, rows = _seeds(detail), []
     for arm in detail.arms:
-        trials = {trial.seed: trial for trial in arm.trials}
-        cells = [(seed, trials.get(seed), values.get((arm.name, seed))) for seed in _seeds(detail)]
-        rows.append(GridRow(arm, cells))
+        cells = {trial.seed: _cell(arm.name, trial, values.get((arm.name, trial.seed))) for trial in arm.trials}
+        done = sum(1.0 if trial.state.is_final else trial.progress for trial in arm.trials) / len(arm.trials)
+        has_succeeded = all(trial.state is RunState.SUCCEEDED for trial in arm.trials)
+        rows.append(GridRow(arm, [cells.get(seed) for seed in seeds], done, has_succeeded))
     return rows
+
+
+def _cell(arm: str, trial: TrialView, value: float | None) -> Cell:
+    """`value`: the probe's, once it has finished."""
+    state, says = trial.state.value, [f"{arm}, seed {trial.seed}: {trial.state.value}"]
+    text = state
+    if trial.state is RunState.RUNNING:
+        text = f"{trial.progress * 100:.0f} %"
+        says.append(f"{trial.progress * 100:.0f} percent")
+    if value is not None:
+        text = short(value)
+        says.append(text)
+    hints = ["shared with another experiment"] if trial.shared else []
+    hints += [line for line in [first_line(trial.reason or trial.waiting_reason)] if line]
+    return Cell(trial.seed, trial.run_id, state, ", ".join(says), "; ".join(hints), text)
 
 
 def _reasons(detail: ExperimentDetail) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""What the form of a new experiment sends, read by hand: as fields, or with a file."""
+"""What the forms of the pages send, read by hand: as fields; that of a new experiment also with a file."""
 
 import email
 import email.policy
@@ -12,6 +12,18 @@ from fastapi import Request
 from service.api.body import MAX_BYTES
 
 KEY_LENGTH = 64
+Fields = dict[str, list[str]]
+"""Name of a field -> all that was sent under it, in order."""
+
+
+async def fields(request: Request) -> Fields:
+    """Dependency. As much as any request may send (api/body.py)."""
+    return parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
+
+
+def last(form: Fields, name: str, default: str = "") -> str:
+    """What a field that has one value holds."""
+    return form.get(name, [default])[-1]
 
 
 @dataclass(frozen=True)
@@ -32,29 +44,29 @@ async def sent(request: Request) -> Form:
     """Dependency."""
     if problem := _too_large(request):
         return Form(key=new_key(), unread=problem)
-    fields = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
-    return _form({name: values[-1] for name, values in fields.items()})
+    form = await fields(request)
+    return _form({name: last(form, name) for name in form})
 
 
 async def sent_file(request: Request) -> Form:
     """Dependency: with the text of the file."""
     if problem := _too_large(request):
         return Form(key=new_key(), unread=problem)
-    fields = _parts(await request.body(), request.headers.get("content-type", ""))
-    project = fields.get("project", b"").decode("utf-8", "replace")
+    parts = _parts(await request.body(), request.headers.get("content-type", ""))
+    project = parts.get("project", b"").decode("utf-8", "replace")
     try:
-        return _form({"text": fields.get("file", b"").decode("utf-8-sig"), "project": project})
+        return _form({"text": parts.get("file", b"").decode("utf-8-sig"), "project": project})
     except UnicodeDecodeError as error:
         unread = f"The file is not text in UTF-8 ({error.reason} at byte {error.start}); a spec is YAML or JSON."
         return Form(project=project, key=new_key(), unread=unread)
 
 
-def _form(fields: dict[str, str]) -> Form:
-    key = fields.get("key", "")
+def _form(given: dict[str, str]) -> Form:
+    key = given.get("key", "")
     usable = key.isascii() and key.isalnum() and len(key) <= KEY_LENGTH
     # A browser ends lines as Windows does.
-    text = fields.get("text", "").replace("\r\n", "\n")
-    return Form(text, fields.get("project", "").strip(), key if usable else new_key())
+    text = given.get("text", "").replace("\r\n", "\n")
+    return Form(text, given.get("project", "").strip(), key if usable else new_key())
 
 
 def _too_large(request: Request) -> str:

@@ -13,7 +13,7 @@ from service.api.cursors import Cursor
 from service.errors import NotFound
 from service.experiments import repository, views
 from service.experiments.search import Search, projects
-from service.pages.render import PageRoute, page
+from service.pages.render import PageRoute, page, polled
 from service.schemas.experiments import ExperimentState
 from service.states import Scope
 
@@ -42,6 +42,7 @@ class Asked:
 
 
 @router.get("/")
+@polled
 def index(
     request: Request,
     principal: Reader,
@@ -64,11 +65,13 @@ def index(
         "index.html", experiments=shown, answers_known=answers, asked=asked, here=asked.address(cursor),
         older=asked.address(older) if older else None, is_older=cursor is not None, projects=known_projects,
         states=list(ExperimentState), may_submit=principal.scope.includes(Scope.SUBMIT),
+        is_admin=principal.scope.includes(Scope.ADMIN),
         tracking_uri=state.settings.tracking_uri,
     )  # fmt: skip
 
 
 @router.get("/experiments/{experiment_id}/answer")
+@polled
 def answer(request: Request, experiment_id: str) -> Response:
     """Of one experiment, asked for by its row: to compare its arms takes time, and most rows are never looked at."""
     state = request.app.state

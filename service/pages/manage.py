@@ -2,7 +2,6 @@
 and the same for one run from its own page."""
 
 from typing import Annotated
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
@@ -12,13 +11,12 @@ from service.api.audit import about
 from service.api.auth import Principal, Require, Submitter
 from service.errors import UnreadableBody
 from service.experiments import actions, service
+from service.pages.forms import Fields, fields, last
 from service.pages.render import PageRoute, page
 from service.schemas.experiments import Changes, Part
 from service.states import RunAction, Scope
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[Depends(Require(Scope.SUBMIT))])
-
-Fields = dict[str, list[str]]
 
 
 @router.get("/experiments/{experiment_id}/manage")
@@ -30,11 +28,6 @@ def manage(request: Request, experiment_id: str) -> Response:
         "manage.html", experiment=found, pools=sorted(state.pools) if state.pools is not None else None,
         pool=pools if isinstance(pools, str) else ", ".join(pools),
     )  # fmt: skip
-
-
-async def fields(request: Request) -> Fields:
-    """Of a form; as much as any request may send."""
-    return parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
 
 
 @router.post("/experiments/{experiment_id}/manage")
@@ -53,7 +46,7 @@ def act_on_some(
 
 @router.post("/experiments/{experiment_id}/change")
 def change(request: Request, experiment_id: str, form: Annotated[Fields, Depends(fields)]) -> Response:
-    given = {name: values[-1].strip() for name, values in form.items()}
+    given = {name: last(form, name).strip() for name in form}
     asked = {name: text for name, text in given.items() if text or name == "gpu_hours"}
     try:
         changes = Changes.model_validate(
@@ -83,7 +76,7 @@ def _act(request: Request, experiment_id: str, action: RunAction, part: Part, pr
 
 def _action(form: Fields) -> RunAction:
     try:
-        return RunAction(form.get("action", [""])[-1])
+        return RunAction(last(form, "action"))
     except ValueError as error:
         raise UnreadableBody(f"Choose one of {', '.join(RunAction)}.") from error
 

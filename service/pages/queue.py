@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.auth import Reader
 from service.errors import Unavailable
-from service.pages.render import PageRoute, page
+from service.pages.render import PageRoute, page, polled
 from service.pools import service as pools
 from service.schemas.pools import PoolView
 
@@ -12,6 +12,7 @@ router = APIRouter(route_class=PageRoute, prefix="/queue", include_in_schema=Fal
 
 
 @router.get("")
+@polled
 def queue(request: Request, principal: Reader) -> Response:
     state = request.app.state
     found: list[PoolView] = []

@@ -5,7 +5,7 @@ asks for the token itself, in a form, and its style sheet and script are open to
 """
 
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
@@ -13,11 +13,12 @@ from fastapi.responses import FileResponse, RedirectResponse
 
 from service.api.auth import COOKIE, Require, principal_of, refuse_other_sites
 from service.errors import NotFound, Unauthorized
-from service.pages import actions, compare, experiment, listing, manage, queue, retention, run, submit
-from service.pages.actions import MAX_FORM_BYTES
-from service.pages.render import PageRoute, page
+from service.pages import actions, admin, compare, experiment, listing, manage, queue, retention, run, submit, webhooks
+from service.pages.render import MAX_KEPT_BYTES, PageRoute, sent_again_to, token_form
 from service.states import Scope
 
+MAX_LOGIN_BYTES = MAX_KEPT_BYTES + 4096
+"""Anybody may send this form, so less of it is read than of the others (forms.py)."""
 STATIC = {path.name: path for path in (Path(__file__).parent / "static").iterdir()}
 
 open_to_all = APIRouter(include_in_schema=False)
@@ -27,26 +28,33 @@ leaving = APIRouter(route_class=PageRoute, include_in_schema=False)
 @open_to_all.get("/login")
 def ask_for_token() -> Response:
     """The form by itself, for who wants to go on with another token."""
-    return page("token.html", next="/", problem="")
+    return token_form("/")
 
 
 @open_to_all.post("/login")
 async def login(request: Request) -> Response:
-    """The token from the form into a cookie that no script can read and no other site can use."""
+    """The token from the form into a cookie that no script can read and no other site can use.
+
+    What was written before the token was asked for comes along: the browser sends it once more, to its own address.
+    """
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_FORM_BYTES:
-            return page("token.html", 413, next="/", problem="That is longer than any token.")
-    form = {name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
-    token, target = form.get("token", ""), form.get("next", "/")
+        if len(body) > MAX_LOGIN_BYTES:
+            return token_form("/", "That is longer than any token.", status=413)
+    form = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)
+    asked = dict(form)
+    token, target = asked.get("token", ""), asked.get("next", "/")
+    written = [(name, value) for name, value in form if name not in ("token", "next")]
     try:
         await anyio.to_thread.run_sync(principal_of, request.app.state, token)
     except Unauthorized as error:
-        return page("token.html", 401, next=target, problem=error.detail)
+        return token_form(target, error.detail, written, 401)
     # Only to a page of ours: //other.site would be another one.
     safe = target if target.startswith("/") and not target.startswith(("//", "/\\")) else "/"
-    answer = RedirectResponse(safe, status_code=303)
+    again = sent_again_to(safe) if written else ""
+    # 307 is the redirect after which a browser sends what it has sent.
+    answer = RedirectResponse(again, 307) if again else RedirectResponse(safe, 303)
     # TLS mostly ends at an ingress, which says so in a header; who makes that up keeps only themselves out.
     secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
     answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=secure)
@@ -72,6 +80,8 @@ router = APIRouter()
 protected = [Depends(Require(Scope.READ))]
 for routes in (
     listing.router,
+    admin.router,
+    webhooks.router,
     compare.router,
     submit.router,
     experiment.router,

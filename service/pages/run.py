@@ -9,7 +9,7 @@ from service.api.auth import Reader
 from service.errors import NotFound, Unavailable
 from service.pages.curves import MAX_POINTS, curve
 from service.pages.panels import with_errors
-from service.pages.render import PageRoute, page, part
+from service.pages.render import PageRoute, page, part, polled, slow
 from service.pages.timeline import timeline
 from service.runs import files, logs
 from service.runs import service as runs
@@ -31,6 +31,7 @@ CURVES = (
 
 
 @router.get("")
+@polled
 def run(request: Request, run_id: str, principal: Reader, said: str = "") -> Response:
     state = request.app.state
     detail = runs.detail(state.db, state.settings, run_id, principal.project)
@@ -42,6 +43,7 @@ def run(request: Request, run_id: str, principal: Reader, said: str = "") -> Res
 
 
 @router.get("/curves")
+@slow
 def curves(request: Request, run_id: str) -> Response:
     state = request.app.state
     found = runs.sampled(state.db, state.tracker, run_id, (*READ, *CURVES), MAX_POINTS).metrics
@@ -51,6 +53,7 @@ def curves(request: Request, run_id: str) -> Response:
 
 
 @router.get("/picture")
+@slow
 def picture(request: Request, run_id: str) -> Response:
     state = request.app.state
     try:
@@ -69,18 +72,21 @@ def picture_png(request: Request, run_id: str, step: Annotated[int | None, Query
 
 
 @router.get("/checkpoints")
+@slow
 def checkpoints(request: Request, run_id: str) -> Response:
     state = request.app.state
     return part(request, "checkpoints.html", run_id, found=runs.checkpoints(state.db, state.settings, run_id))
 
 
 @router.get("/files")
+@slow
 def fetchable(request: Request, run_id: str) -> Response:
     state = request.app.state
     return part(request, "files.html", run_id, found=files.listing(state.db, state.settings, run_id))
 
 
 @router.get("/log")
+@slow
 def log(request: Request, run_id: str) -> Response:
     state = request.app.state
     return part(request, "log.html", run_id, text=logs.tail(state.db, state.launcher, run_id, None, LOG_LINES))

@@ -16,14 +16,14 @@ from pydantic import TypeAdapter, ValidationError
 from service.api.auth import Principal, Require, Submitter
 from service.api.body import plain_object
 from service.api.examples import EXAMPLES
-from service.errors import InvalidSpec, NotFound, TooManyQueued, Unavailable, UnreadableBody
+from service.errors import ApiError, InvalidSpec, NotFound, TooManyQueued, Unavailable, UnreadableBody
 from service.experiments import service as experiments
 from service.experiments.search import projects
 from service.experiments.shelf import Shelf
 from service.experiments.written import as_yaml
 from service.pages.forms import Form, new_key, sent, sent_file
 from service.pages.render import PageRoute, page
-from service.schemas.base import ProjectName
+from service.schemas.base import PROJECT_NAMES, ProjectName
 from service.schemas.experiments import Plan
 from service.states import DEFAULT_PROJECT, RunState, Scope
 from trainer.contract import Problem
@@ -132,7 +132,8 @@ def _checked(request: Request, principal: Principal, form: Form) -> Found:
         payload, home = _read(form, principal)
         resolved = _resolved(request, principal, payload)
         return Found(plan=experiments.plan(state.db, resolved, state.settings, state.launcher, home))
-    except (InvalidSpec, UnreadableBody) as error:
+    except ApiError as error:
+        # Whatever it is: the page takes no other answer, and would go on showing what was found before.
         return Found(error.detail, error.problems)
 
 
@@ -144,8 +145,7 @@ def _read(form: Form, principal: Principal) -> tuple[dict[str, Any], str]:
     try:
         NAME_OF_PROJECT.validate_python(home)
     except ValidationError as error:
-        possible = "lower-case letters, digits and hyphens, 63 at most"
-        problem = Problem(field="project", asked=repr(home[:80]), possible=possible)
+        problem = Problem(field="project", asked=repr(home[:80]), possible=PROJECT_NAMES)
         raise InvalidSpec(str(problem), problems=[problem]) from error
     return plain_object(form.text, is_yaml=True, name="What you have written"), home
 

@@ -32,16 +32,15 @@ def queue(db: Database, settings: Settings, project: str | None) -> Queue:
     waiting: list[tuple[repository.Unended, int | None]] = []
     with db.read() as session:
         for item in repository.unended(session):
-            # A run that is being stopped has no claim on a place any more.
-            if item.run.state is RunState.PAUSED:
+            if item.state is RunState.PAUSED:
                 continue
-            if item.run.admitted or item.run.cancel_reason:
+            if item.holds_a_place:
                 in_flight.append((item, None))
             else:
                 waiting.append((item, len(waiting) + 1))
-    mine = [found for found in waiting if project in (None, found[0].experiment.project)]
+    mine = [found for found in waiting if project in (None, found[0].project)]
     return Queue(
-        in_flight=[_queued(*found) for found in in_flight if project in (None, found[0].experiment.project)],
+        in_flight=[_queued(*found) for found in in_flight if project in (None, found[0].project)],
         waiting=[_queued(*found) for found in mine[:MOST_WAITING]],
         num_waiting=len(mine),
         places=settings.max_concurrent_runs,
@@ -49,11 +48,10 @@ def queue(db: Database, settings: Settings, project: str | None) -> Queue:
 
 
 def _queued(item: repository.Unended, position: int | None) -> QueuedRun:
-    run, experiment = item.run, item.experiment
     return QueuedRun(
-        run_id=run.id, experiment_id=experiment.id, experiment=experiment.name, arm=item.arm, seed=item.seed,
-        priority=experiment.priority, state=run.state, progress=run.step / run.total_steps, pool=item.pool,
-        position=position, waiting_reason=run.waiting_reason, created_at=run.created_at,
+        run_id=item.run_id, experiment_id=item.experiment_id, experiment=item.experiment, arm=item.arm, seed=item.seed,
+        priority=item.priority, state=item.state, progress=item.step / item.total_steps, pool=item.pool,
+        position=position, waiting_reason=item.waiting_reason, created_at=item.created_at,
     )  # fmt: skip
 
 

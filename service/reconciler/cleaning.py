@@ -6,19 +6,21 @@ that the next one follows. Only directories of runs that this database has made 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from service import audit
 from service.db import Database
 from service.errors import ApiError
 from service.record import note_recorded, object_name, record_of, unrecorded
 from service.retention import repository
 from service.retention.service import mark
 from service.settings import Settings
-from service.tables import Doomed, Experiment
+from service.tables import AuditEntry, Doomed, Experiment
 from service.tracking import Tracker, TrackingAway
 from trainer.contract.records import COMMITTED, SPEC, checkpoint_name
 from trainer.store.objects import StorageError, open_store
@@ -33,7 +35,9 @@ MOST_RECORDS = 5
 RETRY = timedelta(seconds=60)
 EXPERIMENT = "e"
 """How ids of experiments begin; others are runs."""
-LEASE = timedelta(minutes=10)
+LEASE = timedelta(seconds=60)
+"""Renewed while a removal goes on, which may take long: who is killed in one holds it up for no longer than this."""
+RENEW_SECONDS = LEASE.total_seconds() / 3
 
 
 class Cleaner:
@@ -71,13 +75,16 @@ class Cleaner:
         with self._db.read() as session:
             if not (aged := repository.aged(session, now)):
                 return
+        purge_at, written = now + timedelta(days=self._settings.undo_days), list[AuditEntry]()
         with self._db.deciding() as session:
             for id, project, days in aged:
                 experiment = session.get_one(Experiment, id)
                 if experiment.deleted_at is None and experiment.published:
-                    purge_at = now + timedelta(days=self._settings.undo_days)
                     mark(experiment, f"the rule of project {project}, {days:g} days after its end", purge_at, now)
-                    log.info("experiment deleted by rule", experiment_id=id, project=project, purge_at=purge_at)
+                    who, rule = f"rule of project {project}", f"delete_after_days={days:g}"
+                    written.append(audit.by_service(session, experiment, who, "experiments.delete", rule, now))
+        for entry in written:
+            audit.tell(entry)
 
     def _purge(self) -> None:
         now = self._clock()
@@ -104,7 +111,8 @@ class Cleaner:
             if doomed is None or self._stopping.is_set():
                 return
             try:
-                self._remove_what_is_left(doomed)
+                with self._holding(doomed):
+                    self._remove_what_is_left(doomed)
             except (StorageError, TrackingAway) as error:
                 log.warning("not removed yet", run_id=doomed.run_id, error=str(error))
                 with self._db.write() as session:
@@ -112,6 +120,26 @@ class Cleaner:
                 continue
             with self._db.write() as session:
                 repository.removed(session, doomed)
+
+    @contextmanager
+    def _holding(self, doomed: Doomed) -> Iterator[None]:
+        is_done = threading.Event()
+
+        def renew() -> None:
+            while not is_done.wait(RENEW_SECONDS):
+                try:
+                    with self._db.write() as session:
+                        repository.renew(session, doomed, self._clock() + LEASE)
+                except SQLAlchemyError:
+                    log.exception("lease not renewed", run_id=doomed.run_id)
+
+        renewing = threading.Thread(target=renew, name=f"lease-{doomed.run_id}", daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            is_done.set()
+            renewing.join()
 
     def _remove_what_is_left(self, doomed: Doomed) -> None:
         is_experiment = doomed.run_id.startswith(EXPERIMENT)

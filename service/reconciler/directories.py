@@ -3,6 +3,7 @@
 While a run trains nothing but its newest session changes, so that file alone is read, and only when it has changed. All
 is read again when the scheduler has something new, when the session falls silent, as it does when another one has
 begun or the run has ended, and once a minute in any case: a worker that has been cut off may go on writing its own.
+Where many runs train, each is read less often, so that all of them together cost no more than READS_A_SECOND.
 """
 
 import threading
@@ -18,9 +19,11 @@ from trainer.store.rundir import SessionFile, newer_session, read_outcome, sessi
 # A trainer writes its session every 12 s at the latest (trainer/tracking/journal.py).
 SILENT = timedelta(seconds=15)
 AT_LEAST = timedelta(seconds=60)
+READS_A_SECOND = 10
+"""Of newest sessions, one request each; another five are for reading all again."""
 # As often as a trainer writes.
 OFTEN = timedelta(seconds=2)
-MAX_RUNS = 1000
+MAX_RUNS = 10_000
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,17 @@ class Directories:
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._seen)
+
     def read(
         self, run_id: str, store: Store, attempt: int, job: Job, now: datetime
     ) -> tuple[Outcome | None, list[Session]]:
         """How the run has ended, if it has, and its sessions, oldest first. Raises StorageError."""
         with self._lock:
             before = self._seen.get(run_id)
-        seen = self._again(store, before, attempt, job, now) if before else None
+        turn = timedelta(seconds=len(self) / READS_A_SECOND)
+        seen = self._again(store, before, attempt, job, now, turn) if before else None
         seen = seen or self._all(store, before, attempt, job, now)
         with self._lock:
             self._seen[run_id] = seen
@@ -69,14 +76,19 @@ class Directories:
         with self._lock:
             self._seen.pop(run_id, None)
 
-    def _again(self, store: Store, seen: _Seen, attempt: int, job: Job, now: datetime) -> _Seen | None:
-        """What is known, with the newest session as it is now; None where all has to be read."""
+    def _again(
+        self, store: Store, seen: _Seen, attempt: int, job: Job, now: datetime, turn: timedelta
+    ) -> _Seen | None:  # fmt: skip
+        """What is known, with the newest session as it is now; None where all has to be read.
+
+        `turn`: how long it takes to read those of all runs.
+        """
         if not job.state.is_live or (seen.attempt, seen.job) != (attempt, _key(job)) or seen.outcome:
             return None
         waits = job.state is JobState.PENDING
-        if now - seen.read_at < (self._pause if seen.trains or waits else min(self._pause, OFTEN)):
+        if now - seen.read_at < (max(self._pause, turn) if seen.trains or waits else min(self._pause, OFTEN)):
             return seen
-        if not seen.trains or now - seen.all_read_at >= AT_LEAST:
+        if not seen.trains or now - seen.all_read_at >= max(AT_LEAST, 4 * turn):
             return None
         if newer := newer_session(store, seen.files[-1]):
             return replace(seen, files=[*seen.files[:-1], newer], read_at=now, changed_at=now)

@@ -6,6 +6,7 @@ changes nothing. Whatever it was doing when it died is found again by the next l
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
@@ -14,8 +15,10 @@ from typing import Any
 
 import structlog
 from sqlalchemy import update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
-from service import projects
+from service import audit, projects
 from service.db import Database
 from service.experiments import repository as experiments
 from service.launching.port import LauncherAway
@@ -32,7 +35,7 @@ from service.reconciler.rounds import close_round
 from service.reconciler.transitions import decide
 from service.settings import Settings
 from service.states import RunState
-from service.tables import Experiment, Run, Trial
+from service.tables import AuditEntry, Experiment, Run, Trial
 from service.telemetry import Telemetry
 from service.tracking import TrackedRun, TrackingAway
 from trainer.contract.records import DONE
@@ -45,6 +48,8 @@ MAX_LOOKS = 3
 # After a fault of the store, of MLflow or of ours; the reason is shown meanwhile.
 FAULT_SECONDS = 5.0
 SWEEP_SECONDS = 10.0
+# At runs of which there is no news; each takes a few milliseconds of this process and two statements.
+LOOKS_A_SECOND = 50
 # Places are given out when something has been asked for or a place has become free, and so often in any case: the
 # replica that knew of it may have died. With thousands of runs waiting it takes a tenth of a second.
 ADMISSION_SECONDS = 5.0
@@ -76,6 +81,8 @@ class Reconciler:
         self._stopping, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reconciler")
         self._news: set[str] = set()
+        self._unchanged = deque[tuple[RunLease, datetime]]()
+        """Leases of runs of which nothing is new, and when they are due again: given back together."""
         self._swept_at = self._admitted_at = datetime.min.replace(tzinfo=UTC)
         self._queue_changed = threading.Event()
         self._cleaner = Cleaner(db, settings, outside.tracker, clock, self._stopping)
@@ -96,6 +103,10 @@ class Reconciler:
         if self._thread.is_alive():
             self._thread.join()
         self._pool.shutdown()
+        try:
+            self._give_back()
+        except SQLAlchemyError as error:
+            log.warning("the database is away: leases run out by themselves", error=str(error))
         self._publishers.shutdown()
         self._cleaning.shutdown()
         self._notifier.stop()
@@ -113,13 +124,15 @@ class Reconciler:
     def tick(self) -> None:
         """Start every look that is due and for which a helper is free."""
         now = self._clock()
+        self._give_back()
         self._look_at_news(now)
         if self._queue_changed.is_set() or now - self._admitted_at > timedelta(seconds=ADMISSION_SECONDS):
             self._queue_changed.clear()
             self._admit()
             self._admitted_at = now
         self._busy = {look for look in self._busy if not look.done()}
-        free = self._settings.reconcile_threads - len(self._busy)
+        # Leases of more than one run at a time cost hardly more than that of one.
+        free = 2 * self._settings.reconcile_threads - len(self._busy)
         lease_seconds = self._settings.lease_seconds
         if free:
             with self._db.write() as session:
@@ -142,6 +155,7 @@ class Reconciler:
         """Wait for the looks under way."""
         for look in wait(self._busy).done:
             look.result()
+        self._give_back()
         wait(list(self._publishing))
         if self._cleaned:
             self._cleaned.result()
@@ -165,6 +179,15 @@ class Reconciler:
                 log.exception("tick failed")
             more = len(self._busy) >= self._settings.reconcile_threads
             self._woken.wait(0.05 if more else self._settings.tick_seconds)
+
+    def _give_back(self) -> None:
+        given = list(self._unchanged)
+        if given:
+            with self._db.write() as session:
+                repository.give_back(session, given)
+            # Not before: the database may be away. More may have come meanwhile, at the end.
+            for _ in given:
+                self._unchanged.popleft()
 
     def _look_at_news(self, now: datetime) -> None:
         """Attempts that the scheduler has news of are looked at now, and the others in their turn."""
@@ -214,7 +237,9 @@ class Reconciler:
             self._outside.act(decision.action, lease, after)
         # Most of a row is JSON, and most looks find nothing new in it.
         progress = {name: value for name, value in look.progress.items() if getattr(lease.run, name) != value}
-        values = _changes(before, after) | progress | {"step": after.step}
+        values = _changes(before, after) | progress
+        is_new = bool(values) or (after.step, after.attempt) != (before.step, before.attempt)
+        values["step"] = after.step
         if look.tracked:
             values |= {"tracking_id": look.tracked.experiment_id, "tracking_run_id": look.tracked.run_id}
         if after.state is RunState.SUCCEEDED and look.result:
@@ -223,7 +248,11 @@ class Reconciler:
         if after.state.is_final:
             values |= {"ended_at": now, "next_check_at": now, "stage": DONE}
         elif not again:
-            values["next_check_at"] = self._next_check(after, now)
+            due = self._next_check(after, now)
+            if not is_new:
+                self._unchanged.append((lease, due))
+                return None
+            values["next_check_at"] = due
         if not self._write(lease, values, after, release=not again):
             return None
         if after.state is RunState.SUCCEEDED:
@@ -261,7 +290,9 @@ class Reconciler:
     def _next_check(self, after: RunFacts, now: datetime) -> datetime:
         if after.not_before and after.not_before > now:
             return after.not_before
-        return now + timedelta(seconds=self._settings.observe_seconds)
+        # Of news the watches tell at once. The others have their turn later where there are many.
+        turn = self._outside.num_looked_at / LOOKS_A_SECOND
+        return now + timedelta(seconds=max(self._settings.observe_seconds, turn))
 
     def _count(self, before: RunFacts, after: RunFacts, action: Action | None) -> None:
         if action is Action.SUBMIT:
@@ -360,18 +391,29 @@ class Reconciler:
 
     def _cancel(self, lease: ExperimentLease, reason: str) -> None:
         with self._db.deciding() as session:
-            if experiment := repository.still_leased(session, lease):
-                experiments.cancel(session, experiment, reason, self._clock())
+            experiment = repository.still_leased(session, lease)
+            if experiment is None or experiment.cancelled_at:
+                return
+            entry = self._cancel_by_cap(session, experiment, reason)
+        audit.tell(entry)
+
+    def _cancel_by_cap(self, session: Session, experiment: Experiment, reason: str) -> AuditEntry:
+        now = self._clock()
+        experiments.cancel(session, experiment, reason, now)
+        return audit.by_service(session, experiment, "cap of GPU-hours", "experiments.cancel", reason, now)
 
     def _close_round(self, lease: ExperimentLease, capped: str) -> bool:
         """`capped`: why no more may be spent; the look is taken, and then no round follows."""
+        entry = None
         with self._db.deciding() as session:
             experiment = repository.still_leased(session, lease)
             if experiment is None or experiment.cancelled_at or not close_round(session, experiment, self._clock()):
                 return False
             if capped and experiment.has_look_to_come:
-                experiments.cancel(session, experiment, capped, self._clock())
+                entry = self._cancel_by_cap(session, experiment, capped)
             log.info("round closed", experiment_id=experiment.id, look=len(experiment.looks))
+        if entry:
+            audit.tell(entry)
         self._queue_changed.set()
         return True
 

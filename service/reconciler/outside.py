@@ -46,6 +46,11 @@ class Outside:
         """Why an experiment has no place in MLflow yet."""
         self._directories = Directories(settings.progress_pause)
 
+    @property
+    def num_looked_at(self) -> int:
+        """Runs that this service has looked at and that have not ended."""
+        return len(self._directories)
+
     def look(self, lease: RunLease, facts: RunFacts, now: datetime) -> Look:
         """Raises StorageError when the run's directory cannot be read."""
         store = open_store(self._settings.run_uri(lease.run.id))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, distinct, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, distinct, func, or_, select, update
 from sqlalchemy.orm import Session, aliased, load_only
 
 from service import projects
@@ -27,6 +27,8 @@ class RunLease:
     home: Experiment
     arm: Arm
     seed: int
+    due_at: datetime
+    """When it was due. Another time meanwhile: somebody wants it to be looked at again at once."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def lease_runs(session: Session, now: datetime, seconds: float, limit: int) -> l
         .order_by(Run.next_check_at)
     )
     return [
-        RunLease(token, run, attempts.get(run.id), home, arm, seed) for run, home, arm, seed in session.execute(homes)
+        RunLease(token, run, attempts.get(run.id), home, arm, seed, run.next_check_at)
+        for run, home, arm, seed in session.execute(homes)
     ]
 
 
@@ -104,6 +107,8 @@ def write_run(
 ) -> bool:
     """Write what was decided. False, and nothing written, when the lease is no longer ours."""
     owned = update(Run).where(Run.id == lease.run.id, Run.lease_token == lease.token)
+    if "next_check_at" in values:
+        values = values | {"next_check_at": _unless_wanted_sooner(lease.due_at, values["next_check_at"])}
     home = session.scalar(owned.values(values).returning(Run.home_id))
     if home is None:
         return False
@@ -120,6 +125,21 @@ def write_run(
         if not attempt.is_live and row.ended_at is None:
             row.ended_at = now
     return True
+
+
+def give_back(session: Session, looks: Sequence[tuple[RunLease, datetime]]) -> None:
+    """Runs of which nothing is new, and when they are due again; not those whose lease is no longer ours."""
+    at = Run.next_check_at.type
+    due, later = bindparam("due", type_=at), bindparam("later", type_=at)
+    mine = update(Run).where(Run.id == bindparam("run"), Run.lease_token == bindparam("token"))
+    values = {"lease_token": None, "lease_expires_at": None, "next_check_at": _unless_wanted_sooner(due, later)}
+    rows = [{"run": lease.run.id, "token": lease.token, "due": lease.due_at, "later": at_} for lease, at_ in looks]
+    session.connection().execute(mine.values(values), rows)
+
+
+def _unless_wanted_sooner(due: Any, later: Any) -> ColumnElement[datetime]:
+    """What has come up since the run was leased sets it to be looked at at once (`look_soon`, requests of people)."""
+    return case((Run.next_check_at == due, later), else_=Run.next_check_at)
 
 
 def _charge(session: Session, run_id: str, home: str, process_seconds: float) -> None:
@@ -221,7 +241,7 @@ def in_flight(session: Session) -> Taken:
 
 def training(session: Session) -> dict[str, str]:
     """Weights that a run with a place trains, as `waiting` calls them -> that run."""
-    rows = session.execute(select(_weights(), Run.id).where(Run.admitted, Run.state.not_in(FINAL)))
+    rows = session.execute(select(_weights(), Run.id).where(*GOING, Run.admitted))
     return {weights: run_id for weights, run_id in rows if weights}
 
 
@@ -269,11 +289,9 @@ def usage(session: Session, experiment_id: str) -> tuple[float, int, int]:
 
 
 def look_soon(session: Session, names: Collection[str], now: datetime) -> None:
-    """Runs of these attempts have news: they are due."""
+    """Runs of these attempts have news: they are due, even if they are being looked at just now."""
     runs = {name.rpartition("-")[0] for name in names}
-    session.execute(
-        update(Run).where(Run.id.in_(runs), ~Run.settled, Run.next_check_at > now).values(next_check_at=now)
-    )
+    session.execute(update(Run).where(Run.id.in_(runs), ~Run.settled).values(next_check_at=now))
 
 
 def ended_attempts(session: Session, names: Sequence[str]) -> list[str]:

@@ -18,16 +18,16 @@ SOURCES = ("teacher", "initial")
 ALL = 1_000_000
 
 
-def only_used_by(session: Session, experiment_id: str) -> set[str]:
-    """Runs that nobody would use any more without this experiment; those it has given up for others count."""
-    elsewhere = exists().where(Trial.run_id == Run.id, Trial.experiment_id != experiment_id)
-    here = exists().where(Trial.run_id == Run.id, Trial.experiment_id == experiment_id)
+def only_used_by(session: Session, *experiment_ids: str) -> set[str]:
+    """Runs that nobody would use any more without these experiments; those they have given up for others count."""
+    elsewhere = exists().where(Trial.run_id == Run.id, Trial.experiment_id.not_in(experiment_ids))
+    here = exists().where(Trial.run_id == Run.id, Trial.experiment_id.in_(experiment_ids))
     paid_elsewhere = exists().where(
-        Charge.run_id == Run.id, Charge.experiment_id == Experiment.id, Charge.experiment_id != experiment_id,
+        Charge.run_id == Run.id, Charge.experiment_id == Experiment.id, Charge.experiment_id.not_in(experiment_ids),
         Experiment.purged_at.is_(None),
     )  # fmt: skip
-    # At home here; or where everything is gone already, and only something of this one has held them.
-    homes = select(Experiment.id).where(or_(Experiment.id == experiment_id, Experiment.purged_at.is_not(None)))
+    # At home here; or where everything is gone already, and only something of these has held them.
+    homes = select(Experiment.id).where(or_(Experiment.id.in_(experiment_ids), Experiment.purged_at.is_not(None)))
     given_up = Run.home_id.in_(homes) & ~paid_elsewhere
     query = select(Run.id).where(~elsewhere, or_(here, given_up))
     return _unreferenced(session, set(session.scalars(query)))
@@ -54,13 +54,13 @@ def unended(session: Session, experiment_id: str) -> int:
     return session.scalar(query) or 0
 
 
-def other_users(session: Session, experiment_id: str, project: str | None) -> dict[str, list[str]]:
-    """Run of the experiment -> the other experiments that use it, of one project or of all."""
-    mine = select(Trial.run_id).where(Trial.experiment_id == experiment_id)
+def other_users(session: Session, experiment_ids: Collection[str], project: str | None) -> dict[str, list[str]]:
+    """Run of these experiments -> the other experiments that use it, of one project or of all."""
+    mine = select(Trial.run_id).where(Trial.experiment_id.in_(experiment_ids))
     query = (
         select(Trial.run_id, Trial.experiment_id)
         .join(Experiment, Experiment.id == Trial.experiment_id)
-        .where(Trial.run_id.in_(mine), Trial.experiment_id != experiment_id)
+        .where(Trial.run_id.in_(mine), Trial.experiment_id.not_in(experiment_ids))
         .distinct()
         .order_by(Trial.run_id, Trial.experiment_id)
     )
@@ -69,6 +69,12 @@ def other_users(session: Session, experiment_id: str, project: str | None) -> di
     for run, other in rows:
         found.setdefault(run, []).append(other)
     return found
+
+
+def deleted(session: Session) -> set[str]:
+    """Experiments that can still be restored."""
+    query = select(Experiment.id).where(Experiment.deleted_at.is_not(None), Experiment.purged_at.is_(None))
+    return set(session.scalars(query))
 
 
 def due(session: Session, now: datetime) -> Sequence[str]:
@@ -140,7 +146,7 @@ def _users(run_id: str) -> Select[str]:
 
 
 def lease_doomed(session: Session, now: datetime, expires: datetime) -> Doomed | None:
-    """One at a time: a lease is for as long as the removal of one takes."""
+    """One at a time."""
     free = or_(Doomed.lease_expires_at.is_(None), Doomed.lease_expires_at <= now)
     due = select(Doomed).where(Doomed.next_check_at <= now, free)
     found = session.scalar(due.order_by(Doomed.next_check_at, Doomed.run_id).limit(1).with_for_update(skip_locked=True))
@@ -149,9 +155,20 @@ def lease_doomed(session: Session, now: datetime, expires: datetime) -> Doomed |
     return found
 
 
+def renew(session: Session, doomed: Doomed, expires: datetime) -> None:
+    """Unless somebody else is at it by now."""
+    mine = update(Doomed).where(Doomed.run_id == doomed.run_id, Doomed.lease_token == doomed.lease_token)
+    session.execute(mine.values(lease_expires_at=expires))
+
+
 def removed(session: Session, doomed: Doomed) -> None:
     """Unless somebody else is at it by now."""
     session.execute(delete(Doomed).where(Doomed.run_id == doomed.run_id, Doomed.lease_token == doomed.lease_token))
+
+
+def num_runs_being_removed(session: Session) -> int:
+    """Without the notes of experiments, which have no directory."""
+    return session.scalar(select(func.count()).select_from(Doomed).where(Doomed.run_id.startswith("r"))) or 0
 
 
 def put_off(session: Session, doomed: Doomed, until: datetime) -> None:

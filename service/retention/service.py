@@ -1,24 +1,32 @@
 """Deleting experiments, restoring them, and what the store holds. What is removed the reconciler removes, later."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.errors import NotDeletable, NothingToRestore, Unavailable
+from service.errors import NotDeletable, Unavailable
 from service.experiments import repository as experiments
 from service.experiments import views
 from service.experiments.service import get
 from service.experiments.wishes import follow
 from service.record import FOLDER
 from service.retention import repository
-from service.schemas.retention import Deletion, KeptRun, StoreCheck, StoredExperiment, StoredThing
+from service.schemas.retention import (
+    Deletion,
+    JointDeletion,
+    KeptRun,
+    NamedExperiment,
+    StoreCheck,
+    StoredExperiment,
+    StoredThing,
+)
 from service.settings import Settings
-from service.tables import Doomed, Experiment, Trial
+from service.tables import Experiment, Trial
 from trainer.store.objects import StorageError, open_store
 
 LISTERS = 16
@@ -33,22 +41,47 @@ def plan(
 
     Raises NotFound, NotDeletable, Unavailable.
     """
+    found = plan_together(db, settings, [experiment_id], project=project)
     with db.read() as session:
-        experiment = get(session, experiment_id)
-        _refuse(session, experiment)
-        gone = repository.only_used_by(session, experiment_id)
-        users = repository.other_users(session, experiment_id, project)
-        mine = session.scalars(select(Trial.run_id).where(Trial.experiment_id == experiment_id)).all()
+        purge_at = get(session, experiment_id).purge_at
+    [experiment] = found.experiments
+    freed = found.model_dump(exclude={"experiments"})
+    return Deletion(**experiment.model_dump(), **freed, objects=objects, tracking=tracking, purge_at=purge_at)
+
+
+def plan_together(
+    db: Database, settings: Settings, experiment_ids: Sequence[str], *, project: str | None = None
+) -> JointDeletion:  # fmt: skip
+    """What deleting all of them would do: runs that they share among them count once. Raises as `plan`.
+
+    `project`: the only one whose experiments may be among them, and are named.
+    """
+    ids = list(dict.fromkeys(experiment_ids))
+    with db.read() as session:
+        rows = [get(session, id, project=project) for id in ids]
+        for row in rows:
+            _refuse(session, row)
+        gone = repository.only_used_by(session, *ids)
+        users = repository.other_users(session, ids, project)
+        mine = session.scalars(select(Trial.run_id).where(Trial.experiment_id.in_(ids))).all()
+        deleted = repository.deleted(session)
+        later = set(mine) & repository.only_used_by(session, *{*ids, *deleted}) - gone
+
+    def named(user: str) -> str:
+        return f"{user} (deleted)" if user in deleted else user
+
     kept = [
         KeptRun(
             run_id=run,
-            because=f"used by {', '.join(users[run])}" if run in users else "another experiment needs it",
+            because=f"used by {', '.join(map(named, users[run]))}" if run in users else "another experiment needs it",
         )
         for run in sorted(set(mine) - gone)
     ]
-    return Deletion(
-        experiment_id=experiment_id, name=experiment.name, removed_runs=sorted(gone), kept_runs=kept,
-        bytes=sum(_sizes(settings, gone).values()), objects=objects, tracking=tracking, purge_at=experiment.purge_at,
+    sizes = _sizes(settings, gone | later)
+    return JointDeletion(
+        experiments=[NamedExperiment(experiment_id=row.id, name=row.name) for row in rows],
+        removed_runs=sorted(gone), kept_runs=kept, bytes=sum(sizes[run] for run in gone),
+        later_runs=sorted(later), later_bytes=sum(sizes[run] for run in later),
     )  # fmt: skip
 
 
@@ -61,14 +94,34 @@ def delete(
     Doing it again changes when and what. Raises NotFound, NotDeletable, Unavailable.
     """
     planned = plan(db, settings, experiment_id, objects=objects, tracking=tracking, project=project)
+    purge_at = _mark_all(db, settings, [experiment_id], by, objects, tracking, undo_days)
+    return planned.model_copy(update={"purge_at": purge_at})
+
+
+def delete_together(
+    db: Database, settings: Settings, experiment_ids: Sequence[str], by: str, *, objects: bool, tracking: bool,
+    project: str | None = None,
+) -> JointDeletion:  # fmt: skip
+    """All of them, or none. Raises as `delete`."""
+    planned = plan_together(db, settings, experiment_ids, project=project)
+    _mark_all(db, settings, [each.experiment_id for each in planned.experiments], by, objects, tracking, None)
+    return planned
+
+
+def _mark_all(
+    db: Database, settings: Settings, experiment_ids: Sequence[str], by: str, objects: bool, tracking: bool,
+    undo_days: float | None,
+) -> datetime:  # fmt: skip
     now = datetime.now(UTC)
     purge_at = now + timedelta(days=settings.undo_days if undo_days is None else undo_days)
     with db.deciding() as session:
-        experiment = get(session, experiment_id, lock=True)
-        _refuse(session, experiment)
-        mark(experiment, by, purge_at, now)
-        experiment.remove_objects, experiment.remove_tracking = objects, tracking
-    return planned.model_copy(update={"purge_at": purge_at})
+        # Always in one order, so that two that delete the same wait for each other and not both for ever.
+        for id in sorted(experiment_ids):
+            experiment = get(session, id, lock=True)
+            _refuse(session, experiment)
+            mark(experiment, by, purge_at, now)
+            experiment.remove_objects, experiment.remove_tracking = objects, tracking
+    return purge_at
 
 
 def mark(experiment: Experiment, by: str, purge_at: datetime, now: datetime) -> None:
@@ -80,11 +133,11 @@ def mark(experiment: Experiment, by: str, purge_at: datetime, now: datetime) -> 
 
 
 def restore(db: Database, experiment_id: str) -> None:
-    """As it was. Raises NotFound, NothingToRestore."""
+    """As it was; what is not deleted stays as it is. Raises NotFound."""
     with db.deciding() as session:
         experiment = get(session, experiment_id, lock=True)
         if experiment.deleted_at is None:
-            raise NothingToRestore(f"Experiment {experiment_id} is not deleted.")
+            return
         now = datetime.now(UTC)
         experiment.deleted_at, experiment.purge_at, experiment.restored_at = None, None, now
         experiment.delete_reason = ""
@@ -109,7 +162,7 @@ def check_store(db: Database, settings: Settings) -> StoreCheck:
         known = repository.known_directories(session, runs)
         should = repository.should_be_there(session)
         stored = _by_experiment(session, settings, runs)
-        being_removed = session.scalar(select(func.count()).select_from(Doomed)) or 0
+        being_removed = repository.num_runs_being_removed(session)
     things = [StoredThing(name=name, objects=count, bytes=size) for name, (count, size) in sorted(sizes.items())]
     return StoreCheck(
         uri=settings.store_uri, bytes=sum(thing.bytes for thing in things), run_bytes=sum(runs.values()),
@@ -139,13 +192,15 @@ def _by_experiment(session: Session, settings: Settings, sizes: Mapping[str, int
             used[id].append(run_id)
     rows = session.scalars(select(Experiment).where(Experiment.purged_at.is_(None))).all()
     tallies = experiments.tallies(session, [row.id for row in rows])
+    # Who is deleted keeps nothing for long.
+    going = {row.id for row in rows if row.deleted_at}
     for row in rows:
         mine = used[row.id]
         yield StoredExperiment(
             experiment_id=row.id, name=row.name, project=row.project, created_at=row.created_at,
             state=views.state_of(row, tallies[row.id].counts), deleted_at=row.deleted_at, runs=len(mine),
             bytes=sum(sizes.get(run, 0) for run in mine),
-            own_bytes=sum(sizes.get(run, 0) for run in mine if len(users[run]) == 1),
+            own_bytes=sum(sizes.get(run, 0) for run in mine if not users[run] - going - {row.id}),
         )  # fmt: skip
 
 

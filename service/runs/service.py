@@ -89,7 +89,9 @@ def sampled(db: Database, tracker: Tracker | None, run_id: str, names: Sequence[
     if tracker is None or tracking_run_id is None:
         return Histories(metrics={})
     try:
-        found = {name: tracker.sampled([tracking_run_id], name, points).get(tracking_run_id, []) for name in names}
+        there = set(tracker.metric_names(tracking_run_id))
+        asked = [name for name in names if name in there]
+        found = {name: tracker.sampled([tracking_run_id], name, points).get(tracking_run_id, []) for name in asked}
     except TrackingAway as error:
         raise Unavailable(str(error)) from error
     return Histories(metrics={name: _finite(points) for name, points in found.items() if points})

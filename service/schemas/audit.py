@@ -10,11 +10,11 @@ class AuditView(View):
     """Counts up."""
     at: datetime
     token_id: str
-    """Empty = MCF_TOKEN, or a service that asks nobody for a token."""
+    """Empty = MCF_TOKEN, a service that asks nobody for a token, or what the service does by itself."""
     name: str
-    """Of the token."""
+    """Of the token; of what the service does by itself the rule, such as `rule of project faces`."""
     project: str | None
-    """Of the token; null = every project."""
+    """Of the token; null = every project. Of what the service does by itself, the experiment's."""
     action: str
     """Such as `experiments.cancel`."""
     object: str
@@ -22,7 +22,7 @@ class AuditView(View):
     asked: str
     """What of it: the query, or the body of a request that names arms, runs or changes."""
     address: str
-    """Where it came from; behind a proxy also what that one says."""
+    """Where it came from; behind a proxy also what that one says. Empty = the service did it by itself."""
     status: int | None
     """HTTP status of the answer; null = the service was stopped before it could answer."""
 

@@ -14,16 +14,34 @@ class KeptRun(View):
     """Who else uses it."""
 
 
-class Deletion(View):
-    """What deleting an experiment does, or did."""
-
-    experiment_id: str
-    name: str
+class Freed(View):
     removed_runs: list[str]
-    """Only this experiment uses them: they go with it."""
+    """Nobody else uses them: they go, too."""
     kept_runs: list[KeptRun]
     bytes: int
     """That the removed runs take in the store now."""
+    later_runs: list[str] = Field(default_factory=list)
+    """Of the kept ones those that only deleted experiments use, too: they go with the last of these, unless one is
+    restored."""
+    later_bytes: int = 0
+    """That these take in the store now."""
+
+
+class NamedExperiment(View):
+    experiment_id: str
+    name: str
+
+
+class JointDeletion(Freed):
+    """What deleting several experiments together would do. A run that several of them use is there once, and goes
+    with the last of them."""
+
+    experiments: list[NamedExperiment]
+
+
+class Deletion(NamedExperiment, Freed):
+    """What deleting an experiment does, or did."""
+
     objects: bool
     """Whether their directories go; else they stay in the store, and no experiment knows of them."""
     tracking: bool
@@ -43,7 +61,8 @@ class StoredExperiment(View):
     bytes: int
     """Of all its runs."""
     own_bytes: int
-    """Of those that no other experiment uses: what deleting it frees."""
+    """Of those that no other experiment uses, but for deleted ones: what deleting it frees, at the latest with the
+    last of these."""
 
 
 class StoredThing(View):

@@ -88,6 +88,13 @@ class DeliveryView(View):
     last_status: int | None
     last_error: str
 
+    @property
+    def became(self) -> str:
+        """What became of it, in words."""
+        if self.done_at is None:
+            return "to be sent again" if self.attempts else "to be sent"
+        return "given up" if self.last_error else "taken"
+
 
 class DeliveryList(View):
     deliveries: list[DeliveryView]

@@ -14,6 +14,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from records import result, session
+
 FOLDER = Path(os.environ["MCF_RUN_URI"])
 ATTEMPT = int(os.environ["MCF_ATTEMPT"])
 
@@ -67,44 +69,24 @@ def train(spec: dict) -> int:
         time.sleep(pause)
         step += 1
         write("state.json", step)
-        session = {
-            "number": number, "attempt": ATTEMPT, "world_size": 1, "device": "cpu", "first_step": first, "step": step,
-            "total_steps": total, "stage": "training", "images_per_second": 10.0, "losses": {"loss/total": 1 / step},
-            "speed": {
-                "images": 10 * (step - first - 1), "seconds": float(step - first - 1), "waiting_seconds": 0.0,
-                "compile_seconds": 1.5, "peak_share": 0.25 if step > first + 1 else None,
-            },
-            "started_at": started, "seen_at": now(),
-        }  # fmt: skip
+        newest = session(number, ATTEMPT, first, step, total, started, now())
         if every := spec["evaluation"].get("every"):
             read = [result(spec, at, 1 - at / 100) for at in range(0, step + 1, every["steps"])]
             kept = ("images_seen", "probe", "sanity")
             made = [{"step": r["steps"], "seconds": 0.1, **{name: r[name] for name in kept}} for r in read]
             write("readings.json", {"readings": made})
-            session |= {"last_reading": made[-1]["step"]}
-            session |= {"trouble": "it has stalled: nothing is learnt"} if temperature == 0.9 else {}
-        write(f"sessions/{number:04d}.json", session)
+            newest |= {"last_reading": made[-1]["step"]}
+            newest |= {"trouble": "it has stalled: nothing is learnt"} if temperature == 0.9 else {}
+        write(f"sessions/{number:04d}.json", newest)
         if temperature == 0.5:
             failed = {"verdict": "failed", "step": step, "reason": "the loss is not finite", "kind": "NonFiniteLoss"}
             write("outcome.json", {**failed, "ended_at": now()})
             return 1
     if stopping:
         return 143
-    write("result.json", result(spec, step))
+    write("result.json", result(spec, step, export=f"{FOLDER}/export"))
     write("outcome.json", {"verdict": "succeeded", "step": step, "ended_at": now()})
     return 0
-
-
-def result(spec: dict, step: int, more: float = 0.0) -> dict:
-    value = more + 10 - 4 * spec["mask_ratio"] + 0.1 * spec["seed"] + 0.01 * ((spec["seed"] * 7) % 3)
-    return {
-        "steps": step, "images_seen": step * spec["batch"]["global_batch"], "subset_size": 40,
-        "subset_digest": "0" * 64, "held_out_digest": "1" * 64,
-        "probe": {"name": "probe/landmark_nme", "value": value, "unit": "% of eye distance", "higher_is_better": False},
-        "floors": {"pixels": 12.0, "random_encoder": 11.0 + 0.05 * spec["seed"]},
-        "sanity": [{"name": "sanity/psnr", "value": 20.0, "unit": "dB", "higher_is_better": True}],
-        "losses": {"loss/total": 0.5}, "export": f"{FOLDER}/export",
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

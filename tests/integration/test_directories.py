@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +131,34 @@ def test_the_first_session_of_an_attempt_is_not_waited_for(run: Run) -> None:
     run.look()
     run.session(1, 1)
     assert [run.look()[1] for _ in range(3)][-1] == [1]
+
+
+class Counted:
+    """A store, and how often it was asked for something."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.requests = store, 0
+
+    def __getattr__(self, name: str) -> object:
+        self.requests += name not in ("put", "uri")
+        return getattr(self._store, name)
+
+
+def test_200_runs_cost_less_than_20_requests_a_second_and_each_is_seen_within_half_a_minute(tmp_path: Path) -> None:
+    directories, runs, now = Directories(timedelta(seconds=10)), [], START
+    for number in range(200):
+        runs.append(run := Run(Counted(DirectoryStore(str(tmp_path / str(number))))))  # type: ignore[arg-type]
+        run.directories = directories
+        run.session(1, 0)
+    seconds = 240
+    for second in range(1, seconds + 1):
+        now += timedelta(seconds=1)
+        for number, run in enumerate(runs):
+            run.now = now
+            if (second + number) % 10 == 0:
+                run.session(1, second)
+            if (second + number) % 4 == 0:
+                _, sessions = directories.read(f"r{number}", run.store, 1, RUNNING, now)
+                assert second - sessions[-1].step <= 30 + 10
+    asked = sum(run.store.requests for run in runs)  # type: ignore[attr-defined]
+    assert asked / seconds < 20

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_what_mlflow_did_not_take_at_the_end_the_service_sends_once_it_is_back(
     assert log.close(60) == 0
     assert time.monotonic() - began < 15, "all ranks hold their GPUs meanwhile"
 
-    lease = RunLease("token", run, None, Experiment(), Arm(), 0)
+    lease = RunLease("token", run, None, Experiment(), Arm(), 0, datetime.now(UTC))
     away = Outside(settings, None, Tracker(f"http://127.0.0.1:{free_port()}", 1))  # type: ignore[arg-type]
     with pytest.raises(TrackingAway):
         away.settle(lease)
@@ -271,7 +272,7 @@ def test_however_a_run_ends_while_mlflow_is_away_it_has_every_row_once_when_it_i
     last = max(session.step for session in read_sessions(store))
     assert last >= 2
     outside = Outside(settings, None, Tracker(mlflow_server, 20))  # type: ignore[arg-type]
-    lease = RunLease("token", run, None, Experiment(), Arm(), 0)
+    lease = RunLease("token", run, None, Experiment(), Arm(), 0, datetime.now(UTC))
     # MLflow has the first row already, from an attempt that trained the step at another time.
     MlflowClient(mlflow_server).log_metric(run.tracking_run_id or "", "loss/total", 1.0, timestamp=1, step=1)
     outside.settle(lease)

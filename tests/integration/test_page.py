@@ -278,6 +278,8 @@ def test_axe_has_nothing_serious_to_say(browser: Browser, service: Service, tiny
     paths += [f"/experiments/{ended.id}", f"/experiments/{going.id}", f"/experiments/{going.id}/cancel"]
     paths += [f"/experiments/{going.id}/extend", f"/new?from={going.id}", f"/compare?one={ended.id}&other={going.id}"]
     paths += [f"/runs/{run.id}" for run in ended.runs()]
+    hook = client.create_webhook("http://127.0.0.1:9/nobody-listens")
+    paths += ["/webhooks", f"/webhooks/{hook.id}", f"/webhooks/{hook.id}/delete"]
     try:
         axe = Axe()
         for scheme in "light", "dark":
@@ -291,6 +293,7 @@ def test_axe_has_nothing_serious_to_say(browser: Browser, service: Service, tiny
                 assert wrong == [], (scheme, path)
             context.close()
     finally:
+        client.delete_webhook(hook.id)
         going.cancel()  # it holds the places that others wait for
 
 
@@ -303,7 +306,8 @@ def test_it_fits_a_phone_and_follows_dark_mode(browser: Browser, service: Servic
     experiment = Client(service.url).submit(cheap(tiny_faces, name="small", seeds=1)).wait(poll_seconds=0.2)
     context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
     page = context.new_page()
-    for path in "/", "/queue", "/new", "/compare", f"/experiments/{experiment.id}", f"/runs/{experiment.runs()[0].id}":
+    paths = ["/", "/queue", "/new", "/compare", "/webhooks"]
+    for path in *paths, f"/experiments/{experiment.id}", f"/runs/{experiment.runs()[0].id}":
         page.goto(service.url + path)
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, (path, page.evaluate(TOO_WIDE))
@@ -355,5 +359,63 @@ def test_the_token_is_asked_for_once_and_no_script_can_read_it(page: Page, tmp_p
         expect(page.get_by_label("Token")).to_be_visible()
         assert page.context.cookies() == []
     finally:
+        guarded.kill(signal.SIGTERM)
+        stop_all(tmp_path / "attempts", grace_seconds=2)
+
+
+def test_an_open_page_says_that_the_service_is_away_or_wants_the_token_and_loses_nothing(
+    browser: Browser, tmp_path: Path, tiny_faces: Path
+) -> None:
+    guarded = Service(tmp_path, MCF_TOKEN="first")
+    guarded.start()
+    context = browser.new_context()
+
+    def log_in(page: Page) -> None:
+        page.get_by_label("Token").fill("first")
+        page.get_by_role("button", name="Open").click()
+
+    try:
+        guarded.wait_until_up()
+        listed, writing = context.new_page(), context.new_page()
+        # Parts that are asked for again and again, and one that is asked for once.
+        listed.goto(guarded.url)
+        log_in(listed)
+        expect(listed.get_by_text("No experiments yet")).to_be_visible()
+        writing.goto(f"{guarded.url}/new")
+        notes = [page.locator("#fresh") for page in (listed, writing)]
+        assert all(note.get_attribute("role") == "status" for note in notes)
+
+        guarded.kill()
+        text = yaml.safe_dump(cheap(tiny_faces, name="kept", seeds=1, steps=5))
+        writing.get_by_label("Spec, as YAML or JSON").fill(text)
+        for note in notes:
+            expect(note).to_contain_text(re.compile(r"does not answer; what you see is from \d\d:\d\d:\d\d\. It is"))
+        guarded.start()
+        for note in notes:
+            expect(note).to_be_empty(timeout=30_000)
+        expect(writing.locator("#found")).to_contain_text("Nothing is wrong with it")
+
+        # It takes what it is asked, and says nothing.
+        guarded.tell(signal.SIGSTOP)
+        try:
+            expect(notes[0]).to_contain_text("does not answer", timeout=20_000)
+        finally:
+            guarded.tell(signal.SIGCONT)
+        expect(notes[0]).to_be_empty(timeout=10_000)
+
+        context.clear_cookies()
+        expect(notes[0]).to_contain_text("You are logged out", timeout=10_000)
+        writing.get_by_role("button", name="Submit").click()
+        expect(writing.get_by_text("What you have written is kept")).to_be_visible()
+        with context.expect_page() as opened:
+            listed.get_by_role("link", name="Log in in another tab").click()
+        log_in(opened.value)
+        expect(notes[0]).to_be_empty(timeout=10_000)
+        log_in(writing)
+        expect(writing.get_by_label("Spec, as YAML or JSON")).to_have_value(text)
+        writing.get_by_role("button", name="Submit").click()
+        expect(writing.locator("h1")).to_have_text("kept")
+    finally:
+        context.close()
         guarded.kill(signal.SIGTERM)
         stop_all(tmp_path / "attempts", grace_seconds=2)

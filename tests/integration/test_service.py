@@ -62,9 +62,13 @@ class Service:
         assert self._process
         wait_until_up(self._process, f"{self.url}/healthz", self._log, 60)
 
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
+    def tell(self, number: signal.Signals) -> None:
         assert self._process
         self._process.send_signal(number)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
+        self.tell(number)
+        assert self._process
         return self._process.wait()
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.contract.experiment import ExperimentSpec
+from trainer.contract.experiment import NAME, ExperimentSpec
 from trainer.contract.presets import PRESETS
 from trainer.contract.problems import Problem
 from trainer.contract.ranking import rankable
@@ -30,6 +30,10 @@ RANK_BY = "evaluation.rank_by"
 ONE_RANKING = "one metric for all arms, in base.evaluation.rank_by and in no factor"
 Json = dict[str, Any]
 # Pydantic's words for what YAML calls otherwise.
+PATTERNS = {
+    NAME: "lower-case letters, digits and hyphens, 63 at most, such as my-first-try",
+    "^[0-9a-f]{64}$": "64 hexadecimal digits in lower case",
+}
 WORDS = {"tuple_type": "a list", "model_type": "a mapping of its fields", "dict_type": "a mapping"}
 # Parts that a string may stand for, and which of their fields it then is.
 SHORT = {"teacher": "source", "mask": "kind", "target_mask": "kind", "code": "uri", "loss": "uri"}
@@ -322,7 +326,9 @@ def _problem(model: type[BaseModel], place: tuple[str, ...], items: list[Any]) -
     if items[0]["type"] == "missing":
         return Problem(field=field, asked="nothing", possible="a value: it has no default")
     wants = dict.fromkeys(
-        WORDS.get(item["type"]) or item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        WORDS.get(item["type"])
+        or PATTERNS.get(item.get("ctx", {}).get("pattern"))
+        or item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         for item in items
     )
     return Problem(field=field, asked=repr(items[0]["input"])[:120], possible=" or ".join(wants))

@@ -40,10 +40,13 @@ class Placement(Asked):
         return self.max_nodes * self.processes_per_node
 
 
+NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+
 class ExperimentSpec(Asked):
     """A question: arms that differ in named factors, repeated over seeds, compared with a baseline."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    name: str = Field(pattern=NAME)
     """Lower-case letters, digits and hyphens."""
     base: Mapping[str, Any]
     """The run that all arms share: a whole RunSpec, or what differs from a `preset` (tiny, vit-s16, vit-b16, vit-l16,

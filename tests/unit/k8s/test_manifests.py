@@ -30,6 +30,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**GPU, "queue": {"name": "research", "priority_class": "high"}, "priority_class": "preemptible"},
         {"processes_per_node": 8},
     ),
+    "kai": (
+        {**GPU, "scheduler_name": "kai-scheduler", "labels": {"kai.scheduler/queue": "research"}},
+        {"max_nodes": 2, "processes_per_node": 8},
+    ),
     "private": (
         {
             **CPU, "image_pull_secrets": ["registry"], "service_account": "trainer",

@@ -8,6 +8,7 @@ from torchx.specs import AppState
 
 from k8s.observed import Seen, jobset_state, observe
 from k8s.pods import RENDEZVOUS, ROLE, WORKER
+from k8s.remembered import of_attempt, of_event, of_pod
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 BUSY = "no node of the pool spot has 8 free GPUs: 5 of 8 busy"
@@ -40,8 +41,10 @@ def event(reason: str, message: str, about: str = "w-0", kind: str = "Pod", minu
 
 
 def seen(job: dict[str, Any] | None, *pods: dict[str, Any], events: Any = (), lack: str = BUSY) -> Seen | None:
-    state, note = jobset_state(job) if job else (None, "")
-    return observe(state, note, pods, lambda: events, lambda: lack, NOW)
+    # Of what the watches remember.
+    state, note = jobset_state(of_attempt(job)) if job else (None, "")
+    return observe(state, note, [of_pod(pod) for pod in pods], lambda: [of_event(each) for each in events],
+                   lambda: lack, NOW)  # fmt: skip
 
 
 def told(job: dict[str, Any] | None, *pods: dict[str, Any], **more: Any) -> tuple[AppState, str] | None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from k8s.pods import NEEDED
+from k8s.remembered import of_child, of_pod
 from k8s.renewal import anew, is_short
 
 ALIVE = {"metadata": {}, "status": {"phase": "Running"}}
@@ -40,7 +41,8 @@ def job(needed: int = 1, *, suspend: bool = False, deleted: bool = False, **stat
 def test_only_who_has_lost_what_it_takes_to_train_is_short(
     found: dict[str, Any], pods: list[dict[str, Any]], short: bool
 ) -> None:
-    assert is_short(found, pods) is short
+    # Of what the watches remember.
+    assert is_short(of_child(found), [of_pod(pod) for pod in pods]) is short
 
 
 def test_a_job_made_anew_has_no_past() -> None:
@@ -57,7 +59,7 @@ def test_a_job_made_anew_has_no_past() -> None:
         },
         "status": {"failed": 5},
     }  # fmt: skip
-    assert anew(old) == {
+    assert anew(of_child(old)) == {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": "mcf-r0-1-worker-0", "labels": {"a": "b"}, "ownerReferences": owner},

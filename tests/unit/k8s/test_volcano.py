@@ -16,7 +16,7 @@ from tests.unit.k8s.test_manifests import CASES, GOLDEN, GPU, app_and_pool, as_y
 from tests.unit.k8s.test_observed import NOW, RUNNING, STORE, unplaced
 
 QUEUE = {"kind": "volcano", "name": "research", "priority_class": "high"}
-VOLCANO = {name: case for name, case in CASES.items() if name != "kueue"} | {
+VOLCANO = {name: case for name, case in CASES.items() if name not in ("kueue", "kai")} | {
     "queue": ({**GPU, "queue": QUEUE, "priority_class": "preemptible"}, {"processes_per_node": 8}),
 }
 
@@ -36,6 +36,11 @@ def test_a_manifest_is_its_golden_file(case: str) -> None:
     assert as_yaml(manifest(case)) == (GOLDEN / f"volcano-{case}.yaml").read_text(), (
         "python -m tests.unit.k8s.test_volcano"
     )
+
+
+def test_a_pool_may_name_another_scheduler_than_volcanos_first() -> None:
+    app, pool, processes = app_and_pool({**GPU, "scheduler_name": "volcano-gpus"}, {"processes_per_node": 8})
+    assert vcjob_for(app, pool, processes=processes, namespace="mcf")["spec"]["schedulerName"] == "volcano-gpus"
 
 
 @pytest.mark.parametrize("case", VOLCANO)

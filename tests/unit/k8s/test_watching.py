@@ -73,3 +73,26 @@ def test_so_is_an_error_of_who_is_told() -> None:
     watched.start()
     _wait_for(lambda: "c" in told)
     watched.stop()
+
+
+def test_what_has_a_label_is_found_by_it_through_changes_and_lists() -> None:
+    def of(attempt: str, name: str, version: str) -> dict[str, Any]:
+        return {"metadata": {"name": name, "resourceVersion": version, "labels": {"attempt": attempt}}}
+
+    def names(attempt: str) -> list[str]:
+        return sorted(each["metadata"]["name"] for each in watched.labelled(attempt))
+
+    changes = [("ADDED", of("one", "w1", "2")), ("MODIFIED", of("one", "w0", "3")), ("DELETED", of("two", "x", "4"))]
+    server = Server([{"type": kind, "object": each} for kind, each in changes])
+    server.objects = [of("one", "w0", "1"), of("two", "x", "1")]
+    watched = Watched("pods", server, label="attempt")
+    watched.start()
+    _wait_for(lambda: names("two") == [] and watched.get("w0"))
+    assert names("one") == ["w0", "w1"]
+    assert {each["metadata"]["resourceVersion"] for each in watched.labelled("one")} == {"2", "3"}
+    # All is listed anew: what has gone meanwhile is found no more.
+    server.objects = [of("two", "y", "9")]
+    server.watches.append([{"type": "ERROR", "object": {"code": 410}}])
+    _wait_for(lambda: names("two") == ["y"])
+    assert names("one") == []
+    watched.stop()

@@ -10,6 +10,7 @@ from typing import Any, cast
 from sqlalchemy import Engine, event, select
 
 from k8s.capacity import PoolState
+from service import audit
 from service.db import Database
 from service.experiments import service as experiments
 from service.launching.port import Job, JobState, Launch
@@ -234,6 +235,13 @@ class Bench:
     def attempts(self) -> list[Attempt]:
         with self.db.read() as session:
             return list(session.scalars(select(Attempt).order_by(Attempt.run_id, Attempt.number)))
+
+    def audit(self, project: str | None = None) -> list[dict[str, Any]]:
+        """Oldest first, without number and time."""
+        names = ("name", "token_id", "project", "action", "object", "asked", "address", "status")
+        with self.db.read() as session:
+            found = audit.entries(session, 1000, project, after=0)
+        return [{name: getattr(entry, name) for name in names} for entry in found]
 
     def experiment(self, id: str) -> Experiment:
         with self.db.read() as session:

@@ -1,6 +1,7 @@
 """Who may do what: tokens, scopes and projects, as a client meets them."""
 
 import asyncio
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.routing import iter_route_contexts
+from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import text, update
 from starlette.types import Message
@@ -16,9 +18,10 @@ from starlette.types import Message
 from service.api.auth import COOKIE, ONLY_LOOKS
 from service.api.body import MAX_BYTES
 from service.db import Database
+from service.pages.shared import Shared
 from service.settings import Settings
 from service.states import Scope
-from service.tables import Token
+from service.tables import Experiment, Token
 from service.tokens.service import Keyring
 from tests.unit.service.bench import Clock
 from tests.unit.service.test_api import Scene, counting_statements
@@ -50,9 +53,15 @@ MORE_THAN_READ = {
     ("GET", "/v1/audit"): Scope.ADMIN,
     ("DELETE", "/v1/experiments/{experiment_id}"): Scope.SUBMIT,
     ("POST", "/v1/experiments/{experiment_id}/restore"): Scope.SUBMIT,
+    ("GET", "/v1/deletion"): Scope.SUBMIT,
+    ("GET", "/delete"): Scope.SUBMIT,
+    ("POST", "/delete"): Scope.SUBMIT,
     ("GET", "/v1/store"): Scope.ADMIN,
     ("POST", "/v1/rebuild"): Scope.ADMIN,
     ("GET", "/v1/projects"): Scope.ADMIN,
+    ("GET", "/audit"): Scope.ADMIN,
+    ("GET", "/store"): Scope.ADMIN,
+    ("GET", "/store/found"): Scope.ADMIN,
     ("PATCH", "/v1/projects/{name}"): Scope.ADMIN,
     ("GET", "/experiments/{experiment_id}/delete"): Scope.SUBMIT,
     ("POST", "/experiments/{experiment_id}/delete"): Scope.SUBMIT,
@@ -71,6 +80,12 @@ MORE_THAN_READ = {
     ("DELETE", "/v1/webhooks/{webhook_id}"): Scope.ADMIN,
     ("POST", "/v1/webhooks/{webhook_id}/test"): Scope.ADMIN,
     ("GET", "/v1/webhooks/{webhook_id}/deliveries"): Scope.ADMIN,
+    ("GET", "/webhooks"): Scope.ADMIN,
+    ("POST", "/webhooks"): Scope.ADMIN,
+    ("GET", "/webhooks/{webhook_id}"): Scope.ADMIN,
+    ("POST", "/webhooks/{webhook_id}/test"): Scope.ADMIN,
+    ("GET", "/webhooks/{webhook_id}/delete"): Scope.ADMIN,
+    ("POST", "/webhooks/{webhook_id}/delete"): Scope.ADMIN,
 }
 
 FIRST = "first-token"
@@ -117,6 +132,36 @@ def guarded(settings: Settings, database: Database) -> Iterator[Guarded]:
     made = Guarded(settings, database)
     yield made
     made.db.engine.dispose()
+
+
+def test_a_page_is_made_once_for_who_may_see_the_same_and_anew_after_any_change_through_any_replica(
+    guarded: Guarded, settings: Settings, database: Database, spec: dict[str, Any]
+) -> None:
+    other = Guarded(settings, database)
+    for replica in guarded, other:
+        replica.app.state.polled = Shared(kept_for=10_000)
+    id = guarded.submit(FIRST, spec)["id"]
+    ann, ben = (guarded.token(Scope.READ, name=name) for name in ("ann", "ben"))
+    of_a_project = guarded.token(Scope.READ, "default")
+
+    def page(secret: str, replica: Guarded = guarded) -> str:
+        browser = TestClient(replica.app, cookies={COOKIE: secret})
+        return str(browser.get(f"/experiments/{id}").text)
+
+    def rename(name: str) -> None:
+        with guarded.db.write() as session:
+            session.execute(update(Experiment).values(name=name))
+
+    first = page(ann)
+    rename("second")
+    assert page(ben) == first.replace("token ann (read)", "token ben (read)") != first
+    assert "second" in page(of_a_project), "who may see something else gets a page of their own"
+    assert "second" in page(ann, other), "each replica makes its own"
+    rename("third")
+    other.ask(FIRST, "POST", f"/v1/experiments/{id}/pause")
+    for replica in guarded, other:
+        assert "third" in page(ben, replica)
+    other.db.engine.dispose()
 
 
 def filled(path: str, **known: str) -> str:
@@ -212,6 +257,35 @@ def test_lists_hold_the_tokens_project_and_another_one_is_refused(guarded: Guard
     assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
     assert "belongs to project 'ours'" in refused.json()["detail"]
     assert guarded.submit(FIRST, spec)["project"] == "default"
+
+
+def test_what_pages_ask_for_again_is_shared_by_who_may_see_the_same_and_by_nobody_else(
+    guarded: Guarded, spec: dict[str, Any]
+) -> None:
+    ours, theirs = guarded.token(Scope.ADMIN, "ours"), guarded.token(Scope.ADMIN, "theirs")
+    reads, too = (guarded.token(Scope.READ, "ours", name=name) for name in ("reads", "reads too"))
+
+    def poll(secret: str, path: str = "/") -> str:
+        answer = guarded.http.get(path, headers={"Authorization": f"Bearer {secret}", "HX-Request": "true"})
+        return str(answer.text) if answer.status_code == 200 else ""
+
+    guarded.app.state.polled = Shared(kept_for=10_000)
+    mine = guarded.submit(ours, spec | {"name": "mine"})["id"]
+    assert mine in poll(ours)
+    assert mine not in poll(theirs)
+    assert poll(ours, f"/experiments/{mine}")
+    assert not poll(theirs, f"/experiments/{mine}")
+    # Who may do more is offered more.
+    assert "Cancel" in poll(ours, f"/experiments/{mine}")
+    assert "Cancel" not in poll(reads, f"/experiments/{mine}")
+    poll(reads)
+    with counting_statements(guarded.db.engine) as statements:
+        assert poll(too) == poll(reads)
+    assert not [each for each in statements if "FROM experiments" in each], "it was answered once"
+    # What somebody changes is seen by the next who asks.
+    other = guarded.submit(theirs, spec | {"name": "other", "seeds": [8, 9]})["id"]
+    assert other in poll(theirs)
+    assert other in poll(FIRST)
 
 
 def test_a_teacher_is_a_run_of_the_tokens_project(guarded: Guarded, spec: dict[str, Any]) -> None:
@@ -394,6 +468,10 @@ def test_the_page_takes_any_token_by_its_form_and_shows_what_the_token_may_see(
     assert "seen" in page
     assert "unseen" not in page
     assert guarded.http.get("/?project=other").status_code == 403
+    guarded.http.cookies = {}
+    for asked in "/?state=queued&search=a%26b", "/compare?one=e1&other=e2", "/queue":
+        form = html.unescape(guarded.http.get(asked).text)
+        assert f'name="next" value="{asked}"' in form, "a link that was shared leads to what it shows"
     guarded.ask(FIRST, "DELETE", f"/v1/tokens/{secret.split('_')[1]}")
     guarded.http.cookies = {COOKIE: secret}
     assert "was revoked" in guarded.http.get("/").text

@@ -21,6 +21,7 @@ from service.api.auth import COOKIE
 from service.app import create_app
 from service.compare.paper import read_back
 from service.experiments import service as experiments
+from service.pages.shared import Shared
 from service.schemas.comparison import Comparison
 from service.settings import Settings
 from service.states import RunState
@@ -37,6 +38,8 @@ class Scene:
     def __init__(self, settings: Settings) -> None:
         self.cluster = Cluster(settings, Clock())
         self.app: FastAPI = create_app(settings, self.cluster)
+        # Tests write to the database, and look at once.
+        self.app.state.polled = Shared(kept_for=0)
         self.db = self.app.state.db
         self.db.migrate()
         self.http = TestClient(self.app, "http://localhost", raise_server_exceptions=False)

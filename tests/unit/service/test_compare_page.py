@@ -48,6 +48,21 @@ def test_two_experiments_stand_side_by_side_arm_by_arm(scene: Scene, spec: dict[
     assert f"Only in second ({other}): mask_ratio=0.9." in page
 
 
+def test_experiments_are_named_as_people_name_them_and_a_name_of_several_shows_them(
+    scene: Scene, spec: dict[str, Any]
+) -> None:
+    one, other = (submitted(scene, spec | {"name": name}) for name in ("first", "second"))
+    page = scene.http.get(f"/compare?one=first&other={other[:6]}").text
+    assert "first and second" in page
+    assert f'value="{one}"' in page
+    twin = submitted(scene, spec | {"name": "first", "seeds": 3})
+    answer = scene.http.get("/compare?one=first&other=second")
+    assert answer.status_code == 409
+    for id in one, twin:
+        assert f"{id}  first, project default" in answer.text
+    assert 'value="second"' in answer.text
+
+
 def test_what_cannot_stand_side_by_side_is_said_in_words(scene: Scene, spec: dict[str, Any]) -> None:
     one = submitted(scene, spec)
     assert f'value="{one}"' in scene.http.get(f"/compare?one={one}").text

@@ -131,6 +131,29 @@ def test_services_that_start_together_migrate_once(database: Database) -> None:
         db.engine.dispose()
 
 
+def test_a_database_that_others_write_to_is_migrated(database: Database) -> None:
+    with database.write() as session:
+        session.execute(text("CREATE TABLE counters (value INTEGER)"))
+        session.execute(text("INSERT INTO counters VALUES (0)"))
+    ended = threading.Event()
+
+    def count() -> None:
+        while not ended.is_set():
+            with database.write() as session:
+                session.execute(text("UPDATE counters SET value = value + 1"))
+
+    downgrade(database, "0012")
+    writers = [threading.Thread(target=count) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    try:
+        database.migrate()
+    finally:
+        ended.set()
+        for writer in writers:
+            writer.join()
+
+
 def test_writers_wait_for_each_other_and_lose_nothing(database: Database) -> None:
     with database.write() as session:
         session.execute(text("CREATE TABLE counters (value INTEGER)"))

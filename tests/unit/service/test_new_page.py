@@ -1,8 +1,10 @@
 """From a spec that is written on the page to an experiment, and from an experiment back to its spec."""
 
+import html
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from sqlalchemy import func, select
 from service.api.auth import COOKIE
 from service.experiments.written import as_yaml, asked
 from service.pages import submit
+from service.pages.render import MAX_KEPT_BYTES
 from service.settings import Settings
 from service.states import Scope
 from service.tables import Experiment
@@ -43,6 +46,15 @@ def key_of(page: str) -> str:
     found = re.search(r'name="key" value="([0-9a-f]+)"', page)
     assert found
     return found[1]
+
+
+@pytest.mark.parametrize("name", ["My first try", "a_b", "a" * 64])
+def test_how_a_name_may_be_is_said_in_words(scene: Scene, name: str) -> None:
+    found = scene.http.post(
+        "/new/check", data={"text": written({"name": name, "base": {}})}, headers={"HX-Request": "true"}
+    ).text
+    assert "lower-case letters, digits and hyphens, 63 at most" in found
+    assert "pattern" not in found
 
 
 def num_experiments(scene: Scene) -> int:
@@ -224,4 +236,51 @@ def test_the_page_obeys_whom_the_api_obeys_and_one_can_log_out(tmp_path: Path, s
     assert answer.headers["location"] == "/login"
     assert re.match(f'{COOKIE}="";.*Max-Age=0', answer.headers["set-cookie"])
     assert "Log out" not in TestClient(scene.app, headers=admin).get("/").text
+    scene.db.engine.dispose()
+
+
+class Fields(HTMLParser):
+    """What a browser would send of the one form of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "input" and (name := given.get("name")):
+            self.found[name] = given.get("value") or ""
+
+
+def test_what_was_written_is_there_again_after_the_token_was_asked_for(tmp_path: Path, spec: dict[str, Any]) -> None:
+    scene = Scene(Settings(work_dir=tmp_path, token=SecretStr("first")))
+    text = written(spec) + "# <&\"'> größer\n\n"
+    sent = {"text": text, "project": "faces", "key": "abc1"}
+    asked = scene.http.post("/new", data=sent)
+    assert asked.status_code == 401
+    assert "What you have written is kept" in asked.text
+    assert "größer" not in asked.headers.get("set-cookie", "")
+    wrong = scene.http.post("/login", data=Fields(asked.text).found | {"token": "wrong"})
+    assert wrong.status_code == 401
+    form = Fields(wrong.text).found
+    assert form == sent | {"token": "", "next": "/new"}
+
+    # As a browser follows it: the same fields again, and the cookie.
+    page = scene.http.post("/login", data=form | {"token": "first"})
+    assert (page.status_code, page.url.path) == (200, "/new/check")
+    assert text.rstrip() in html.unescape(page.text)
+    assert key_of(page.text) == "abc1"
+    assert "Nothing is wrong with it" in page.text
+    assert num_experiments(scene) == 0, "shown, and not submitted"
+
+    # What is too large to be kept is not said to be, and other forms are not sent twice.
+    scene.http.cookies.clear()
+    large = scene.http.post("/new", data={"text": "#" * MAX_KEPT_BYTES})
+    assert (large.status_code, "is kept" in large.text) == (401, False)
+    gone = scene.http.post("/login", data={"token": "first", "next": "/logout", "a": "1"}, follow_redirects=False)
+    assert (gone.status_code, gone.headers["location"]) == (303, "/logout")
+    hook = {"url": "http://127.0.0.1:9/", "events": ["ended", "failed"]}
+    scene.http.cookies.clear()
+    assert Fields(scene.http.post("/webhooks", data=hook).text).found["url"] == hook["url"]
     scene.db.engine.dispose()

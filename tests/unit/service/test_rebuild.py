@@ -4,11 +4,12 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, insert, select, text, update
 
 from service.compare.service import comparison_of
 from service.db import Database
@@ -18,6 +19,7 @@ from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
 from service.experiments.search import Search
 from service.rebuild import rebuild
+from service.record import unrecorded
 from service.retention import service as retention
 from service.schemas.experiments import Part
 from service.settings import Settings
@@ -28,6 +30,8 @@ from tests.unit.service.test_reconciler import finish_all
 from tests.unit.service.test_retention import ended
 from trainer.store.objects import open_store
 from trainer.weights.sources import FILES_ONLY
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -160,3 +164,35 @@ def test_a_dump_that_is_older_than_what_runs_starts_nothing_twice(
     assert bench.states() == {RunState.SUCCEEDED: 4}
     assert experiments.show(bench.db, bench.settings, experiment).state == "succeeded"
     assert set(bench.cluster.submissions.values()) == {1}
+
+
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_of_ten_thousand_experiments_those_to_record_are_found_by_an_index(
+    database: Database, is_measured: bool
+) -> None:
+    # What the tables hold decides for PostgreSQL whether it uses an index, once it has measured them.
+    rows = [
+        {
+            "id": f"e{number:010x}", "name": "x", "spec": {"seeds": 1}, "created_at": NOW, "request_digest": "d",
+            "concurrency": 1, "priority": 0, "next_check_at": NOW, "published": True, "revision": 3, "recorded": 3,
+        }
+        for number in range(10_000)
+    ]  # fmt: skip
+    asked: list[tuple[str, Any]] = []
+
+    def note(conn: object, cursor: object, statement: str, parameters: Any, *rest: object) -> None:
+        asked.append((statement, parameters))
+
+    with database.write() as session:
+        session.execute(insert(Experiment), rows)
+        session.execute(update(Experiment).where(Experiment.id == rows[77]["id"]).values(recorded=-1))
+        if is_measured:
+            session.execute(text("ANALYZE experiments"))
+    with database.read() as session:
+        event.listen(database.engine, "before_cursor_execute", note)
+        assert [(found.id, revision) for found, revision in unrecorded(session, 5)] == [(rows[77]["id"], 3)]
+        event.remove(database.engine, "before_cursor_execute", note)
+        [(statement, parameters)] = [item for item in asked if item[0].startswith("SELECT")]
+        explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
+        plan = str(session.connection().exec_driver_sql(f"{explain} {statement}", parameters).all())
+    assert "experiments_unrecorded" in plan, plan

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import event, select, text, update
 
 from service.db import Database
 from service.errors import AlreadyEnded, NothingToRetry
@@ -22,7 +22,7 @@ from service.reconciler.outside import Outside
 from service.runs import logs
 from service.settings import Settings
 from service.states import RunState
-from service.tables import Experiment
+from service.tables import Experiment, Run
 from service.telemetry import Telemetry
 from service.tracking import Tracker
 from tests.unit.service.bench import Bench, Killed, counting_statements
@@ -173,6 +173,64 @@ def test_runs_of_long_ago_are_not_read_to_find_those_that_wait(bench: Bench, spe
         with bench.db.read() as session:
             found = session.execute(text("EXPLAIN QUERY PLAN SELECT id FROM runs WHERE settled = 0 AND admitted = 0"))
             assert "USING INDEX runs_due" in str(found.all())
+
+
+def test_who_waits_is_found_by_indexes_among_thousands_that_have_ended(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec)
+    asked: list[tuple[str, Any]] = []
+
+    def note(conn: object, cursor: object, statement: str, parameters: Any, *rest: object) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(bench.db.engine, "before_cursor_execute", note)
+    with bench.db.read() as session:
+        assert repository.waiting(session)
+        repository.training(session)
+    event.remove(bench.db.engine, "before_cursor_execute", note)
+    with bench.db.read() as session:
+        if bench.db.is_sqlite:  # PostgreSQL goes by what it has counted, and here there is nothing to count
+            for statement, parameters in asked:
+                if statement.startswith("SELECT"):
+                    plan = str(
+                        session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+                    )
+                    assert "runs_of_pretraining" in plan, plan
+                    assert "SCAN runs" not in plan, plan
+
+
+def test_runs_of_which_nothing_is_new_are_given_back_in_one_statement(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec)
+    bench.go(3)
+    for name in bench.cluster.live():
+        bench.cluster.train(name, 5)
+    bench.go(2)
+    with counting_statements(bench.db.engine) as statements:
+        bench.go()
+    written = [each for each in statements if each.startswith("UPDATE runs")]
+    assert len(bench.cluster.live()) > 1
+    assert len(written) == 2, "one that takes leases, one that gives them back"
+    with bench.db.read() as session:
+        assert not session.scalars(select(Run).where(Run.lease_token.is_not(None))).all()
+
+
+def test_who_wants_a_run_while_it_is_looked_at_is_not_put_off(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec)
+    bench.go(3)
+    now = bench.clock() + timedelta(minutes=1)
+    with bench.db.write() as session:
+        mine, other, *_ = repository.lease_runs(session, now, 60, 8)
+    sooner, later = now + timedelta(seconds=1), now + timedelta(hours=1)
+    for write in (
+        lambda session: repository.give_back(session, [(mine, later)]),
+        lambda session: repository.write_run(session, other, {"next_check_at": later, "lease_token": None}, None, now),
+    ):
+        with bench.db.deciding() as session:
+            repository.look_soon(session, [f"{mine.run.id}-1", f"{other.run.id}-1"], sooner)
+        with bench.db.write() as session:
+            write(session)
+    with bench.db.read() as session:
+        found = session.scalars(select(Run).where(Run.id.in_([mine.run.id, other.run.id]))).all()
+    assert [(run.next_check_at, run.lease_token) for run in found] == [(sooner, None)] * 2
 
 
 def test_a_look_that_finds_nothing_new_writes_none_of_the_runs_json(bench: Bench, spec: dict[str, Any]) -> None:
@@ -360,6 +418,12 @@ def test_the_cap_on_gpu_hours_cancels_what_is_left_with_that_reason(bench: Bench
     assert bench.states() == {"succeeded": 1, "cancelled": 3}
     reasons = {run.reason for run in bench.runs() if run.state is RunState.CANCELLED}
     assert reasons == {"the cap of 1.5 GPU-hours is reached (2 used)"}
+    assert bench.audit() == [
+        {
+            "name": "cap of GPU-hours", "token_id": "", "project": "default", "action": "experiments.cancel",
+            "object": experiment, "asked": reasons.pop(), "address": "", "status": 200,
+        }
+    ]  # fmt: skip
     assert experiments.show(bench.db, bench.settings, experiment).state == "cancelled"
 
 

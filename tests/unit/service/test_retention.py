@@ -1,16 +1,17 @@
 """What is deleted goes whole, and can be taken back for a while; what others use stays, whoever is killed."""
 
+import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from service import projects
 from service.db import Database
-from service.errors import Deleted, InvalidSpec, NotDeletable, NotFound, NothingToRestore, TooManyQueued
+from service.errors import Deleted, InvalidSpec, NotDeletable, NotFound, TooManyQueued
 from service.experiments import actions
 from service.experiments import service as experiments
 from service.experiments.extend import Extension, extend
@@ -109,11 +110,81 @@ def test_what_others_share_stays_and_the_rest_goes_when_its_time_is_over(bench: 
     assert directories(bench) == ids(bench) == set()
 
 
+def test_what_only_deleted_experiments_share_is_announced_with_what_it_frees(
+    bench: Bench, spec: dict[str, Any]
+) -> None:
+    first = ended(bench, spec)
+    second = ended(bench, spec | {"name": "other", "factors": {"mask_ratio": [0.75]}})
+    third = ended(bench, spec | {"name": "live", "factors": {"mask_ratio": [0.9]}})
+    everything = ids(bench)
+    shared = {run.id for run in bench.runs() if run.spec["mask_ratio"] == 0.75}
+
+    def own(experiment: str) -> int:
+        [found] = [
+            item
+            for item in service.check_store(bench.db, bench.settings).experiments
+            if item.experiment_id == experiment
+        ]
+        return found.own_bytes
+
+    def size(runs: set[str]) -> int:
+        return sum(entry.size for run in runs for entry in open_store(bench.settings.run_uri(run)).list())
+
+    before = service.plan(bench.db, bench.settings, second, objects=True, tracking=False)
+    assert (before.removed_runs, before.later_runs, before.later_bytes, own(second)) == ([], [], 0, 0)
+    told = delete(bench, first)
+    assert (told.later_runs, told.bytes) == ([], size(set(told.removed_runs)))
+    dry = service.plan(bench.db, bench.settings, second, objects=True, tracking=False)
+    assert (dry.removed_runs, set(dry.later_runs), dry.later_bytes) == ([], shared, size(shared))
+    assert {run.because for run in dry.kept_runs} == {f"used by {first} (deleted)"}
+    assert own(second) == size(shared)
+    told = delete(bench, second)
+    service.restore(bench.db, first)
+    clean(bench, days=8)
+    assert ids(bench) == directories(bench) == everything, "what was restored keeps them"
+
+    last = delete(bench, first)
+    assert not last.later_runs
+    clean(bench, days=8)
+    live = everything - set(last.removed_runs)
+    assert ids(bench) == directories(bench) == live
+    assert {run.run_id for run in last.kept_runs} <= live
+    assert third in {run.home_id for run in bench.runs()}
+
+
+def test_what_several_free_together_counts_their_common_runs_once_and_goes_with_the_last(
+    bench: Bench, spec: dict[str, Any]
+) -> None:
+    first, second = ended(bench, spec), ended(bench, spec | {"name": "again", "seeds": 3})
+    third = ended(bench, spec | {"name": "third", "factors": {"mask_ratio": [0.75]}, "seeds": 1})
+    kept = {run.id for run in bench.runs() if run.spec["mask_ratio"] == 0.75 and run.spec["seed"] == 0}
+    for one in first, second:
+        alone = service.plan(bench.db, bench.settings, one, objects=True, tracking=False)
+        assert len(alone.removed_runs) in (0, 2), "what they share stays while one of them does"
+    found = service.plan_together(bench.db, bench.settings, [first, second, first])
+    assert [item.name for item in found.experiments] == ["bench", "again"]
+    assert set(found.removed_runs) == ids(bench) - kept
+    assert [(run.run_id, run.because) for run in found.kept_runs] == [(*kept, f"used by {third}")]
+    stored = {run: open_store(bench.settings.run_uri(run)).list() for run in found.removed_runs}
+    assert found.bytes == sum(entry.size for entries in stored.values() for entry in entries) > 0
+
+    going = bench.submit(spec | {"name": "going", "factors": {"mask_ratio": [0.9]}})
+    with pytest.raises(NotDeletable, match=going):
+        service.delete_together(bench.db, bench.settings, [first, going], "ann", objects=True, tracking=False)
+    assert experiments.show(bench.db, bench.settings, first).deleted_at is None, "all or none"
+    finish_all(bench)
+    others = ids(bench) - kept - set(found.removed_runs)
+    done = service.delete_together(bench.db, bench.settings, [first, second], "ann", objects=True, tracking=False)
+    assert done == found
+    clean(bench, days=8)
+    assert directories(bench) == ids(bench) == kept | others
+
+
 def test_a_deletion_is_taken_back_and_meanwhile_nothing_is_done_to_it(bench: Bench, spec: dict[str, Any]) -> None:
     experiment = ended(bench, spec)
     before = experiments.show(bench.db, bench.settings, experiment)
-    with pytest.raises(NothingToRestore):
-        service.restore(bench.db, experiment)
+    service.restore(bench.db, experiment)
+    assert experiments.show(bench.db, bench.settings, experiment) == before, "it is not deleted: nothing is done"
     delete(bench, experiment)
     for act in (
         lambda: actions.retry(bench.db, bench.settings, experiment),
@@ -203,7 +274,7 @@ def test_whoever_is_killed_while_it_removes_has_removed_all_when_it_is_back(
     monkeypatch.setattr(DirectoryStore, "remove", original)
     assert directories(bench)
     bench.start()
-    clean(bench)
+    clean(bench, times=1)
     assert directories(bench), "another service may still be at it"
     bench.go(seconds=cleaning.LEASE.total_seconds() + 1)
     clean(bench)
@@ -211,6 +282,36 @@ def test_whoever_is_killed_while_it_removes_has_removed_all_when_it_is_back(
     tracker = bench.tracker
     assert isinstance(tracker, Shredder)
     assert len(tracker.deleted) == 5, "four runs and the experiment's own"
+
+
+def test_a_removal_that_takes_long_keeps_its_lease(
+    bench: Bench, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete(bench, ended(bench, spec), undo_days=0)
+    monkeypatch.setattr(cleaning, "RENEW_SECONDS", 0.02)
+    taken: list[str] = []
+
+    def expires() -> datetime:
+        with bench.db.read() as session:
+            return max(found for found in session.scalars(select(Doomed.lease_expires_at)) if found)
+
+    def slow(store: DirectoryStore, first: str = "") -> None:
+        for _ in range(3):
+            bench.clock.now += cleaning.LEASE * 0.7
+            until = time.monotonic() + 10
+            while expires() < bench.clock.now + cleaning.LEASE:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            with bench.db.read() as session:
+                taken.extend(session.scalars(select(Doomed.run_id).where(Doomed.lease_expires_at <= bench.clock.now)))
+        original(store, first)
+
+    original = DirectoryStore.remove
+    monkeypatch.setattr(DirectoryStore, "remove", slow)
+    bench.clock.now += timedelta(seconds=1)
+    bench.reconciler._cleaner.clean()
+    assert taken == [], "another service would remove it, too"
+    assert directories(bench) == set()
 
 
 def test_what_is_kept_as_asked_is_kept(bench: Bench, spec: dict[str, Any]) -> None:
@@ -243,6 +344,11 @@ def test_experiments_of_a_project_go_by_its_rule_and_others_stay(bench: Bench, s
     shown = experiments.show(bench.db, bench.settings, aged)
     assert shown.deleted_at
     assert "rule of project faces" in bench.experiment(aged).delete_reason
+    by_rule = {
+        "name": "rule of project faces", "token_id": "", "project": "faces", "action": "experiments.delete",
+        "object": aged, "asked": "delete_after_days=30", "address": "", "status": 200,
+    }  # fmt: skip
+    assert bench.audit() == [by_rule]
     service.restore(bench.db, aged)
     with bench.db.write() as session:  # by the clock of the test
         session.execute(update(Experiment).where(Experiment.id == aged).values(restored_at=bench.clock.now))
@@ -254,6 +360,49 @@ def test_experiments_of_a_project_go_by_its_rule_and_others_stay(bench: Bench, s
         left = set(session.scalars(select(Experiment.id).where(Experiment.purged_at.is_(None))))
     assert left == {other}
     assert len(directories(bench)) == 2
+    assert bench.audit("faces") == [by_rule, by_rule], "once each time"
+    assert bench.audit("default") == []
+
+
+def test_no_rule_deletes_what_the_audit_cannot_tell_of(bench: Bench, spec: dict[str, Any]) -> None:
+    name = "a" * 63  # as long as may be
+    projects.change(bench.db, name, ProjectChanges(delete_after_days=30))
+    aged = experiments.submit(bench.db, check_and_resolve(spec), None, "d", project=name)
+    finish_all(bench)
+    with bench.db.write() as session:
+        session.execute(text("ALTER TABLE audit RENAME TO gone"))
+    clean(bench, days=31)
+    assert bench.experiment(aged).deleted_at is None
+    with bench.db.write() as session:
+        session.execute(text("ALTER TABLE gone RENAME TO audit"))
+    clean(bench)
+    assert bench.experiment(aged).deleted_at
+    [entry] = bench.audit(name)
+    assert entry["object"] == aged
+
+
+def test_an_entry_of_the_audit_goes_with_the_deletion_that_was_not_made(
+    bench: Bench, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projects.change(bench.db, "default", ProjectChanges(delete_after_days=30))
+    first, second = ended(bench, spec), ended(bench, spec | {"name": "other", "seeds": [8, 9]})
+    real, marked = cleaning.mark, list[str]()
+
+    def dies(experiment: Experiment, *rest: Any) -> None:
+        if marked:
+            raise Killed("between two of them")
+        marked.append(experiment.id)
+        real(experiment, *rest)
+
+    monkeypatch.setattr(cleaning, "mark", dies)
+    with pytest.raises(Killed):
+        clean(bench, days=31)
+    assert bench.audit() == []
+    assert not any(bench.experiment(id).deleted_at for id in (first, second))
+    monkeypatch.setattr(cleaning, "mark", real)
+    bench.start()
+    clean(bench)
+    assert {entry["object"] for entry in bench.audit()} == {first, second}
 
 
 def checkpoint(bench: Bench, run: str, step: int) -> None:
@@ -305,6 +454,12 @@ def test_the_store_is_checked_and_nothing_that_is_not_ours_is_touched(bench: Ben
     assert [thing.name for thing in found.orphans] == ["runs/r0123456789ab"]
     assert {thing.name: thing.bytes for thing in found.others} == {"mlflow": 100, "runs": 10}
     assert found.missing == [lost]
+    with bench.db.write() as session:
+        session.add_all(
+            Doomed(run_id=id, remove_objects=False, next_check_at=bench.clock() + timedelta(days=1))
+            for id in ("e0123456789", "r0123456789ff")
+        )
+    assert service.check_store(bench.db, bench.settings).being_removed == 1, "of an experiment there is no directory"
     assert {item.experiment_id: item.runs for item in found.experiments} == {first: 4, second: 4}
     for experiment in first, second:
         delete(bench, experiment, undo_days=0)

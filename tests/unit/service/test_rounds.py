@@ -290,6 +290,9 @@ def test_the_budget_ends_rounds_as_it_ends_runs(bench: Bench, rounds: dict[str, 
     bench.go_until(lambda: finish(bench) or bench.experiment(experiment).published)
     found = bench.experiment(experiment)
     assert "the cap of 11 GPU-hours is reached" in found.cancel_reason
+    assert [(entry["action"], entry["asked"]) for entry in bench.audit()] == [
+        ("experiments.cancel", found.cancel_reason)
+    ]
     assert len(found.looks) == 1
     assert headline(table(bench, experiment)).answer == "Yes"
 

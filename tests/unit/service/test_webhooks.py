@@ -1,12 +1,14 @@
 """What webhooks are told: each thing once, signed, until the receiver takes it, and nobody waits for a receiver."""
 
 import contextlib
+import html
 import json
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -494,3 +496,117 @@ def test_the_command_makes_tests_and_shows_webhooks(
 def test_an_address_that_is_none_is_refused(guarded: Guarded, url: str) -> None:
     answer = guarded.ask(FIRST, "POST", "/v1/webhooks", json={"url": url})
     assert (answer.status_code, answer.json()["problems"][0]["field"]) == (422, "url")
+
+
+def test_the_page_adds_a_webhook_shows_its_secret_once_and_what_has_not_arrived_and_deletes_it(
+    bench: Bench, guarded: Guarded, receiver: Receiver, spec: dict[str, Any]
+) -> None:
+    def page(method: str = "GET", path: str = "", status: int = 200, **sent: Any) -> str:
+        answer = guarded.ask(FIRST, method, f"/webhooks{path}", data=sent, follow_redirects=False)
+        assert answer.status_code == status, answer.text
+        assert status == 303 or answer.headers["Cache-Control"] == "no-store"
+        return html.unescape(answer.text)
+
+    assert 'href="/webhooks"' in guarded.ask(FIRST, "GET", "/").text
+    assert "No webhooks yet" in page()
+    typed = {"url": receiver.url, "events": ["ended", "waiting"], "waits_longer_than_minutes": "30", "form": "json"}
+    made = page("POST", status=201, **typed, project="default")
+    [secret] = re.findall(r"mcfwh_[\w-]{43}", made)
+    [id] = set(re.findall(r"w[0-9a-f]{10}", made))
+    assert receiver.url.removesuffix("/services/T0/secret-path") in made
+    assert "ended, waiting (30 min)" in page()
+
+    receiver.status = 500
+    ended(bench, spec)
+    [post] = receiver.posts
+    assert verify(secret, post.headers["Mcf-Signature"], post.body, bench.clock().timestamp())
+    [told] = deliveries(bench.db)
+    for shown in page(), page(path=f"/{id}"):
+        assert "to be sent again" in shown
+        assert "the receiver answered 500" in shown
+        assert f"{told.next_check_at:%H:%M:%S UTC}" in shown
+    assert told.experiment_id in page(path=f"/{id}")
+    assert "The receiver answered 500 after" in page("POST", f"/{id}/test")
+    assert "not the 1 delivery that is still to be sent" in page(path=f"/{id}/delete")
+    receiver.status = 200
+    bench.go(10)
+    assert ": taken<" in page()
+    seen = f"{page()} {page(path=f'/{id}')} {page(path=f'/{id}/delete')}"
+    assert secret not in seen, "it was shown once"
+    assert "secret-path" not in f"{seen} {made}", "the address is a secret, too"
+
+    page("POST", f"/{id}/delete", 303)
+    assert "No webhooks yet" in page()
+    page(path=f"/{id}", status=404)
+    with guarded.db.read() as session:
+        written = [(entry.action, entry.object, entry.status) for entry in session.scalars(select(AuditEntry))]
+        text = str(session.execute(select(AuditEntry.__table__)).all())
+    assert written == [("webhooks.create", id, 201), ("webhooks.test", id, 200), ("webhooks.delete", id, 303)]
+    assert secret not in text
+
+
+def test_a_form_that_is_sent_twice_or_loaded_again_makes_one_webhook(guarded: Guarded, receiver: Receiver) -> None:
+    typed = {"url": receiver.url, "events": ["ended", "failed"], "waits_longer_than_minutes": "60", "form": "json"}
+
+    def send(**other: Any) -> int:
+        return guarded.ask(FIRST, "POST", "/webhooks", data=typed | other).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(lambda _: send(), range(4))) == [201, 422, 422, 422]
+    again = guarded.ask(FIRST, "POST", "/webhooks", data=typed | {"events": ["failed", "ended"]})
+    assert (again.status_code, "is told the same there already" in again.text) == (422, True)
+    assert "secret-path" not in re.sub(r'<input id="url".*?>', "", again.text)
+    assert [send(events=["failed"]), send(project="faces"), send(form="slack")] == [201, 201, 201]
+    assert len(guarded.get(FIRST, "/v1/webhooks")["webhooks"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "possible"),
+    [
+        ({"url": "ftp://x.org/<b>"}, "begins with http:// or https://"),
+        ({"url": "https://ann:pw@x.org/"}, "without user, password or fragment"),
+        ({"project": "Faces & more"}, "lower-case letters, digits and hyphens, 63 at most"),
+        ({"events": []}, "one or more of ended, failed, waiting"),
+        ({"waits_longer_than_minutes": "soon"}, "a valid number"),
+        ({"waits_longer_than_minutes": "0"}, "greater than 0"),
+        ({"form": "xml"}, "'json' or 'slack'"),
+    ],
+)
+def test_what_the_page_refuses_it_says_beside_the_field_and_keeps_what_was_typed(
+    guarded: Guarded, wrong: dict[str, Any], possible: str
+) -> None:
+    typed = {
+        "url": "https://x.org/hook", "project": "faces", "events": ["failed"], "waits_longer_than_minutes": "7",
+        "form": "slack",
+    }  # fmt: skip
+    answer = guarded.ask(FIRST, "POST", "/webhooks", data=typed | wrong)
+    assert answer.status_code == 422
+    [field] = wrong
+    [said] = re.findall(rf'<p class="note bad" id="bad-{field}">(.*?)</p>', answer.text)
+    assert possible in html.unescape(said)
+    shown = html.unescape(answer.text)
+    for name in "url", "project", "waits_longer_than_minutes":
+        assert f'value="{(typed | wrong)[name]}"' in shown
+    checked = re.findall(r'value="(\w+)" checked', shown)
+    assert checked == [*(typed | wrong)["events"], *({typed["form"]} - wrong.keys() if field != "form" else ())]
+    assert guarded.get(FIRST, "/v1/webhooks") == {"webhooks": []}
+
+
+def test_the_page_shows_an_admin_of_a_project_what_the_api_does(guarded: Guarded, receiver: Receiver) -> None:
+    ours, theirs = guarded.token(Scope.ADMIN, "ours"), guarded.token(Scope.ADMIN, "theirs")
+    typed = {"url": receiver.url, "events": "ended", "waits_longer_than_minutes": "60", "form": "slack"}
+    assert guarded.ask(ours, "POST", "/webhooks", data=typed | {"project": "theirs"}).status_code == 403
+    made = guarded.ask(ours, "POST", "/webhooks", data=typed)
+    id = made.headers["Location"].removeprefix("/webhooks/")
+    [listed] = guarded.get(ours, "/v1/webhooks")["webhooks"]
+    assert (listed["id"], listed["project"], listed["form"], listed["events"]) == (id, "ours", "slack", ["ended"])
+    assert id not in guarded.ask(theirs, "GET", "/webhooks").text
+    for method, path in ("GET", ""), ("POST", "/test"), ("GET", "/delete"), ("POST", "/delete"):
+        assert guarded.ask(theirs, method, f"/webhooks/{id}{path}").status_code == 404
+    elsewhere = {"Authorization": f"Bearer {ours}", "Origin": "https://elsewhere.org"}
+    for path in "", f"/{id}/test", f"/{id}/delete":
+        assert guarded.http.post(f"/webhooks{path}", data=typed, headers=elsewhere).status_code == 403
+    assert len(guarded.get(ours, "/v1/webhooks")["webhooks"]) == 1
+    assert receiver.posts == []
+    for scope in Scope.READ, Scope.SUBMIT:
+        assert 'href="/webhooks"' not in guarded.ask(guarded.token(scope), "GET", "/").text

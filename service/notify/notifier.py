@@ -76,11 +76,10 @@ class Notifier:
     def _note_waits(self, now: datetime) -> None:
         with self._db.read() as session:
             is_going = waits.is_anything_going(session)
-        if is_going:
-            with self._db.deciding() as session:
+        with self._db.deciding() as session:
+            if is_going:
                 waits.note(session, now)
                 waits.tell_waiting(session, now)
-        with self._db.write() as session:
             repository.forget_old(session, now)
 
     def _start_sending(self, now: datetime) -> None:

@@ -183,7 +183,7 @@ class Reconciler:
     def _give_back(self) -> None:
         given = list(self._unchanged)
         if given:
-            with self._db.write() as session:
+            with self._db.deciding() as session:
                 repository.give_back(session, given)
             # Not before: the database may be away. More may have come meanwhile, at the end.
             for _ in given:

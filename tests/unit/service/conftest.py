@@ -12,6 +12,7 @@ from service.db import Database
 from service.settings import Settings
 from tests.postgres import NoPostgres, running_postgres
 from tests.unit.service.bench import Bench
+from tests.unit.service.orderly import watch
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +37,10 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
             session.execute(text("DROP SCHEMA public CASCADE"))
             session.execute(text("CREATE SCHEMA public"))
     db.migrate()
+    disorderly = [] if db.is_sqlite else watch(db)  # SQLite has one writer at a time
     yield db
     db.engine.dispose()
+    assert not disorderly, "one of two such transactions that meet would be given up as a deadlock"
 
 
 @pytest.fixture

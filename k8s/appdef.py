@@ -63,6 +63,7 @@ def app_for(request: LaunchRequest) -> AppDef:
         resource=Resource(cpu=request.threads * placement.processes_per_node, gpu=request.gpus_per_node, memMB=-1),
         metadata={
             "pool": placement.pool,
+            "extra_pools": list(placement.extra_pools),
             "priority": placement.priority,
             "processes_per_node": placement.processes_per_node,
         },

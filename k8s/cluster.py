@@ -107,14 +107,16 @@ class Cluster:
         return sorted(self._of("pods", attempt), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def children(self, attempt: str) -> list[Object]:
-        """The Jobs that were made for an attempt."""
+        """The Jobs of an attempt: those that its JobSet has made, and its extra nodes."""
         return self._of("children", attempt)
 
     def events(self, name: str) -> list[Object]:
-        """Of the job of that name and of all that was made for it; Kueue puts its kind before the name."""
-        beginnings = (f"{name}-", f"jobset-{name}-")
+        """Of the job of that name and of all that was made for it, but for its extra nodes; Kueue puts its kind before
+        the name."""
+        beginnings, extra = (f"{name}-", f"jobset-{name}-"), f"{name}-x"
         about = ((each.get("involvedObject", {}).get("name", ""), each) for each in self._all("events"))
-        return [each for other, each in about if other == name or other.startswith(beginnings)]
+        mine = ((other, each) for other, each in about if other == name or other.startswith(beginnings))
+        return [each for other, each in mine if not other.startswith(extra)]
 
     def nodes(self) -> list[Object]:
         return self._all("nodes")
@@ -164,15 +166,23 @@ class Cluster:
 
     def renew(self, child: Object) -> None:
         """Put a Job without a past in the place of one that the attempt's JobSet has made."""
+        self.remove(child)
+        # JobSet makes what it lacks, but its controller may have been on the node that is gone.
+        self.add(anew(child))
+
+    def add(self, child: Object) -> None:
+        """Create a Job of an attempt; of two that create the same, one does, and both are content."""
+        with contextlib.suppress(AlreadyThere), _asked("create a job"):
+            self._batch.create_namespaced_job(self.namespace, child, _request_timeout=REQUEST_SECONDS)
+
+    def remove(self, child: Object) -> None:
+        """Delete this Job of an attempt, and none that has its name since; its pods have their grace period."""
         metadata = child["metadata"]
         options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
         with contextlib.suppress(Missing, AlreadyThere), _asked("delete a job"):
             self._batch.delete_namespaced_job(
                 metadata["name"], self.namespace, body=options, _request_timeout=REQUEST_SECONDS
             )
-        # JobSet makes what it lacks, but its controller may have been on the node that is gone.
-        with contextlib.suppress(AlreadyThere), _asked("create a job"):
-            self._batch.create_namespaced_job(self.namespace, anew(child), _request_timeout=REQUEST_SECONDS)
 
     def log(self, pod: str, *, previous: bool = False, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         """Lines that a pod has printed, or its container before this one; all, or the last `tail`."""

@@ -1,5 +1,7 @@
 """An attempt as a JobSet (v1alpha2): the agents meet in a small pod, and each node is a pod of an Indexed Job.
 
+Nodes beyond the core may be Jobs of their own instead (extras.py).
+
 Pure. What each setting is for was seen on a real cluster; without any one of them some loss ends the attempt, or holds
 it up for minutes:
 
@@ -21,6 +23,7 @@ from torchx.specs import AppDef
 
 from k8s.pods import (
     ATTEMPT,
+    CORE,
     NEEDED,
     POOL,
     PORT,
@@ -29,7 +32,9 @@ from k8s.pods import (
     ROLE,
     WORKER,
     Manifest,
+    core_nodes,
     least_nodes,
+    queue_labels,
     rendezvous_pod,
     worker_pod,
 )
@@ -43,21 +48,20 @@ def jobset_for(app: AppDef, pool: Pool, *, processes: int, namespace: str) -> Ma
     """The manifest of an attempt; `processes`: workers of one node. Its name is the attempt's, whoever submits it."""
     [role] = app.roles
     name = job_name(app.name)
-    endpoint = f"{name}-{RENDEZVOUS}-0-0.{name}:{PORT}"
-    labels = {**pool.labels, ATTEMPT: app.name, POOL: role.metadata["pool"]}
-    if pool.queue and pool.queue.kind == "kueue":
-        labels["kueue.x-k8s.io/queue-name"] = pool.queue.name
-        if pool.queue.priority_class:
-            labels["kueue.x-k8s.io/priority-class"] = pool.queue.priority_class
+    queued = queue_labels(pool, pool.queue.priority_class) if pool.queue else {}
+    labels = {**pool.labels, ATTEMPT: app.name, POOL: role.metadata["pool"], **queued}
+    nodes, met = core_nodes(role, pool), endpoint(app.name)
     annotations = {**pool.annotations, PROCESSES: str(processes)}
+    if nodes < role.num_replicas:
+        annotations[CORE] = str(nodes)
     workers = {
-        "parallelism": role.num_replicas,
-        "completions": role.num_replicas,
+        "parallelism": nodes,
+        "completions": nodes,
         "completionMode": "Indexed",
         "backoffLimit": BACKOFF_LIMIT,
         "podReplacementPolicy": "TerminatingOrFailed",
         "successPolicy": {"rules": [{"succeededCount": 1}]},
-        "template": worker_pod(role, pool, attempt=app.name, processes=processes, endpoint=endpoint),
+        "template": worker_pod(role, pool, attempt=app.name, processes=processes, endpoint=met),
     }
     if pool.deadline_seconds:
         workers["activeDeadlineSeconds"] = pool.deadline_seconds
@@ -75,7 +79,7 @@ def jobset_for(app: AppDef, pool: Pool, *, processes: int, namespace: str) -> Ma
         "metadata": {"name": name, "namespace": namespace, "labels": labels, "annotations": annotations},
         "spec": {
             # Kueue lets it go when there is room.
-            "suspend": bool(pool.queue and pool.queue.kind == "kueue"),
+            "suspend": bool(queued),
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
             "successPolicy": {"operator": "All", "targetReplicatedJobs": [WORKER]},
             "failurePolicy": {
@@ -96,6 +100,12 @@ def _one_job(attempt: str, name: str, needed: int, spec: Manifest) -> Manifest:
     """A replicated job of one Job; `needed`: so many of its pods it takes to train."""
     metadata = {"labels": {ATTEMPT: attempt, ROLE: name}, "annotations": {NEEDED: str(needed)}}
     return {"name": name, "replicas": 1, "template": {"metadata": metadata, "spec": spec}}
+
+
+def endpoint(attempt: str) -> str:
+    """Where the agents of an attempt meet."""
+    name = job_name(attempt)
+    return f"{name}-{RENDEZVOUS}-0-0.{name}:{PORT}"
 
 
 def job_name(attempt: str) -> str:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from k8s.cluster import Cluster, ClusterAway
-from k8s.pods import ROLE, WORKER, Object
+from k8s.pods import NODE, ROLE, WORKER, Object
 
 POLL_SECONDS = 1.0
 # A reader that nobody listens to any more waits with so many lines.
@@ -87,8 +87,14 @@ def _followed(cluster: Cluster, pod: str) -> Iterator[str]:
 
 
 def _pods(cluster: Cluster, attempt: str, node: int) -> list[Object]:
-    labels = {ROLE: WORKER, cluster.kind.index_label: str(node)}
-    return [pod for pod in cluster.pods(attempt) if labels.items() <= pod["metadata"]["labels"].items()]
+    workers = [pod for pod in cluster.pods(attempt) if pod["metadata"]["labels"].get(ROLE) == WORKER]
+    return [pod for pod in workers if _number(pod, cluster.kind.index_label) == node]
+
+
+def _number(pod: Object, index_label: str) -> int:
+    """Of its node: those beyond the core are counted on from it."""
+    labels = pod["metadata"]["labels"]
+    return int(labels.get(NODE, 0)) + int(labels.get(index_label, 0))
 
 
 def _restarts(pod: Object) -> int:

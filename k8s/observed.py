@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from torchx.specs import AppState
 
-from k8s.pods import ROLE, WORKER, Object
+from k8s.pods import NODE, ROLE, WORKER, Object
 
 PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 UNMADE = ("FailedCreate", "FailedCreation", "JobCreationFailed")
@@ -39,7 +39,9 @@ def observe(state: AppState | None, note: str, pods: Sequence[Object], events: C
 
     `state` and `note`: what its JobSet or Volcano job says, None where there is none (any more).
     """
-    workers = [pod for pod in pods if pod["metadata"].get("labels", {}).get(ROLE) == WORKER]
+    nodes = [pod for pod in pods if pod["metadata"].get("labels", {}).get(ROLE) == WORKER]
+    # What is beyond the core comes and goes: it holds up nobody, and what becomes of it says nothing about the attempt.
+    workers = [pod for pod in nodes if NODE not in pod["metadata"]["labels"]]
     restarts, killed = sum(map(_restarts, workers)), frozenset(end for pod in workers for end in _out_of_memory(pod))
     if state is None or state is AppState.CANCELLED:
         # Deleted; what is left of it still trains, and the next attempt must not begin beside it.
@@ -50,13 +52,14 @@ def observe(state: AppState | None, note: str, pods: Sequence[Object], events: C
         return Seen(state, "; ".join(filter(None, [note, *map(_end, workers)])), restarts, killed)
     if state is not AppState.PENDING:
         return Seen(state, note, restarts, killed)
-    if any(_runs(pod) for pod in workers):
+    if any(_runs(pod) for pod in nodes):
         stores = [pod for pod in pods if pod["metadata"].get("labels", {}).get(ROLE) != WORKER]
         return Seen(AppState.RUNNING, "; ".join(_unique([*map(_crash, workers), _no_store(stores, events, lack)])),
                     restarts, killed)  # fmt: skip
     if note:
         return Seen(AppState.PENDING, _queued(note, events), restarts, killed, pending=True)
-    waiting = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    core = [pod for pod in pods if pod not in nodes or pod in workers]
+    waiting = [pod for pod in core if not pod["metadata"].get("deletionTimestamp")]
     unplaced = [pod for pod in waiting if _unscheduled(pod) is not None]
     reasons = _unique(_why_it_waits(pod, events, lack) for pod in waiting) or _unmade(events)
     return Seen(

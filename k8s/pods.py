@@ -12,8 +12,12 @@ PORT = 29400
 ATTEMPT, ROLE = "mcf.dev/attempt", "mcf.dev/role"
 # Of the job: where it was sent, and (an annotation) how many processes each of its nodes has.
 POOL, PROCESSES = "mcf.dev/pool", "mcf.dev/processes"
+# Of the job (an annotation), where nodes come one by one beside it: how many it has itself.
+CORE = "mcf.dev/core"
 # Of a Job (an annotation): how many of its pods it takes to train.
 NEEDED = "mcf.dev/needed"
+# Of a node beyond the core (extras.py): its number, or that of the first of several.
+NODE = "mcf.dev/node"
 RENDEZVOUS, WORKER = "rendezvous", "worker"
 DEAD_STORE_SECONDS = 5
 UNREACHABLE = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
@@ -23,14 +27,21 @@ Manifest = dict[str, Any]
 Object = dict[str, Any]
 
 
-def worker_pod(role: Role, pool: Pool, *, attempt: str, processes: int, endpoint: str) -> Manifest:
-    """Template of one node: an agent and its workers, which meet the others at `endpoint`."""
+def worker_pod(
+    role: Role, pool: Pool, *, attempt: str, processes: int, endpoint: str, node: int | None = None
+) -> Manifest:  # fmt: skip
+    """Template of one node: an agent and its workers, which meet the others at `endpoint`.
+
+    `node`: number of the first such node where it is beyond the core.
+    """
     variables = {
         # The image's own folders cannot be written to.
         "HOME": SCRATCH,
         "MCF_CACHE_DIR": CACHE if pool.cache else f"{SCRATCH}/cache",
         # Told to stop, the agent would kill its workers after 30 s.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(pool.grace_seconds),
+        # A run may have nodes in several pools, and each costs what its pool does.
+        "MCF_POOL": role.metadata["pool"],
         **role.env,
         **pool.env,
         "PET_RDZV_ENDPOINT": endpoint,
@@ -50,7 +61,8 @@ def worker_pod(role: Role, pool: Pool, *, attempt: str, processes: int, endpoint
         "runtimeClassName": pool.runtime_class,
     }
     command = [role.entrypoint, *role.args]
-    return _pod(pool, group, placed, command, [*env, address], resources_of(pool, processes), volumes)
+    labels = group if node is None else {**group, NODE: str(node)}
+    return _pod(pool, labels, placed, command, [*env, address], resources_of(pool, processes), volumes)
 
 
 def rendezvous_pod(pool: Pool, *, attempt: str) -> Manifest:
@@ -73,6 +85,30 @@ def rendezvous_pod(pool: Pool, *, attempt: str) -> Manifest:
 def least_nodes(role: Role) -> int:
     """So many nodes of an attempt it takes to train."""
     return int(role.num_replicas if role.min_replicas is None else role.min_replicas)
+
+
+def core_nodes(role: Role, pool: Pool) -> int:
+    """So many nodes are one object, admitted and scheduled together; those beyond it come and go one by one.
+
+    Of an app that no service of ours looks after: all, as nobody would send the others.
+    """
+    others = role.metadata.get("extra_pools")
+    alone = others is not None and (bool(others) or _is_queued(pool))
+    return least_nodes(role) if alone else int(role.num_replicas)
+
+
+def queue_labels(pool: Pool, priority_class: str | None) -> dict[str, str]:
+    """Labels by which Kueue takes charge of an object; none where the pool has no queue of Kueue's."""
+    if not _is_queued(pool):
+        return {}
+    assert pool.queue
+    labels = {"kueue.x-k8s.io/queue-name": pool.queue.name}
+    return labels | ({"kueue.x-k8s.io/priority-class": priority_class} if priority_class else {})
+
+
+def _is_queued(pool: Pool) -> bool:
+    """By Kueue; Volcano's queue gives a job as many of its nodes as there are."""
+    return pool.queue is not None and pool.queue.kind == "kueue"
 
 
 def resources_of(pool: Pool, processes: int) -> dict[str, str]:
@@ -122,11 +158,11 @@ def _pod(
             "runAsNonRoot": True, "runAsUser": pool.run_as_user, "runAsGroup": pool.run_as_user,
             "fsGroup": pool.run_as_user, "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_said(container)],
+        "containers": [said(container)],
         "volumes": [{"name": name, **volume} for name, (_, volume) in volumes.items()],
     }  # fmt: skip
     metadata = {"labels": {**pool.labels, **labels}, "annotations": pool.annotations}
-    return {"metadata": _said(metadata), "spec": _said(spec)}
+    return {"metadata": said(metadata), "spec": said(spec)}
 
 
 def _one_zone(group: dict[str, str]) -> Manifest:
@@ -155,7 +191,7 @@ def _cache(cache: Cache) -> Manifest:
     return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
 
 
-def _said(manifest: Manifest) -> Manifest:
+def said(manifest: Manifest) -> Manifest:
     """Without what nobody has asked for: a manifest is read by people, too."""
     return {name: value for name, value in manifest.items() if value not in (None, {}, [])}
 

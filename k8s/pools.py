@@ -50,6 +50,9 @@ class Queue(Frozen):
     """Kueue: the LocalQueue of the namespace; Volcano: the queue."""
     priority_class: str | None = None
     """Kueue: the WorkloadPriorityClass; Volcano: the PriorityClass of the job, if it is not that of the pods."""
+    extra_priority_class: str | None = None
+    """Kueue: the WorkloadPriorityClass of nodes beyond `min_nodes`, lower than the other: each is admitted by itself
+    while quota is free, and gives it back before any run waits. None = as the other."""
 
 
 class Rendezvous(Frozen):
@@ -77,6 +80,9 @@ class Pool(Frozen):
 
     gpus: int = Field(0, ge=0)
     """GPUs of a node; an attempt's pod takes one per process, or none if this is 0."""
+    gpu_type: str | None = Field(None, min_length=1)
+    """Type of the GPUs, such as A100-80GB, in any words: pools of different types train no run together unless it asks
+    for that. None = not told apart."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name under which the device plug-in offers GPUs."""
     cpu: Quantity = "1"

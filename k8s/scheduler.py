@@ -6,7 +6,7 @@ may use one namespace.
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -18,12 +18,13 @@ from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Schedule
 from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
 
 from k8s.asked import asked, options
-from k8s.capacity import Node, nodes_of, shortage
+from k8s.capacity import Node, nodes_of, room, shortage
 from k8s.cluster import Cluster, Kind
+from k8s.extras import Plan, extra_job, is_extra, plan
 from k8s.jobset import PREFIX, job_name
 from k8s.logs import lines_of
 from k8s.observed import Seen, observe
-from k8s.pods import ATTEMPT, POOL, PROCESSES, ROLE, Object
+from k8s.pods import ATTEMPT, CORE, POOL, PROCESSES, ROLE, Object
 from k8s.pools import Pool
 from k8s.renewal import is_short
 
@@ -82,17 +83,54 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
             self._out_of_memory[app_id] = known
         return replace(seen, out_of_memory=known)
 
-    def mend(self, app_id: str) -> None:
-        """Make anew what the attempt's JobSet has made, where it would keep everybody waiting (k8s/renewal.py)."""
-        job = self.cluster.job(job_name(app_id)) if self.kind.makes_jobs else None
-        if job is None or "deletionTimestamp" in job["metadata"]:
+    def tend(self, app_id: str, seen: Seen | None, app_in: Callable[[str], AppDef]) -> None:
+        """See to the Jobs of an attempt that was seen so: one of its JobSet's that would keep everybody waiting is made
+        anew (renewal.py), and its extra nodes come and go (extras.py).
+
+        `app_in`: name of a pool -> the attempt as a node of that pool runs it.
+        """
+        if not self.kind.makes_jobs:
+            return
+        children = self.cluster.children(app_id)
+        extra = [child for child in children if is_extra(child)]
+        job = self.cluster.job(job_name(app_id)) if seen and seen.state not in ENDED else None
+        if seen is None or job is None or "deletionTimestamp" in job["metadata"] or job["spec"].get("suspend"):
+            # They would wait for a rendezvous that is no more.
+            self._remove(app_id, extra)
             return
         pods = self.cluster.pods(app_id)
-        for child in self.cluster.children(app_id):
+        core = [pod for pod in pods if not is_extra(pod)]
+        for child in children:
             role = child["metadata"]["labels"][ROLE]
-            if is_short(child, [pod for pod in pods if pod["metadata"]["labels"].get(ROLE) == role]):
+            mine = [pod for pod in core if pod["metadata"]["labels"].get(ROLE) == role]
+            if not is_extra(child) and is_short(child, mine):
                 log.info("job made anew", attempt=app_id, role=role)
                 self.cluster.renew(child)
+        pool = job["metadata"]["labels"].get(POOL, "")
+        if CORE in job["metadata"].get("annotations", {}) and pool in self.pools:
+            todo = self._plan(app_in(pool), job, extra, [pod for pod in pods if is_extra(pod)])
+            self._remove(app_id, todo.remove)
+            # Not before the core trains, whose place they could take.
+            for node, name in todo.create if seen.state is AppState.RUNNING else ():
+                log.info("extra node", attempt=app_id, node=node, pool=name)
+                self.cluster.add(extra_job(app_in(name), self.pools[name], node, job, self.cluster.namespace))
+
+    def _plan(self, app: AppDef, core: Object, jobs: Sequence[Object], pods: Sequence[Object]) -> Plan:
+        [role] = app.roles
+        pool, processes = role.metadata["pool"], role.metadata["processes_per_node"]
+        # By what was sent: another release may have sent it.
+        wanted = range(int(core["metadata"]["annotations"][CORE]), role.num_replicas)
+        pools = [name for name in role.metadata["extra_pools"] if name in self.pools] or [pool]
+        return plan(wanted, pools, lambda name: self._room(name, processes), jobs, pods, datetime.now(UTC))
+
+    def _remove(self, app_id: str, extra: Iterable[Object]) -> None:
+        for child in extra:
+            if "deletionTimestamp" not in child["metadata"]:
+                log.info("extra node removed", attempt=app_id, job=child["metadata"]["name"])
+                self.cluster.remove(child)
+
+    def _room(self, pool: str, processes: int) -> int:
+        return room(self.pools[pool], processes, self.nodes(self.pools[pool]))
 
     def sent(self, app_id: str) -> "Sent | None":
         """Where and when the attempt was sent; None when there is none, or its pool is none of ours any more."""
@@ -141,6 +179,8 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
     def _cancel_existing(self, app_id: str) -> None:
         """Ask its pods to stop. The attempt is there until they have, each within its grace period."""
         self.cluster.delete(job_name(app_id))
+        if self.kind.makes_jobs:
+            self._remove(app_id, filter(is_extra, self.cluster.children(app_id)))
 
     def log_iter(
         self,

@@ -13,6 +13,7 @@ pods.py. What is laid over it, and why (the first row was seen on a real Volcano
                                         pod is there from beginning to end
 """
 
+from dataclasses import replace
 from typing import Any
 
 from torchx.schedulers.kubernetes_scheduler import LABEL_REPLICA_ID, LABEL_UNIQUE_NAME, app_to_resource
@@ -27,6 +28,7 @@ from k8s.pods import (
     RENDEZVOUS,
     WORKER,
     Manifest,
+    core_nodes,
     least_nodes,
     rendezvous_pod,
     worker_pod,
@@ -38,17 +40,23 @@ INDEX_LABEL = "volcano.sh/task-index"
 # Made by Volcano itself.
 DEFAULT_QUEUE = "default"
 MAX_RETRY = 20
+EXTRA = "extra"
 
 
 class WrongQueue(ValueError):
     """The pool's queue is none of Volcano's."""
 
 
-def vcjob_for(app: AppDef, pool: Pool, *, processes: int, namespace: str) -> Manifest:
-    """The manifest of an attempt; `processes`: workers of one node. Its name is the attempt's, whoever submits it."""
+def vcjob_for(
+    app: AppDef, pool: Pool, *, processes: int, namespace: str, elsewhere: tuple[str, Pool] | None = None
+) -> Manifest:
+    """The manifest of an attempt; `processes`: workers of one node. Its name is the attempt's, whoever submits it.
+
+    `elsewhere`: name and pool of the nodes beyond the core, where that is another. A job is of one queue.
+    """
     [role] = app.roles
     name = job_name(app.name)
-    least = least_nodes(role)
+    least, core = least_nodes(role), core_nodes(role, pool)
     endpoint = f"{name}-{RENDEZVOUS}-0.{name}:{PORT}"
     nodes = worker_pod(role, pool, attempt=app.name, processes=processes, endpoint=endpoint)
     store = rendezvous_pod(pool, attempt=app.name)
@@ -78,13 +86,33 @@ def vcjob_for(app: AppDef, pool: Pool, *, processes: int, namespace: str) -> Man
                     "template": _laid_over(stores["template"], store, name),
                 },
                 {
-                    "name": WORKER, "replicas": role.num_replicas, "minAvailable": least, "maxRetry": MAX_RETRY,
+                    "name": WORKER, "replicas": core, "minAvailable": least, "maxRetry": MAX_RETRY,
                     "policies": _policies(PodFailed="RestartPod", TaskCompleted="CompleteJob"),
                     "template": _laid_over(workers["template"], nodes, name),
                 },
+                *_beyond(core, role, workers, elsewhere, attempt=app.name, processes=processes),
             ],
         },
     }  # fmt: skip
+
+
+def _beyond(
+    core: int, role: Role, theirs: dict[str, Any], elsewhere: tuple[str, Pool] | None, *, attempt: str, processes: int
+) -> list[Manifest]:
+    """The task of the nodes in another pool, which come when there is room."""
+    if elsewhere is None or role.num_replicas == core:
+        return []
+    name, pool = elsewhere
+    role = replace(role, metadata={**role.metadata, "pool": name})
+    meeting = f"{job_name(attempt)}-{RENDEZVOUS}-0.{job_name(attempt)}:{PORT}"
+    pods = worker_pod(role, pool, attempt=attempt, processes=processes, endpoint=meeting, node=core)
+    return [
+        {
+            "name": EXTRA, "replicas": role.num_replicas - core, "minAvailable": 0, "maxRetry": MAX_RETRY,
+            "policies": _policies(PodFailed="RestartPod"),
+            "template": _laid_over(theirs["template"], pods, job_name(attempt)),
+        }
+    ]  # fmt: skip
 
 
 def _as_torchx_makes_it(app: AppDef, role: Role, pool: Pool) -> dict[str, Any]:

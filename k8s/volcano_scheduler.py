@@ -17,7 +17,10 @@ class VolcanoScheduler(ClusterScheduler):
     kind = Kind("batch.volcano.sh", "v1alpha1", "jobs", INDEX_LABEL)
 
     def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
-        return vcjob_for(app, pool, processes=processes, namespace=self.cluster.namespace)
+        named = app.roles[0].metadata.get("extra_pools", ())
+        # Nothing moves a task: its pods wait for the first.
+        elsewhere = next(((name, self.pools[name]) for name in named if name in self.pools), None)
+        return vcjob_for(app, pool, processes=processes, namespace=self.cluster.namespace, elsewhere=elsewhere)
 
     def job_state(self, job: Object) -> tuple[AppState, str]:
         return vcjob_state(job)

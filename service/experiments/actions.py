@@ -24,7 +24,8 @@ from service.errors import (
     Unavailable,
 )
 from service.experiments import repository, views
-from service.experiments.service import get, misplaced, refuse_deleted
+from service.experiments.placing import misplaced
+from service.experiments.service import get, refuse_deleted
 from service.experiments.wishes import follow
 from service.runs import repository as runs
 from service.schemas.experiments import Changes, Part

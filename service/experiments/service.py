@@ -18,6 +18,7 @@ from service.db import Database
 from service.errors import Deleted, InvalidSpec, KeyReused, NotFound, Unavailable
 from service.experiments import repository, views
 from service.experiments.estimate import estimate
+from service.experiments.placing import misplaced
 from service.experiments.wishes import follow
 from service.launching.port import Launch, Launcher
 from service.schemas.experiments import ExperimentDetail, Plan, PlannedArm, PlannedRun
@@ -62,25 +63,6 @@ def check(
 def _misplaced(resolved: Resolved, pools: Mapping[str, Pool] | None) -> Iterator[Problem]:
     decoders = {run.data.decoder for arm in resolved.arms for run in arm.runs.values()}
     return misplaced(resolved.spec.placement, pools, needs_gpu="nvjpeg" in decoders)
-
-
-def misplaced(
-    placement: Placement, pools: Mapping[str, Pool] | None, *, needs_gpu: bool
-) -> Iterator[Problem]:  # fmt: skip
-    """What no pool of that name can do. `pools`: those of the cluster; None = any name will do."""
-    for name in placement.pools if pools is not None else ():
-        pool, wanted = (pools or {}).get(name), placement.processes_per_node
-        if pool is None:
-            yield Problem(field="placement.pool", asked=name, possible=", ".join(sorted(pools or {})) or "none")
-        elif needs_gpu and not pool.gpus:
-            yield Problem(
-                field="data.decoder", asked="nvjpeg", possible=f"cpu in the pool {name}, whose nodes have no GPU"
-            )
-        elif pool.gpus and wanted > pool.gpus:
-            yield Problem(
-                field="placement.processes_per_node", asked=str(wanted),
-                possible=f"1 to {pool.gpus}, the GPUs of a node of the pool {name}",
-            )  # fmt: skip
 
 
 def plan(

@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import ParamSpec, TypeVar
-
-from torchx.specs import AppState
 
 from k8s.appdef import LaunchRequest, app_for
 from k8s.capacity import PoolState, room, state_of_pool
 from k8s.cluster import ClusterAway
+from k8s.extras import MOVE_AFTER
 from k8s.jobset_scheduler import JobSetScheduler
 from k8s.logs import tail_of
 from k8s.pools import Pool
@@ -21,9 +21,6 @@ from service.settings import Settings
 from trainer.contract import Placement
 
 SCHEDULERS: dict[str, type[ClusterScheduler]] = {"jobset": JobSetScheduler, "volcano": VolcanoScheduler}
-LIVE = (AppState.PENDING, AppState.RUNNING)
-# An attempt that finds no node for so long looks for another of the pools that its spec names.
-MOVE_AFTER = timedelta(seconds=60)
 
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
@@ -63,15 +60,16 @@ class ClusterLauncher(TorchxLauncher):
 
     @_told
     def submit(self, launch: Launch) -> None:
-        self._runner.run(app_for(self._request(launch)), SCHEDULER, {})
+        [pool] = launch.placement.pools
+        self._runner.run(app_for(self._request(launch, pool)), SCHEDULER, {})
 
     @_told
-    def look(self, name: str, placement: Placement) -> Job:
+    def look(self, launch: Launch) -> Job:
+        name, placement = launch.name, launch.placement
         seen = self.scheduler.observe(name)
+        self.scheduler.tend(name, seen, lambda pool: app_for(self._request(launch, pool)))
         if seen is None:
             return Job()
-        if seen.state in LIVE:
-            self.scheduler.mend(name)
         # A queue decides by quota and not by nodes: it is left to do so.
         room_in = self._other_with_room(name, placement) if seen.pending and len(placement.pools) > 1 else ""
         return Job(STATES[seen.state], seen.message, seen.restarts, len(seen.out_of_memory), room_in)
@@ -109,11 +107,13 @@ class ClusterLauncher(TorchxLauncher):
         others = [pool for pool in placement.pools if pool != sent.pool and pool in self._pools]
         return next((pool for pool in others if self._room(pool, placement) >= placement.min_nodes), "")
 
-    def _request(self, launch: Launch) -> LaunchRequest:
-        [name] = launch.placement.pools
+    def _request(self, launch: Launch, name: str = "") -> LaunchRequest:
+        """As a node of this pool runs it; "" = the first that the run may go to."""
+        name = name or launch.placement.pools[0]
         pool = self._pools.get(name)
         gpus = launch.placement.processes_per_node if pool and pool.gpus else 0
         return self._launch_request(
-            launch, gpus_per_node=gpus, threads=pool.threads if pool else 1, python=pool.python if pool else "python",
+            replace(launch, placement=launch.placement.model_copy(update={"pool": name})), gpus_per_node=gpus,
+            threads=pool.threads if pool else 1, python=pool.python if pool else "python",
             agent="trainer.elastic.agent",
         )  # fmt: skip

@@ -10,7 +10,6 @@ from k8s.local import KILLED, LocalScheduler
 from service.launching.base import SCHEDULER, STATES, TorchxLauncher, handle, num_gpus
 from service.launching.port import Job, JobState, Launch
 from service.settings import Settings
-from trainer.contract import Placement
 
 
 class LocalLauncher(TorchxLauncher):
@@ -25,8 +24,8 @@ class LocalLauncher(TorchxLauncher):
     def submit(self, launch: Launch) -> None:
         self._runner.run(app_for(self._request(launch)), SCHEDULER, {"auto_set_cuda_visible_devices": True})
 
-    def look(self, name: str, placement: Placement) -> Job:
-        status = self._runner.status(handle(name))
+    def look(self, launch: Launch) -> Job:
+        status = self._runner.status(handle(launch.name))
         if status is None:
             return Job()
         if status.state is AppState.FAILED and status.structured_error_msg == KILLED:

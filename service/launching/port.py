@@ -87,8 +87,9 @@ class Launcher(Protocol):
     def submit(self, launch: Launch) -> None:
         """Start the attempt unless it has been started before."""
 
-    def look(self, name: str, placement: Placement) -> Job:
-        """How an attempt is, by its scheduler; `placement` as its run has asked for it."""
+    def look(self, launch: Launch) -> Job:
+        """How an attempt is, by its scheduler, which is told what it lacks; `launch` as it was submitted, but with all
+        pools that its run has asked for."""
 
     def cancel(self, name: str) -> None:
         """Ask an attempt to stop; returns before it has."""

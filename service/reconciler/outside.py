@@ -59,7 +59,8 @@ class Outside:
         number = facts.attempt.number if facts.attempt else 0
         placement = Placement.model_validate(lease.run.placement)
         if facts.attempt:
-            job = self.launcher.look(attempt_name(lease.run.id, number), placement)
+            run = lease.run
+            job = self.launcher.look(Launch(run.id, number, placement, run.tracking_run_id, run.weights_of))
         outcome, sessions = self._directories.read(lease.run.id, store, number, job, now)
         result = read_result(store) if outcome and outcome.verdict is Verdict.SUCCEEDED else None
         seen = Observed(

@@ -241,11 +241,18 @@ def test_the_first_pool_that_has_room_is_taken_and_who_waits_in_vain_moves(
         assert rooms["gpu"] == (1, 8, True)
         assert rooms["nowhere"] == (0, 0, False)
         launcher.submit(Launch("moves", 1, Placement(pool="nowhere")))
-        soon(lambda: launcher.look("moves-1", wanted).room_in == "cpu", 20, lambda: launcher.look("moves-1", wanted))
+        soon(
+            lambda: launcher.look(Launch("moves", 1, wanted)).room_in == "cpu",
+            20,
+            lambda: launcher.look(Launch("moves", 1, wanted)),
+        )
         launcher.cancel("moves-1")
-        soon(lambda: launcher.look("moves-1", wanted) == Job(), 60)
+        soon(lambda: launcher.look(Launch("moves", 1, wanted)) == Job(), 60)
     finally:
         launcher.close()
+
+
+LOST = Launch("lost", 1, Placement(pool="cpu"))
 
 
 @pytest.mark.parametrize("role", ["rendezvous", "worker"])
@@ -260,19 +267,19 @@ def test_a_pod_that_is_lost_again_and_again_is_back_as_soon_as_the_first_time(
     gone: set[str] = set()
 
     def successors() -> set[str]:
-        assert launcher.look("lost-1", Placement(pool="cpu")).state
+        assert launcher.look(LOST).state
         return living(launcher, role) - gone
 
-    launcher.submit(Launch("lost", 1, Placement(pool="cpu")))
+    launcher.submit(LOST)
     try:
         # After these losses the Job itself would wait for 10, 20 and 40 seconds.
         for seconds in 60, 15, 15, 15:
-            pods = soon(successors, seconds, lambda: launcher.look("lost-1", Placement(pool="cpu")))
+            pods = soon(successors, seconds, lambda: launcher.look(LOST))
             gone |= pods
             kubectl("--namespace", namespace, "delete", "pod", "--grace-period=0", "--force", *sorted(pods))
     finally:
         launcher.cancel("lost-1")
-        soon(lambda: launcher.look("lost-1", Placement(pool="cpu")) == Job(), 60)
+        soon(lambda: launcher.look(LOST) == Job(), 60)
         launcher.close()
 
 
@@ -301,18 +308,18 @@ def test_two_hundred_running_attempts_cost_the_api_server_less_than_five_request
     launcher.scheduler.cluster = Cluster(namespace, JobSetScheduler.kind, Counting())
     launcher.start(lambda name: None)
     wanted = Placement(pool="many")
-    names = [f"many{number}-1" for number in range(count)]
+    launches = [Launch(f"many{number}", 1, wanted) for number in range(count)]
     try:
-        for number in range(count):
-            launcher.submit(Launch(f"many{number}", 1, wanted))
+        for launch in launches:
+            launcher.submit(launch)
         pods = soon(lambda: len(found := made(core, namespace)) == 2 * count and found, 240, lambda: count)
         for pod in pods:
             core.patch_namespaced_pod_status(pod, namespace, RUNS)
-        soon(lambda: all(launcher.look(name, wanted).state is JobState.RUNNING for name in names), 60)
+        soon(lambda: all(launcher.look(launch).state is JobState.RUNNING for launch in launches), 60)
         before, began = Counting.requests, time.monotonic()
         while time.monotonic() - began < 20:
-            for name in names:
-                assert launcher.look(name, wanted).state is JobState.RUNNING
+            for launch in launches:
+                assert launcher.look(launch).state is JobState.RUNNING
             assert len(launcher.live()) == count
             # News comes meanwhile, as it does from real ones.
             core.patch_namespaced_pod_status(pods[int(time.monotonic()) % count], namespace, RUNS)

@@ -177,6 +177,12 @@ def _experiment_problems(spec: ExperimentSpec) -> Iterator[Problem]:
             field="placement.min_nodes", asked=str(spec.placement.min_nodes),
             possible=f"1 to placement.max_nodes = {spec.placement.max_nodes}",
         )  # fmt: skip
+    placement = spec.placement
+    if placement.extra and placement.max_nodes != placement.min_nodes + placement.extra.nodes:
+        yield Problem(
+            field="placement.max_nodes", asked=str(placement.max_nodes),
+            possible=f"{placement.min_nodes + placement.extra.nodes}, min_nodes + extra.nodes, or nothing: it follows",
+        )  # fmt: skip
 
 
 def _baseline(

@@ -3,10 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainer.contract.frozen import MAX_INTEGER, Asked
 from trainer.contract.rounds import EXAMPLE, Rounds, asked_for
+
+
+class Extra(Asked):
+    """Nodes that a run uses while they can be had, and does without otherwise."""
+
+    nodes: int = Field(ge=1)
+    """So many beside `min_nodes`."""
+    pool: str | tuple[str, ...] | None = None
+    """Their pool, or several in order of preference: each node takes the first that has room. null = the run's own."""
+    mixed_gpus: bool = False
+    """`true` lets GPUs of different types train one run: it goes at the pace of the slowest."""
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        return (self.pool,) if isinstance(self.pool, str) else self.pool or ()
 
 
 class Placement(Asked):
@@ -17,7 +32,10 @@ class Placement(Asked):
     min_nodes: int = Field(1, ge=1)
     """A run starts when it has this many nodes."""
     max_nodes: int = Field(1, ge=1)
-    """A run uses up to this many nodes."""
+    """A run uses up to this many nodes. The short form of `extra` without a pool; where `extra` says more, this follows
+    from it."""
+    extra: Extra | None = None
+    """Nodes beyond `min_nodes`, in pools of their own: spot nodes beside one that stays, say."""
     processes_per_node: int = Field(1, ge=1)
     """Worker processes per node: one per GPU, or CPU processes on a node without GPUs."""
     priority: int = 0
@@ -31,9 +49,25 @@ class Placement(Asked):
     """Cells of the step that go through the networks together. null = as many as a GPU holds, found at the start, and
     up to 64 images on a CPU. Results are equal up to rounding."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _count_extra_nodes(cls, given: Any) -> Any:
+        """`max_nodes` where only `extra` says it; what is no number is refused by its own field."""
+        extra = given.get("extra") if isinstance(given, Mapping) else None
+        more = extra.get("nodes") if isinstance(extra, Mapping) else getattr(extra, "nodes", None)
+        least = given.get("min_nodes", 1) if isinstance(given, Mapping) else 1
+        if isinstance(more, int) and isinstance(least, int) and "max_nodes" not in given:
+            return {**given, "max_nodes": least + more}
+        return given
+
     @property
     def pools(self) -> tuple[str, ...]:
         return (self.pool,) if isinstance(self.pool, str) else self.pool
+
+    @property
+    def extra_pools(self) -> tuple[str, ...]:
+        """Where nodes beyond `min_nodes` go; () = where the run goes."""
+        return self.extra.pools if self.extra else ()
 
     @property
     def max_world_size(self) -> int:

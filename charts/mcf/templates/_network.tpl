@@ -32,8 +32,3 @@ egress:
 {{- define "mcf.runs.group" -}}{{ eq .Values.scheduler "volcano" | ternary "batch.volcano.sh" "jobset.x-k8s.io" }}{{- end }}
 {{- define "mcf.runs.version" -}}{{ eq .Values.scheduler "volcano" | ternary "v1alpha1" "v1alpha2" }}{{- end }}
 {{- define "mcf.runs.plural" -}}{{ eq .Values.scheduler "volcano" | ternary "jobs" "jobsets" }}{{- end }}
-
-{{/* Pods of runs, as JobSet and Volcano label them. */}}
-{{- define "mcf.runs.pods" -}}
-{{- eq .Values.scheduler "volcano" | ternary "volcano.sh/job-name" "jobset.sigs.k8s.io/jobset-name" -}}
-{{- end }}

@@ -20,7 +20,7 @@ def test_the_elastic_range_and_the_bound_on_restarts_reach_torchrun() -> None:
         "--rdzv-id r0123456789ab-2 -m trainer.main --spec s3://mcf/runs/r0/spec.json"
     )
     assert (role.min_replicas, role.num_replicas) == (1, 4)
-    assert role.metadata == {"pool": "a100", "priority": 3, "processes_per_node": 8}
+    assert role.metadata == {"pool": "a100", "extra_pools": [], "priority": 3, "processes_per_node": 8}
 
 
 def test_a_trainer_is_told_where_to_write_and_where_to_log() -> None:

@@ -30,6 +30,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**GPU, "queue": {"name": "research", "priority_class": "high"}, "priority_class": "preemptible"},
         {"processes_per_node": 8},
     ),
+    "extra": (GPU, {"min_nodes": 1, "processes_per_node": 8, "extra": {"pool": ["l40s", "a100-spot"], "nodes": 3}}),
+    "extra-kueue": (
+        {**GPU, "queue": {"name": "research", "priority_class": "high", "extra_priority_class": "spare"}},
+        {"min_nodes": 2, "max_nodes": 4, "processes_per_node": 8},
+    ),
     "kai": (
         {**GPU, "scheduler_name": "kai-scheduler", "labels": {"kai.scheduler/queue": "research"}},
         {"max_nodes": 2, "processes_per_node": 8},
@@ -54,14 +59,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def app_and_pool(fields: dict[str, Any], placed: dict[str, Any]) -> tuple[AppDef, Pool, int]:
     """An attempt, its pool, and how many workers a node of it has."""
-    placement = Placement(pool="a100-spot", **placed)
-    pool = Pool(**fields)
-    request = LaunchRequest(
+    request = request_for("a100-spot", pool := Pool(**fields), placed)
+    return app_for(request), pool, request.placement.processes_per_node
+
+
+def request_for(name: str, pool: Pool, placed: dict[str, Any]) -> LaunchRequest:
+    return LaunchRequest(
         name="r0123456789ab-2", attempt=2, spec_uri="s3://mcf/runs/r0123456789ab/spec.json",
-        run_uri="s3://mcf/runs/r0123456789ab", placement=placement, tracking_uri="http://mlflow:5000",
-        tracking_run_id="abc", python=pool.python, agent="trainer.elastic.agent",
+        run_uri="s3://mcf/runs/r0123456789ab", placement=Placement(pool=name, **placed),
+        tracking_uri="http://mlflow:5000", tracking_run_id="abc", python=pool.python, threads=pool.threads,
+        agent="trainer.elastic.agent",
     )  # fmt: skip
-    return app_for(request), pool, placement.processes_per_node
 
 
 def manifest(case: str) -> dict[str, Any]:

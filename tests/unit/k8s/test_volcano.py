@@ -10,20 +10,24 @@ from torchx.specs import AppState
 
 from k8s.jobset import jobset_for
 from k8s.observed import observe
+from k8s.pools import Pool
 from k8s.volcano import WrongQueue, vcjob_for
 from k8s.volcano_observed import vcjob_state
+from tests.unit.k8s.test_extras import L40S
 from tests.unit.k8s.test_manifests import CASES, GOLDEN, GPU, app_and_pool, as_yaml
 from tests.unit.k8s.test_observed import NOW, RUNNING, STORE, unplaced
 
 QUEUE = {"kind": "volcano", "name": "research", "priority_class": "high"}
-VOLCANO = {name: case for name, case in CASES.items() if name not in ("kueue", "kai")} | {
+OTHERS = ("kueue", "extra-kueue", "kai")
+VOLCANO = {name: case for name, case in CASES.items() if name not in OTHERS} | {
     "queue": ({**GPU, "queue": QUEUE, "priority_class": "preemptible"}, {"processes_per_node": 8}),
 }
 
 
 def manifest(case: str) -> dict[str, Any]:
     app, pool, processes = app_and_pool(*VOLCANO[case])
-    return vcjob_for(app, pool, processes=processes, namespace="mcf")
+    elsewhere = ("l40s", Pool(**L40S)) if case == "extra" else None
+    return vcjob_for(app, pool, processes=processes, namespace="mcf", elsewhere=elsewhere)
 
 
 def tasks(case: str) -> dict[str, Any]:
@@ -50,6 +54,8 @@ def test_pods_are_those_of_a_jobset_but_for_where_they_meet(case: str) -> None:
     theirs = {job["name"]: job["template"]["spec"]["template"]["spec"] for job in jobset["spec"]["replicatedJobs"]}
     name = jobset["metadata"]["name"]
     for task, found in tasks(case).items():
+        if task == "extra":
+            continue
         ours = found["template"]["spec"]
         ours.pop("activeDeadlineSeconds", None)
         assert as_yaml(ours) == as_yaml(theirs[task]).replace(f"{name}-rendezvous-0-0.", f"{name}-rendezvous-0.")
@@ -59,6 +65,18 @@ def test_nobody_waits_for_more_nodes_than_the_attempt_cannot_do_without() -> Non
     elastic, spec = tasks("elastic"), manifest("elastic")["spec"]
     assert (elastic["worker"]["replicas"], elastic["worker"]["minAvailable"]) == (4, 1)
     assert spec["minAvailable"] == sum(task["minAvailable"] for task in spec["tasks"]) == 2
+
+
+def test_nodes_in_another_pool_are_a_task_of_their_own_that_nobody_waits_for() -> None:
+    found, spec = tasks("extra"), manifest("extra")["spec"]
+    assert {name: (task["replicas"], task["minAvailable"]) for name, task in found.items()} == {
+        "rendezvous": (1, 1), "worker": (1, 1), "extra": (3, 0)
+    }  # fmt: skip
+    assert spec["minAvailable"] == 2
+    template = found["extra"]["template"]
+    assert template["spec"]["nodeSelector"] == {"pool": "l40s"}
+    assert template["metadata"]["labels"]["mcf.dev/node"] == "1"
+    assert {"name": "MCF_POOL", "value": "l40s"} in template["spec"]["containers"][0]["env"]
 
 
 @pytest.mark.parametrize("case", VOLCANO)

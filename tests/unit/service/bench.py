@@ -83,11 +83,11 @@ class Cluster:
     def pools(self) -> list[PoolState]:
         return []
 
-    def look(self, name: str, placement: Placement) -> Job:
+    def look(self, launch: Launch) -> Job:
         self._kill("look", self.killed_before)
         self.looks += 1
-        seen = self.says.get(name, Job())
-        return replace(seen, state=self.jobs.get(name, JobState.ABSENT))
+        seen = self.says.get(launch.name, Job())
+        return replace(seen, state=self.jobs.get(launch.name, JobState.ABSENT))
 
     def cancel(self, name: str) -> None:
         if name in self.live():

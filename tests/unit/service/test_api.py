@@ -404,6 +404,55 @@ def test_on_a_cluster_a_spec_names_one_of_its_pools(tmp_path: Path, spec: dict[s
     }
 
 
+def on_pools(tmp_path: Path, pools: str) -> Any:
+    (tmp_path / "pools.yaml").write_text(pools)
+    settings = Settings(
+        work_dir=tmp_path, scheduler="jobset", pools=tmp_path / "pools.yaml", store="s3://mcf/store"
+    )  # fmt: skip
+    return Scene(settings).http
+
+
+@pytest.mark.parametrize(
+    ("extra", "field", "possible"),
+    [
+        ({"nodes": 2, "pool": "spot"}, None, ""),
+        ({"nodes": 2, "pool": ["spot", "l40s"]}, "placement.extra.pool", "or extra.mixed_gpus: true"),
+        ({"nodes": 2, "pool": ["spot", "l40s"], "mixed_gpus": True}, None, ""),
+        ({"nodes": 2, "pool": "cpu", "mixed_gpus": True}, "placement.extra.pool", "cannot train together"),
+        ({"nodes": 2, "pool": "there"}, "placement.extra.pool", "a100, cpu, l40s, spot"),
+        ({"nodes": 0}, "placement.extra.nodes", "greater than or equal to 1"),
+        ({"nodes": "two"}, "placement.extra.nodes", "a valid integer"),
+        ({}, "placement.extra.nodes", "a value"),
+    ],
+)
+def test_extra_nodes_go_to_pools_that_go_together(
+    tmp_path: Path, spec: dict[str, Any], extra: dict[str, Any], field: str | None, possible: str
+) -> None:
+    gpus = "{image: x, gpus: 8, gpu_type: A100}"
+    pools = f"a100: {gpus}\nspot: {gpus}\nl40s: {{image: x, gpus: 8, gpu_type: L40S}}\ncpu: {{image: x}}\n"
+    answer = on_pools(tmp_path, pools).post(
+        "/v1/experiments?dry_run=true", json={**spec, "placement": {"pool": "a100", "extra": extra}}
+    )
+    if field is None:
+        assert answer.status_code == 200, answer.text
+        assert "1:3" in str(answer.json()["launch_requests"][0])
+    else:
+        [problem] = answer.json()["problems"]
+        assert problem["field"] == field
+        assert possible in problem["possible"]
+
+
+def test_max_nodes_follows_from_extra_nodes_or_says_the_same(tmp_path: Path, spec: dict[str, Any]) -> None:
+    http = Scene(Settings(work_dir=tmp_path)).http
+    for placement in {"extra": {"nodes": 1}}, {"max_nodes": 2, "extra": {"nodes": 1}}:
+        answer = http.post("/v1/experiments?dry_run=true", json={**spec, "placement": placement})
+        assert answer.status_code == 200, answer.text
+    placement = {"min_nodes": 2, "max_nodes": 4, "extra": {"nodes": 3}}
+    [problem] = http.post("/v1/experiments?dry_run=true", json={**spec, "placement": placement}).json()["problems"]
+    assert (problem["field"], problem["asked"]) == ("placement.max_nodes", "4")
+    assert problem["possible"].startswith("5, ")
+
+
 def test_user_code_is_off_unless_the_operator_allows_it_and_the_service_never_executes_it(
     tmp_path: Path, spec: dict[str, Any]
 ) -> None:

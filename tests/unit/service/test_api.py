@@ -435,7 +435,6 @@ def test_extra_nodes_go_to_pools_that_go_together(
     )
     if field is None:
         assert answer.status_code == 200, answer.text
-        assert "1:3" in str(answer.json()["launch_requests"][0])
     else:
         [problem] = answer.json()["problems"]
         assert problem["field"] == field

@@ -2,8 +2,10 @@
 
     eval "$(bash ../shared/cluster/cluster up 2)"; scripts/test-cluster --collect-only     # images
     python -m tests.cluster.storm [--rounds 10] [--steps 400] [--seed 0] [--calm-seeds 2] [--only KIND ...] [--big]
+        [--whole]
 
-From an empty namespace: the chart, faces in S3, four arms x two seeds on one to two nodes each. What has to hold: every
+From an empty namespace: the chart, faces in S3, four arms x two seeds on a node and an extra one (`--whole`: one to two
+nodes of one object). What has to hold: every
 run succeeds, nothing is lost or double in MLflow, the loss curves are the undisturbed ones' (float64), and each run
 that was hit goes on soon. Run it alone: pauses are in seconds, and this machine is shared by everything.
 """
@@ -41,7 +43,7 @@ GRACE_SECONDS = 120
 FELT_SECONDS = {
     "worker pod": 20, "rank 0": 20, "rendezvous pod": 20, "S3 answering 503 for 30 s": 15,
     # All nodes seem dead when it is back, and some pods are put elsewhere.
-    "API server for 60 s": 20, "all told to stop while S3 answers 503": 20,
+    "extra node": 20, "API server for 60 s": 20, "all told to stop while S3 answers 503": 20,
 }  # fmt: skip
 FELT_AT_ONCE_SECONDS, NEWS_SECONDS = 8, 6
 # The undisturbed twin may have more of the machine: the numbers are the same wherever a run trains.
@@ -57,8 +59,12 @@ def say(*what: object) -> None:
 
 
 class Storm:
-    def __init__(self, release: Release, gateway: Gateway, seed: int, base: Mapping[str, Any] | None = None) -> None:
-        """`base`: what the runs have that is not the preset's."""
+    def __init__(
+        self, release: Release, gateway: Gateway, seed: int, base: Mapping[str, Any] | None = None, *,
+        extra: bool = True,
+    ) -> None:  # fmt: skip
+        """`base`: what the runs have that is not the preset's; `extra`: their second node is one beyond the core."""
+        self.extra = extra
         self.release, self.gateway, self.rng, self.base = release, gateway, random.Random(seed), base or {}
         self.token, self.url = release.token, release.url
         self._uris: dict[str, str] = {}
@@ -101,7 +107,7 @@ class Storm:
                 "cadence": {"checkpoint_steps": 20, "log_steps": 5, "picture_steps": 100}, **self.base,
             },
             "factors": {"mask_ratio": [0.5, 0.75], **({"data.subset_size": [64, 128]} if arms == 4 else {})},
-            "placement": {"pool": pool, "min_nodes": 1, "max_nodes": 2},
+            "placement": {"pool": pool, **({"extra": {"nodes": 1, "pool": pool}} if self.extra else {"max_nodes": 2})},
         }  # fmt: skip
         return str(self.ask("/v1/experiments", spec)["id"])
 
@@ -154,11 +160,13 @@ class Storm:
             "MLflow pod": lambda run_id: self.delete(self.parts("mlflow")),
             "API server for 60 s": lambda run_id: self.freeze("kube-apiserver", AWAY_SECONDS),
             "S3 answering 503 for 30 s": lambda run_id: self.close_s3(),
-            "node for 75 s": lambda run_id: self.kill_node(),
+            "node for 75 s": self.kill_node,
             "all told to stop while S3 answers 503": self.stop_without_s3,
+            **({"extra node": self.lose_extra_node} if self.extra else {}),
         }
 
-    def pods(self, run_id: str, role: str) -> list[str]:
+    def pods(self, run_id: str, role: str, machine: str = "") -> list[str]:
+        """Of the run, those that run; `machine`: only those on it."""
         found = self.release.get("pods", f"--selector=mcf.dev/role={role}")["items"]
         alive = [
             each["metadata"]["name"]
@@ -166,8 +174,14 @@ class Storm:
             if each["metadata"]["labels"]["mcf.dev/attempt"].startswith(f"{run_id}-")
             and each["status"]["phase"] == "Running"
             and "deletionTimestamp" not in each["metadata"]
+            and machine in ("", each["spec"]["nodeName"])
         ]
         return sorted(alive)
+
+    def lose_extra_node(self, run_id: str) -> None:
+        """As its machine is taken back: mostly with a word, sometimes without."""
+        extra = [name for name in self.pods(run_id, "worker") if "-x" in name]
+        self.delete(extra, gently=self.rng.random() < 0.7)
 
     def parts(self, component: str) -> list[str]:
         found = self.release.get("pods", f"--selector=app.kubernetes.io/component={component}")["items"]
@@ -200,10 +214,12 @@ class Storm:
         time.sleep(self.rng.choice([S3_AWAY_SECONDS, GRACE_SECONDS + 20]))
         self.gateway.closed = False
 
-    def kill_node(self) -> None:
+    def kill_node(self, run_id: str) -> None:
         """Of the two the one without the databases, whose disks are folders of the other."""
         placed = self.release.get("pods", "--selector=app.kubernetes.io/component=postgresql")["items"][0]
         other = "0" if placed["spec"]["nodeName"] == "node1" else "1"
+        lost = [*self.pods(run_id, "rendezvous", f"node{other}"), *self.pods(run_id, "worker", f"node{other}")]
+        say(f"node{other} goes, with", ", ".join(lost) or "nothing of the run")
         subprocess.run(["bash", str(CLUSTER), "kill-node", other], check=True, capture_output=True)
         time.sleep(NODE_AWAY_SECONDS)
         subprocess.run(["bash", str(CLUSTER), "revive-node", other], check=True, capture_output=True, env=outlives())
@@ -319,7 +335,7 @@ def compare(storm: Storm, ended: dict[tuple[str, int], Any], calm: dict[tuple[st
 
 @contextlib.contextmanager
 def stormy(
-    namespace: str, seed: int, *, keep: bool = False, base: Mapping[str, Any] | None = None
+    namespace: str, seed: int, *, keep: bool = False, base: Mapping[str, Any] | None = None, extra: bool = True
 ) -> Iterator[Storm]:  # fmt: skip
     """A release of its own, with faces in its bucket."""
     gateway = Gateway(int(urllib.parse.urlsplit(S3["endpoint"]).port or 80), HOST)
@@ -328,7 +344,7 @@ def stormy(
         service = {"settings": settings}
         release = install(namespace, store={"endpoint": gateway.url}, service=service, pools={"wide": WIDE})
         put_faces(namespace)
-        yield Storm(release, gateway, seed, base)
+        yield Storm(release, gateway, seed, base, extra=extra)
     finally:
         if not keep:
             remove(namespace)
@@ -345,10 +361,12 @@ def main() -> None:
     parser.add_argument("--calm-seeds", type=int, default=2, help="seeds of every arm with an undisturbed twin")
     parser.add_argument("--only", nargs="+", default=[], metavar="KIND", help="such as: --only 'node for 75 s'")
     parser.add_argument("--big", action="store_true", help="a state of some hundred MB instead of 10")
+    parser.add_argument("--whole", action="store_true", help="both nodes of a run in one object, and none beyond it")
     parser.add_argument("--keep", action="store_true", help="leave the release there afterwards")
     options = parser.parse_args()
     run("kubectl", "version", "--output=json")
-    with stormy(options.namespace, options.seed, keep=options.keep, base=BIG if options.big else None) as storm:
+    base = BIG if options.big else None
+    with stormy(options.namespace, options.seed, keep=options.keep, base=base, extra=not options.whole) as storm:
         say("installed")
         judge(storm, options)
 

@@ -8,7 +8,7 @@ import pytest
 from tests.chart.release import find_helm
 from tests.cluster.storm import FACES, STATE, compare, stormy
 
-KINDS = ("rank 0", "rendezvous pod", "service pod", "S3 answering 503 for 30 s", "node for 75 s")
+KINDS = ("rank 0", "extra node", "rendezvous pod", "service pod", "S3 answering 503 for 30 s", "node for 75 s")
 
 
 @pytest.mark.timeout(1500)

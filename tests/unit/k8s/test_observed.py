@@ -7,7 +7,7 @@ import pytest
 from torchx.specs import AppState
 
 from k8s.observed import Seen, jobset_state, observe
-from k8s.pods import RENDEZVOUS, ROLE, WORKER
+from k8s.pods import NODE, RENDEZVOUS, ROLE, WORKER
 from k8s.remembered import of_attempt, of_event, of_pod
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -116,6 +116,21 @@ def test_only_who_has_no_node_at_all_might_do_better_elsewhere() -> None:
 
 def test_one_pod_that_runs_is_enough_to_run() -> None:
     assert told(jobset(), RUNNING, STORE, unplaced()) == (AppState.RUNNING, "")
+
+
+def extra(found: dict[str, Any]) -> dict[str, Any]:
+    labels = {**found["metadata"]["labels"], NODE: "1"}
+    return found | {"metadata": {**found["metadata"], "labels": labels}}
+
+
+def test_nobody_waits_for_an_extra_node_and_what_becomes_of_it_says_nothing_of_the_attempt() -> None:
+    assert seen(jobset(), RUNNING, STORE, extra(unplaced())) == Seen(AppState.RUNNING)
+    assert seen(jobset(), RUNNING, STORE, extra(CRASHING)) == Seen(AppState.RUNNING)
+    oom = extra(pod(phase="Running", restartCount=1, state=OOM))
+    assert seen(jobset(), RUNNING, STORE, oom) == Seen(AppState.RUNNING)
+    assert seen(jobset(), CREATING, STORE, extra(PULL)) == Seen(AppState.PENDING)
+    # It trains on while the core's node is looked for.
+    assert told(jobset(), unplaced(), STORE, extra(RUNNING)) == (AppState.RUNNING, "")
 
 
 def test_nodes_that_cannot_meet_say_so() -> None:

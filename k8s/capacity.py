@@ -105,8 +105,11 @@ def shortage(name: str, pool: Pool, processes: int, nodes: Sequence[Node]) -> st
 def _node(found: Object, used: Amounts) -> Node:
     allocatable = {name: _amount(amount) for name, amount in found["status"].get("allocatable", {}).items()}
     free = {name: amount - used.get(name, Decimal(0)) for name, amount in allocatable.items()}
-    conditions: dict[str, str] = {each["type"]: each["status"] for each in found["status"].get("conditions", [])}
-    return Node(found["metadata"]["name"], conditions.get("Ready") == "True", allocatable, free)
+    return Node(found["metadata"]["name"], is_ready(found), allocatable, free)
+
+
+def is_ready(node: Object) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in node["status"].get("conditions", []))
 
 
 def _selected(selector: Mapping[str, str], node: Object) -> bool:

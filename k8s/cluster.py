@@ -184,6 +184,15 @@ class Cluster:
                 metadata["name"], self.namespace, body=options, _request_timeout=REQUEST_SECONDS
             )
 
+    def forget(self, pod: Object) -> None:
+        """Take a pod that nobody will hear of again out of the books."""
+        metadata = pod["metadata"]
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": metadata["uid"]}}
+        with contextlib.suppress(Missing, AlreadyThere), _asked("delete a pod"):
+            self._core.delete_namespaced_pod(
+                metadata["name"], self.namespace, body=options, _request_timeout=REQUEST_SECONDS
+            )
+
     def log(self, pod: str, *, previous: bool = False, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         """Lines that a pod has printed, or its container before this one; all, or the last `tail`."""
         with _asked(f"read the log of {pod}"):

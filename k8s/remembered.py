@@ -16,7 +16,8 @@ def of_attempt(job: Object) -> Object:
 
 
 def of_pod(pod: Object) -> Object:
-    return {name: value for name, value in _plain(pod).items() if name != "spec"}
+    spec = {name: value for name, value in pod.get("spec", {}).items() if name == "nodeName"}
+    return {**_plain(pod), "spec": spec}
 
 
 def of_child(job: Object) -> Object:

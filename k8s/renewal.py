@@ -2,10 +2,10 @@
 
 Pure. A Job waits 10 s after the first pod that it loses, twice that after the next, and so on up to ten minutes, and
 it never forgets. That is meant for programs that fail; here pods are lost to spot reclaims and dead nodes, dozens of
-times in the life of an attempt (docs/decisions/0017-a-job-is-made-anew.md).
+times in the life of an attempt (docs/decisions/0017-a-job-is-made-anew.md). And when a pod on a dead node is given up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from copy import deepcopy
 
 from k8s.pods import NEEDED, Object
@@ -30,6 +30,16 @@ def is_short(job: Object, pods: Sequence[Object]) -> bool:
     alive = max(sum(_lives(pod) for pod in pods), int(status.get("active", 0)))
     needed = int(job["metadata"].get("annotations", {}).get(NEEDED, 1))
     return alive < needed and lost >= (MANY_LOSSES if alive else 1)
+
+
+def is_stranded(pod: Object, answering: Container[str]) -> bool:
+    """Whether a pod that is to end is on a node that has gone: nobody will ever say that it has ended.
+
+    A Job makes its successor nevertheless. Volcano's pods have fixed names: it waits until this one is no more.
+    `answering`: names of the nodes that are there.
+    """
+    node = pod.get("spec", {}).get("nodeName")
+    return "deletionTimestamp" in pod["metadata"] and bool(node) and node not in answering
 
 
 def anew(job: Object) -> Object:

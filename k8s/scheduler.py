@@ -18,7 +18,7 @@ from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Schedule
 from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
 
 from k8s.asked import asked, options
-from k8s.capacity import Node, nodes_of, room, shortage
+from k8s.capacity import Node, is_ready, nodes_of, room, shortage
 from k8s.cluster import Cluster, Kind
 from k8s.extras import Plan, extra_job, is_extra, plan
 from k8s.jobset import PREFIX, job_name
@@ -26,7 +26,7 @@ from k8s.logs import lines_of
 from k8s.observed import Seen, observe
 from k8s.pods import ATTEMPT, CORE, POOL, PROCESSES, ROLE, Object
 from k8s.pools import Pool
-from k8s.renewal import is_short
+from k8s.renewal import is_short, is_stranded
 
 log = structlog.get_logger()
 
@@ -84,12 +84,13 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         return replace(seen, out_of_memory=known)
 
     def tend(self, app_id: str, seen: Seen | None, app_in: Callable[[str], AppDef]) -> None:
-        """See to the Jobs of an attempt that was seen so: one of its JobSet's that would keep everybody waiting is made
-        anew (renewal.py), and its extra nodes come and go (extras.py).
+        """See to an attempt that was seen so: what would keep everybody waiting is made anew (renewal.py), and extra
+        nodes come and go (extras.py).
 
         `app_in`: name of a pool -> the attempt as a node of that pool runs it.
         """
         if not self.kind.makes_jobs:
+            self._forget_stranded(app_id)
             return
         children = self.cluster.children(app_id)
         extra = [child for child in children if is_extra(child)]
@@ -114,6 +115,14 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
             for node, name in todo.create if seen.state is AppState.RUNNING else ():
                 log.info("extra node", attempt=app_id, node=node, pool=name)
                 self.cluster.add(extra_job(app_in(name), self.pools[name], node, job, self.cluster.namespace))
+
+    def _forget_stranded(self, app_id: str) -> None:
+        stopping = [pod for pod in self.cluster.pods(app_id) if "deletionTimestamp" in pod["metadata"]]
+        answering = {node["metadata"]["name"] for node in self.cluster.nodes() if is_ready(node)} if stopping else set()
+        for pod in stopping:
+            if is_stranded(pod, answering):
+                log.info("pod on a dead node given up", attempt=app_id, pod=pod["metadata"]["name"])
+                self.cluster.forget(pod)
 
     def _plan(self, app: AppDef, core: Object, jobs: Sequence[Object], pods: Sequence[Object]) -> Plan:
         [role] = app.roles

@@ -80,12 +80,41 @@ def test_a_slip_of_the_pen_is_refused(api: client.ApiClient, namespace: str) -> 
         dry_run(api, namespace, manifest)
 
 
-def test_the_service_sends_finds_and_stops_a_vcjob(api: client.ApiClient, namespace: str, tmp_path: Path) -> None:
-    """What Volcano would say of it is written into its status by hand."""
+@pytest.fixture
+def launcher(namespace: str, tmp_path: Path) -> ClusterLauncher:
     settings = Settings(
         scheduler="volcano", pools=tmp_path / "pools.yaml", store="s3://mcf", namespace=namespace, work_dir=tmp_path
     )
-    launcher = ClusterLauncher(settings, {"cpu": Pool(**CPU)})
+    return ClusterLauncher(settings, {"cpu": Pool(**CPU)})
+
+
+def test_volcano_need_not_wait_for_a_pod_on_a_dead_node(core: Any, namespace: str, launcher: ClusterLauncher) -> None:
+    """Of such a node no kubelet says that the pod has ended, and Volcano gives its successor the same name."""
+    launch = Launch("stranded", 1, Placement(pool="cpu"))
+    pod = templates(golden(GOLDEN / "volcano-plain.yaml", namespace))[1]
+    pod["metadata"] |= {"name": "mcf-stranded-1-worker-0"}
+    pod["metadata"]["labels"]["mcf.dev/attempt"] = launch.name
+    pod["spec"]["nodeName"] = "gone"
+    launcher.start(lambda name: None)
+    try:
+        launcher.submit(launch)
+        core.create_namespaced_pod(namespace, pod)
+        core.delete_namespaced_pod(pod["metadata"]["name"], namespace)
+        soon(lambda: launcher.look(launch) and not pods(core, namespace, launch.name), 10)
+    finally:
+        launcher.cancel(launch.name)
+        launcher.close()
+
+
+def pods(core: Any, namespace: str, attempt: str) -> list[Any]:
+    found: list[Any] = core.list_namespaced_pod(namespace, label_selector=f"mcf.dev/attempt={attempt}").items
+    return found
+
+
+def test_the_service_sends_finds_and_stops_a_vcjob(
+    api: client.ApiClient, namespace: str, launcher: ClusterLauncher
+) -> None:
+    """What Volcano would say of it is written into its status by hand."""
     launch = Launch("r0", 1, Placement(pool="cpu", min_nodes=1, max_nodes=2))
     objects: Any = client.CustomObjectsApi(api)
     vcjob = "batch.volcano.sh", "v1alpha1", namespace, "jobs", f"mcf-{launch.name}"

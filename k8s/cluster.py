@@ -29,6 +29,8 @@ from k8s.watching import Lister, Watched
 REQUEST_SECONDS = 10
 # How old the sum of what all pods of the cluster request may be: it is asked for only while something waits.
 USAGE_SECONDS = 10.0
+# From the end of a Job until its controller has surely forgotten it.
+SEEN_GONE_SECONDS = 0.5
 
 
 class ClusterAway(Exception):
@@ -167,7 +169,10 @@ class Cluster:
     def renew(self, child: Object) -> None:
         """Put a Job without a past in the place of one that the attempt's JobSet has made."""
         self.remove(child)
-        # JobSet makes what it lacks, but its controller may have been on the node that is gone.
+        # Kubernetes remembers the losses of a Job by its name until it has seen that there is none of that name: one
+        # made at once would wait out the old back-off of 10 s and more. JobSet makes what it lacks; but its controller
+        # may have been on the node that is gone.
+        time.sleep(SEEN_GONE_SECONDS)
         self.add(anew(child))
 
     def add(self, child: Object) -> None:

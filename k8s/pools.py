@@ -83,6 +83,9 @@ class Pool(Frozen):
     gpu_type: str | None = Field(None, min_length=1)
     """Type of the GPUs, such as A100-80GB, in any words: pools of different types train no run together unless it asks
     for that. None = not told apart."""
+    price_per_gpu_hour: float | None = Field(None, ge=0)
+    """What an hour of one GPU costs, in the service's currency; in a pool without GPUs, an hour of one process. None =
+    not known: then the pool's hours are shown without money."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name under which the device plug-in offers GPUs."""
     cpu: Quantity = "1"

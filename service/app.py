@@ -28,6 +28,7 @@ from service.api.versioned import Versioned
 from service.api.webhooks import router as webhooks
 from service.compare.answers import Answers
 from service.compare.service import Comparisons
+from service.costs import prices_of
 from service.db import Database
 from service.experiments.curves import Curves
 from service.launching.local import LocalLauncher
@@ -60,7 +61,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     state.pools = _pools(settings)
     state.launcher = launcher or _launcher(settings, state.pools)
     state.tracker = Tracker(settings.tracking_uri, settings.tracking_timeout_seconds) if settings.tracking_uri else None
-    state.curves, state.comparisons = Curves(state.tracker), Comparisons(settings.tracking_uri)
+    state.curves, state.comparisons = Curves(state.tracker), Comparisons(settings.tracking_uri, prices_of(settings))
     state.answers = Answers(state.comparisons)
     outside = Outside(settings, state.launcher, state.tracker)
     state.reconciler = Reconciler(state.db, settings, outside, state.telemetry)

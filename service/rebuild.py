@@ -4,7 +4,7 @@ Tokens, webhooks, the audit and limits of projects are not in the store: a dump 
 (docs/backup.md).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,18 +18,20 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.errors import NotEmpty, Unavailable
 from service.experiments.wishes import follow
-from service.reconciler.outside import progress_of
+from service.reconciler.outside import progress_of, seconds_by_pool
 from service.record import FOLDER, OWN, ExperimentRecord, RunRecord
 from service.schemas.rebuild import NotRebuilt, Rebuilt
 from service.settings import Settings
 from service.states import FINAL, AttemptState, RunState
-from service.tables import Arm, Attempt, Charge, Experiment, Run, Trial
+from service.tables import Arm, Attempt, Charge, Experiment, PoolCharge, Run, Trial
 from trainer.contract.records import DONE, Outcome, Readings, Result, Sent, Verdict
 from trainer.contract.records import Session as TrainingSession
 from trainer.store.objects import StorageError, open_store
 from trainer.store.rundir import UnreadableRecord, read_outcome, read_readings, read_result, read_sent, read_sessions
 
 READERS = 16
+ALL = ""
+"""Of all pools together, in what is counted by pool."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,17 @@ def _whole(
             skipped.append(NotRebuilt(name=f"{FOLDER}/{record.id}.json ({record.name})", why=wrong))
 
 
-def _paid(records: Iterable[ExperimentRecord]) -> Mapping[str, float]:
-    """Run -> what experiments that are not its home have paid for it, in process-seconds."""
-    paid: dict[str, float] = defaultdict(float)
+def _paid(records: Iterable[ExperimentRecord]) -> Mapping[str, Counter[str]]:
+    """Run -> what experiments that are not its home have paid for it, in process-seconds: of each pool, and of ALL."""
+    paid: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         for run in record.runs:
-            paid[run.id] += run.charged_seconds or 0.0 if run.home_id != record.id else 0.0
+            paid[run.id].update(_charged(run) if run.home_id != record.id else {})
     return paid
+
+
+def _charged(run: RunRecord) -> dict[str, float]:
+    return {ALL: run.charged_seconds or 0.0, **run.charged_pools}
 
 
 def _experiment(record: ExperimentRecord, now: datetime) -> Experiment:
@@ -208,7 +214,7 @@ def _attempts(record: RunRecord, found: Found, live: Collection[str]) -> Iterabl
 
 
 def _trials(
-    session: Session, record: ExperimentRecord, found: Mapping[str, Found], paid: Mapping[str, float]
+    session: Session, record: ExperimentRecord, found: Mapping[str, Found], paid: Mapping[str, Counter[str]]
 ) -> None:  # fmt: skip
     arms = {
         arm.position: Arm(experiment_id=record.id, **arm.model_dump(exclude={"id"})) for arm in record.arms
@@ -237,13 +243,16 @@ def _trials(
         for trial in record.trials
     )  # fmt: skip
     for run in record.runs:
-        # While a run goes on, what has been paid is known from its sessions.
-        spent = sum(stretch.process_seconds for stretch in found[run.id].sessions)
-        seconds = run.charged_seconds
-        if run.home_id == record.id and not (seconds and record.published):
-            seconds = max(seconds or 0.0, spent - paid[run.id])
-        if seconds:
-            session.add(Charge(run_id=run.id, experiment_id=record.id, process_seconds=seconds))
+        mine = _charged(run)
+        if run.home_id == record.id and not (mine[ALL] and record.published):
+            # While a run goes on, what has been paid is known from its sessions.
+            stretches = found[run.id].sessions
+            spent = {ALL: sum(each.process_seconds for each in stretches), **seconds_by_pool(stretches)}
+            mine |= {pool: max(mine.get(pool, 0.0), spent[pool] - paid[run.id][pool]) for pool in spent}
+        for pool, seconds in mine.items():
+            if seconds:
+                keys = {"run_id": run.id, "experiment_id": record.id, "process_seconds": seconds}
+                session.add(Charge(**keys) if pool == ALL else PoolCharge(**keys, pool=pool))
 
 
 def _is_over(record: ExperimentRecord, run: RunRecord) -> bool:

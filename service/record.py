@@ -6,13 +6,15 @@
 Written whenever something of it changes, by the reconciler, within seconds.
 """
 
+from collections import defaultdict
 from datetime import datetime
 from typing import Any
 
+from pydantic import Field
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from service.tables import Arm, Charge, Experiment, Run, Trial
+from service.tables import Arm, Charge, Experiment, PoolCharge, Run, Trial
 from trainer.contract.frozen import Frozen
 
 FOLDER = "experiments"
@@ -56,6 +58,8 @@ class RunRecord(Frozen):
     checkpoints_kept: int | None
     charged_seconds: float | None
     """What this experiment has paid for it."""
+    charged_pools: dict[str, float] = Field(default_factory=dict)
+    """Of that, what is known by node pool."""
 
 
 class ExperimentRecord(Frozen):
@@ -90,7 +94,7 @@ class ExperimentRecord(Frozen):
 
 OWN = tuple(name for name in ExperimentRecord.model_fields if name not in ("arms", "trials", "runs"))
 """Columns of the experiment that are kept as they are."""
-RUN = tuple(name for name in RunRecord.model_fields if name != "charged_seconds")
+RUN = tuple(name for name in RunRecord.model_fields if not name.startswith("charged_"))
 
 
 def object_name(experiment_id: str) -> str:
@@ -107,6 +111,9 @@ def record_of(session: Session, experiment: Experiment) -> ExperimentRecord:
         .where(Trial.experiment_id == experiment.id)
         .order_by(Trial.id)
     ).all()
+    by_pool: dict[str, dict[str, float]] = defaultdict(dict)
+    for charge in session.scalars(select(PoolCharge).where(PoolCharge.experiment_id == experiment.id)):
+        by_pool[charge.run_id][charge.pool] = charge.process_seconds
     return ExperimentRecord(
         **{name: getattr(experiment, name) for name in OWN},
         arms=[ArmRecord(**{name: getattr(arm, name) for name in ArmRecord.model_fields}) for arm in arms],
@@ -118,7 +125,9 @@ def record_of(session: Session, experiment: Experiment) -> ExperimentRecord:
             for trial, run, _ in rows
         ],
         runs=[
-            RunRecord(**{name: getattr(run, name) for name in RUN}, charged_seconds=seconds)
+            RunRecord(
+                **{name: getattr(run, name) for name in RUN}, charged_seconds=seconds, charged_pools=by_pool[run.id]
+            )
             for run, seconds in {run.id: (run, seconds) for _, run, seconds in rows}.values()
         ],
     )  # fmt: skip

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     namespace: str = "default"
     """On Kubernetes: the namespace that attempts run in."""
 
+    currency: str = Field("USD", pattern=r"^\S{1,8}$")
+    """Of the prices of the node pools (`price_per_gpu_hour`, docs/pools.md)."""
     public_url: str = Field("", pattern=r"^(https?://\S+)?$")
     """Address at which people open the pages, for the links that webhooks are sent (docs/notify.md); empty = none."""
     user_code: bool = False

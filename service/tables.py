@@ -208,6 +208,8 @@ class Run(Leased, Base):
     """Every stretch of training: attempt, world size, steps, times."""
     train_seconds: Mapped[float] = mapped_column(default=0.0)
     process_seconds: Mapped[float] = mapped_column(default=0.0)
+    pool_seconds: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Of these, those whose node pool is known."""
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     result: Mapped[dict[str, Any] | None] = mapped_column(Json)
@@ -290,6 +292,17 @@ class Charge(Base):
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), primary_key=True, index=True)
+    process_seconds: Mapped[float]
+
+
+class PoolCharge(Base):
+    """The part of a charge whose node pool is known."""
+
+    __tablename__ = "pool_charges"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), primary_key=True, index=True)
+    pool: Mapped[str] = mapped_column(primary_key=True)
     process_seconds: Mapped[float]
 
 

@@ -16,6 +16,7 @@ import argparse
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -205,6 +206,7 @@ def train(run: RunSpec, store: Store) -> int:
         points = mask_points(run, split.train)
         batches = slices(run, images, split.train, plan, steps, world.device, parts.cells_a_pass, points)
         first, unmarked = None, num_without(run, points, split.train)
+        pools = Counter(filter(None, world.collect(os.environ.get("MCF_POOL"))))
         if world.is_first:
             if unmarked:
                 logger.warning(
@@ -220,7 +222,7 @@ def train(run: RunSpec, store: Store) -> int:
             loading = Loading(decoders(run, parts.num_images) * ranks_here(), cores())
             speed = Speedometer(run.batch.global_batch, loading, world.device, at_peak)
             speed.compile_seconds = parts.compile_seconds
-            first = start_report(run, store, world, steps, draw, speed, reported)
+            first = start_report(run, store, world, steps, draw, speed, reported, pools)
             batches = speed.timed(batches)
         watch = None
         if run.evaluation.every:
@@ -355,13 +357,13 @@ def newest_checkpoint(
 
 def start_report(
     run: RunSpec, store: Store, world: World, steps: range, draw: Callable[[], bytes] | None, speed: Speedometer,
-    reported: Mapping[str, Any] | None,
+    reported: Mapping[str, Any] | None, pools: Mapping[str, int],
 ) -> RankZero:  # fmt: skip
-    """Rank 0's report, with what the last session had not got rid of."""
+    """Rank 0's report, with what the last session had not got rid of. `pools`: how many workers are in which."""
     store.put(records.SPEC, run.model_dump_json(indent=1).encode())
     attempt = int(os.environ.get("MCF_ATTEMPT", "1"))
     log = RunLog(os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_RUN_ID"), attempt=attempt)
-    journal = Journal(store, attempt, world.size, str(world.device), steps.stop, steps.start)
+    journal = Journal(store, attempt, world.size, str(world.device), steps.stop, steps.start, pools)
     report = RankZero(run, log, journal, world_size=world.size, steps=steps, draw=draw, speed=speed)
     if reported:
         report.load_state_dict(reported)

@@ -11,6 +11,7 @@ from service.compare.latex import latex
 from service.compare.plot import svg
 from service.compare.service import Comparisons, report_of
 from service.compare.table import Question
+from service.costs import prices_of
 from service.errors import NotFound, NothingToDraw
 from service.schemas.comparison import Comparison
 from trainer.contract.frozen import MAX_INTEGER
@@ -94,5 +95,5 @@ def get_report(request: Request, experiment_id: str) -> Response:
     """Everything in one file: table, figures, spec, digests, and the same again for programs."""
     state = request.app.state
     with state.db.read() as session:
-        found = report_of(session, experiment_id, state.settings.tracking_uri)
+        found = report_of(session, experiment_id, state.settings.tracking_uri, prices_of(state.settings))
     return Response(paper.html(found), media_type="text/html; charset=utf-8", headers=paper.SECURITY)

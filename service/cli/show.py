@@ -12,6 +12,7 @@ from service.compare.columns import Column, Columns, interval, mean, p_value, si
 from service.compare.headline import Headline, headline
 from service.schemas.audit import AuditView
 from service.schemas.comparison import ArmRow
+from service.schemas.costs import Cost
 from service.schemas.experiments import ExperimentDetail, ExperimentSummary, Plan
 from service.schemas.pools import PoolView
 from service.schemas.runs import RunDetail
@@ -47,15 +48,27 @@ def experiments(found: Iterable[ExperimentSummary]) -> RenderableType:
 
 
 def pools(found: Iterable[PoolView]) -> RenderableType:
-    table = columns("pool", "GPUs a node", "nodes", "GPUs free", "room", "running", "waiting", "queue")
+    found = list(found)
+    priced = ["price an hour"] if any(pool.price_per_gpu_hour is not None for pool in found) else []
+    table = columns("pool", "GPUs a node", "nodes", "GPUs free", "room", "running", "waiting", "queue", *priced)
     for pool in found:
         nodes = f"{pool.nodes}" + (f" ({pool.nodes_not_ready} not ready)" if pool.nodes_not_ready else "")
         free = f"{pool.gpus_free} of {pool.gpus}" if pool.gpus_per_node else ""
         table.add_row(
             pool.name, str(pool.gpus_per_node or "CPU"), nodes, free, str(pool.room), str(pool.running),
-            str(pool.waiting), pool.queue or "",
+            str(pool.waiting), pool.queue or "", *(f"{pool.price_per_gpu_hour or 0:g}" for _ in priced),
         )  # fmt: skip
     return table if table.row_count else Text("No node pools: runs are processes of the service's machine.")
+
+
+def spent(cost: Cost | None) -> str:
+    """`, 12.30 USD`; empty where nothing has a price."""
+    return f", {cost}" if cost else ""
+
+
+def pools_of(found: RunDetail) -> str:
+    """Of the processes of its newest stretch of training, where these are in several."""
+    return found.sessions[-1].places if found.sessions else ""
 
 
 def experiment(found: ExperimentDetail) -> RenderableType:
@@ -71,7 +84,7 @@ def experiment(found: ExperimentDetail) -> RenderableType:
     head = Text.assemble((found.name, "bold"), f"  {found.id}  ", state(found.state), f"  {found.progress:.0%} done")
     if found.eta_seconds:
         head.append(f", about {duration(found.eta_seconds)} left")
-    facts = [f"{counts(found)}; {hours(found.gpu_hours)} process-hours so far"]
+    facts = [f"{counts(found)}; {hours(found.gpu_hours)} process-hours so far{spent(found.cost)}"]
     facts += [f"project {found.project}"] if found.project != DEFAULT_PROJECT else []
     facts += [f"submitted by {found.created_by}"] if found.created_by else []
     facts += [reason for reason in (found.cancel_reason, found.pause_reason) if reason]
@@ -95,7 +108,8 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
         "compiling": duration(found.compile_seconds) if found.compile_seconds else "",
         "world sizes": ", ".join(map(str, found.world_sizes)),
         "restarts": str(found.restarts),
-        "process-hours": hours(found.gpu_hours),
+        "pools": pools_of(found),
+        "process-hours": hours(found.gpu_hours) + spent(found.cost),
         "checkpoints": ", ".join(f"step {item.step} ({item.bytes / 1e6:.1f} MB)" for item in checkpoints),
         "directory": found.uri,
         "MLflow": found.tracking_url or "",
@@ -135,7 +149,7 @@ def comparison(found: Comparison) -> RenderableType:
     known, head = Columns(found), headline(found)
     reached = _of_arms(known.choose(*REACHED, *known.rounds), found.arms)
     beneath = _of_arms(known.choose("arm", *FLOORS, *known.sanity), found.arms)
-    cost = _of_arms(known.choose("arm", *COST, *known.speed), found.arms)
+    cost = _of_arms(known.choose("arm", *COST, *known.money, *known.speed), found.arms)
     words = [Text(f"* {word}") for word in found.words if word not in head.cautions]
     return Group(
         Text(found.heading, style="bold"),
@@ -180,7 +194,8 @@ def plan(found: Plan) -> RenderableType:
     measured = sum(item.weights_of is not None for item in found.runs)
     training = f"{len(found.launch_requests) - measured} to train"
     training += f", {measured} to measure" if measured else ""
-    cost = f"about {hours(found.estimated_gpu_hours)} process-hours ({found.estimate_basis})"
+    money = spent(found.estimated_cost)
+    cost = f"about {hours(found.estimated_gpu_hours)} process-hours{money} ({found.estimate_basis})"
     runs = f"{len(found.runs)} runs"
     if found.first_round_gpu_hours is not None:
         first = sum(item.round == 1 for item in found.runs)

@@ -31,7 +31,9 @@ class Columns:
         self.sanity = list(dict.fromkeys(name for row in table.arms for name in row.sanity))
         """Names of the columns for what stands beside the ranking metric."""
         rounds, sanity = ROUNDS if table.rounds else {}, {name: _sanity(name) for name in self.sanity}
-        self._columns = _columns(table) | rounds | sanity | _cost(table) | SPEED
+        self._columns = _columns(table) | rounds | sanity | _spent(table) | SPEED
+        self.money = ["money"] if any(row.cost for row in table.arms) else []
+        """Names of the column for what it cost, where node pools have prices."""
         self.rounds = ["rounds"] if table.rounds else []
         """Names of the column for where an arm is whose seeds come in rounds."""
         self.speed = [name for name, column in SPEED.items() if any(map(column.cell, table.arms))]
@@ -105,13 +107,17 @@ def _of(row: ArmRow, name: str) -> dict[str, Any]:
     return {name: row.sanity.get(name)}
 
 
-def _cost(table: Comparison) -> dict[str, Column]:
+def _spent(table: Comparison) -> dict[str, Column]:
     return {
         "images": Column(
             "images seen", lambda row: f"{row.images_seen:,.0f}" if row.images_seen is not None else "",
             fields=lambda row: {"images_seen": row.images_seen},
         ),
         "hours": Column(table.hours, lambda row: hours(row.gpu_hours), fields=lambda row: {"gpu_hours": row.gpu_hours}),
+        "money": Column(
+            "cost", lambda row: str(row.cost or ""),
+            fields=lambda row: {"cost": row.cost.amount, "currency": row.cost.currency} if row.cost else {},
+        ),
         "restarts": Column("restarts", lambda row: str(row.restarts), fields=lambda row: {"restarts": row.restarts}),
         "processes": Column(
             "processes", lambda row: ", ".join(map(str, row.world_sizes)),

@@ -58,7 +58,7 @@ def html(report: Report, drawn: Mapping[str, str] | None = None) -> str:
         columns=columns,
         tables=[
             ("What the arms reached", [*REACHED, *columns.rounds]),
-            ("Floors, sanity and cost", ["arm", *FLOORS, *columns.sanity, *COST, *columns.speed]),
+            ("Floors, sanity and cost", ["arm", *FLOORS, *columns.sanity, *COST, *columns.money, *columns.speed]),
         ],
         head=headline(table),
         figures=[(figures.CAPTIONS[name], Markup(_inline(svg))) for name, svg in drawn.items()],

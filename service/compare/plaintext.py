@@ -18,7 +18,7 @@ def markdown(table: Comparison) -> str:
     columns = Columns(table)
     chosen = columns.choose(*COLUMNS)
     against = columns.choose("difference", "difference's interval", "p", "verdict", *columns.rounds)
-    rest = columns.choose(*BENEATH, *columns.sanity, *COST, *columns.speed)
+    rest = columns.choose(*BENEATH, *columns.sanity, *COST, *columns.money, *columns.speed)
     lines = [f"# {table.heading}", "", *rows([*chosen, *against, *rest], table.arms)]
     lines += ["", *(f"* {word}" for word in table.words)]
     if len(table.factors) > 1:

@@ -49,6 +49,7 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
             Run.process_seconds, Run.restarts,
             Run.tracking_id, Run.tracking_run_id, Run.world_sizes, Run.spec["evaluation"].label("evaluation"),
             Run.mean_images_per_second, Run.waiting_share, Run.peak_share, Run.compile_seconds, Run.readings,
+            Run.pool_seconds,
         )
         .join(Run, Run.id == Trial.run_id)
         .where(Trial.experiment_id == experiment_id)
@@ -62,7 +63,7 @@ def load(session: Session, experiment_id: str, tracking_uri: str | None) -> tupl
         trials[row.arm_id].append(TrialRow(
             row.seed, row.id, row.state, row.reason, parsed, row.process_seconds, row.restarts,
             run_in_mlflow(tracking_uri, row.tracking_id, row.tracking_run_id), row.world_sizes, speed,
-            row.evaluation or {}, kept_readings(row.readings),
+            row.evaluation or {}, kept_readings(row.readings), row.pool_seconds,
         ))  # fmt: skip
     return experiment, [
         ArmTrials(arm.name, arm.levels, arm.is_baseline, trials[arm.id], arm.id, arm.cancel_reason) for arm in arms

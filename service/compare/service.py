@@ -16,6 +16,7 @@ from service.compare.ranking import NoSuchMetric
 from service.compare.readings import NoSuchStep, as_of
 from service.compare.repository import Fingerprint
 from service.compare.table import ORDINARY, ArmTrials, Question, compare
+from service.costs import FREE, Prices
 from service.errors import NotFound
 from service.schemas.comparison import Comparison, Report
 from service.tables import Experiment
@@ -31,8 +32,8 @@ SOFTWARE = ("mcf", "scipy", "matplotlib")
 class Comparisons:
     """Comparisons made of late: every open page asks every few seconds. Safe to ask from several threads."""
 
-    def __init__(self, tracking_uri: str | None) -> None:
-        self._tracking_uri = tracking_uri
+    def __init__(self, tracking_uri: str | None, prices: Prices = FREE) -> None:
+        self._tracking_uri, self._prices = tracking_uri, prices
         self._kept: OrderedDict[tuple[str, Question], tuple[Fingerprint, Comparison]] = OrderedDict()
         self._lock = threading.Lock()
         # Several who ask for one that nobody has made yet: one makes it, and the others wait.
@@ -48,7 +49,7 @@ class Comparisons:
                     self._kept.move_to_end(key)
             if known and known[0] == found:
                 return known[1].model_copy(update={"made_at": datetime.now(UTC)})
-            made = comparison_of(session, experiment_id, self._tracking_uri, question)
+            made = comparison_of(session, experiment_id, self._tracking_uri, question, self._prices)
             with self._lock:
                 self._kept[key] = found, made
                 while len(self._kept) > MAX_KEPT:
@@ -68,12 +69,13 @@ def across_of(
 
 
 def comparison_of(
-    session: Session, experiment_id: str, tracking_uri: str | None, question: Question = ORDINARY
+    session: Session, experiment_id: str, tracking_uri: str | None, question: Question = ORDINARY,
+    prices: Prices = FREE,
 ) -> Comparison:  # fmt: skip
     """Raises NotFound."""
     experiment, arms = _load(session, experiment_id, tracking_uri)
     try:
-        return _compared(experiment, arms if question.step is None else as_of(arms, question.step), question)
+        return _compared(experiment, arms if question.step is None else as_of(arms, question.step), question, prices)
     except (NoSuchMetric, NoSuchStep) as error:
         raise NotFound(str(error)) from error
 
@@ -84,12 +86,14 @@ def arms_of(session: Session, experiment_id: str) -> tuple[list[ArmTrials], str 
     return arms, rank_by(experiment)
 
 
-def report_of(session: Session, experiment_id: str, tracking_uri: str | None) -> Report:
+def report_of(
+    session: Session, experiment_id: str, tracking_uri: str | None, prices: Prices = FREE
+) -> Report:  # fmt: skip
     """Raises NotFound."""
     experiment, arms = _load(session, experiment_id, tracking_uri)
     return Report(
         spec=experiment.spec,
-        comparison=_compared(experiment, arms),
+        comparison=_compared(experiment, arms, ORDINARY, prices),
         digests=repository.digests(session, experiment_id),
         software={"python": platform.python_version(), **{name: version(name) for name in SOFTWARE}},
         trained_with=_trained_with(arms),
@@ -111,10 +115,12 @@ def _trained_with(arms: Sequence[ArmTrials]) -> dict[str, list[str]]:
     return {name: sorted(numbers) for name, numbers in found.items()}
 
 
-def _compared(experiment: Experiment, arms: Sequence[ArmTrials], question: Question = ORDINARY) -> Comparison:
+def _compared(experiment: Experiment, arms: Sequence[ArmTrials], question: Question, prices: Prices) -> Comparison:
     question = replace(question, size=question.size or experiment.spec.get("forecast"))
     rounds = repository.rounds_of(experiment, arms)
-    return compare(experiment.id, experiment.name, arms, datetime.now(UTC), question, rank_by(experiment), rounds)
+    return compare(
+        experiment.id, experiment.name, arms, datetime.now(UTC), question, rank_by(experiment), rounds, prices
+    )  # fmt: skip
 
 
 def rank_by(experiment: Experiment) -> str | None:

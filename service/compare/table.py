@@ -1,6 +1,7 @@
 """From runs to the comparison. Reads nothing but what it is given; what is missing stays missing."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -13,6 +14,7 @@ from service.compare.ranking import Evaluation, beside, floors, measured, rankin
 from service.compare.rounds import Course, InRounds
 from service.compare.stats import MIN_PAIRS, holm, more_seeds, paired, summarise, verdict
 from service.compare.words import describe
+from service.costs import FREE, Prices
 from service.schemas.comparison import (
     ArmRow,
     AsOf,
@@ -24,6 +26,7 @@ from service.schemas.comparison import (
     RankingMetric,
     SeedValue,
 )
+from service.schemas.costs import Cost
 from service.states import RunState
 from trainer.contract.records import Metric, Readings, Result
 
@@ -48,6 +51,8 @@ class TrialRow:
     """What it is measured on, with digests."""
     readings: Readings = field(default_factory=Readings)
     """What was measured of it while it trained."""
+    pool_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of its process-seconds, those whose node pool is known."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ ORDINARY = Question()
 
 def compare(
     experiment_id: str, name: str, arms: Sequence[ArmTrials], now: datetime, question: Question = ORDINARY,
-    rank_by: str | None = None, rounds: InRounds | None = None,
+    rank_by: str | None = None, rounds: InRounds | None = None, prices: Prices = FREE,
 ) -> Comparison:  # fmt: skip
     """The table of an experiment, finished or not. `rank_by`: of its spec; `rounds`: where its seeds come in rounds.
 
@@ -98,7 +103,7 @@ def compare(
     baseline = next((arm for arm in arms if arm.is_baseline), arms[0])
     course = course_of(arms, metric, rounds) if rounds and metric else None
     differences = in_rounds.differences(course) if course else _differences(arms, baseline, metric)
-    rows = [_row(arm, metric, differences.get(arm.name), course, at_a_step=step is not None) for arm in arms]
+    rows = [_row(arm, metric, differences.get(arm.name), course, prices, at_a_step=step is not None) for arm in arms]
     cells = [Cell(arm.levels, _values(arm, metric), [trial.seed for trial in arm.trials]) for arm in arms]
     higher, tested = bool(metric and metric.higher_is_better), rounds is None
     table = Comparison(
@@ -196,8 +201,8 @@ def _value(metric: RankingMetric, result: Result) -> float | None:
 
 
 def _row(
-    arm: ArmTrials, metric: RankingMetric | None, difference: Difference | None, course: Course | None, *,
-    at_a_step: bool,
+    arm: ArmTrials, metric: RankingMetric | None, difference: Difference | None, course: Course | None,
+    prices: Prices, *, at_a_step: bool,
 ) -> ArmRow:  # fmt: skip
     results = [trial.result for trial in arm.trials if trial.result]
     runs = [_seed(trial, metric) for trial in arm.trials]
@@ -214,6 +219,7 @@ def _row(
         sanity=_means(beside(results, metric.name if metric else "")),
         images_seen=fmean(result.images_seen for result in results) if results else None,
         gpu_hours=sum(trial.process_seconds for trial in arm.trials) / 3600,
+        cost=_cost(arm, prices),
         images_per_second=_mean([speed.images_per_second for speed in speeds]),
         peak_share=_mean([speed.peak_share for speed in speeds]),
         waiting_share=_mean([speed.waiting_share for speed in speeds]),
@@ -229,6 +235,13 @@ def _row(
             if (trial.result is None if at_a_step else run.state is not RunState.SUCCEEDED)
         ],
     )
+
+
+def _cost(arm: ArmTrials, prices: Prices) -> Cost | None:
+    by_pool: Counter[str] = Counter()
+    for trial in arm.trials:
+        by_pool.update(trial.pool_seconds)
+    return prices.of(sum(trial.process_seconds for trial in arm.trials), by_pool)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, defer
 
 from service.experiments.wishes import follow
 from service.states import FINAL, RunState
-from service.tables import TRIAL_REASON, TRIAL_STATE, Arm, Charge, Doomed, Experiment, Run, Trial
+from service.tables import TRIAL_REASON, TRIAL_STATE, Arm, Charge, Doomed, Experiment, PoolCharge, Run, Trial
 
 
 @dataclass
@@ -26,6 +26,8 @@ class Tally:
     process_seconds: float = 0.0
     paid_process_seconds: float = 0.0
     """What it cost while this experiment was the home of a run."""
+    paid_by_pool: dict[str, float] = field(default_factory=dict)
+    """Of that, what is known by node pool."""
     own_steps_left: int = 0
 
     @property
@@ -98,7 +100,7 @@ def meant_by(session: Session, name: str, project: str | None, limit: int) -> tu
 
 
 def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
-    """Two statements for any number of experiments."""
+    """Three statements for any number of experiments."""
     final = TRIAL_STATE.in_(FINAL)
     done: ColumnElement[float] = case((final, 1.0), else_=Run.step * 1.0 / Run.total_steps)
     left: ColumnElement[int] = case((final, 0), else_=Run.total_steps - Run.step)
@@ -128,6 +130,10 @@ def tallies(session: Session, ids: Iterable[str]) -> dict[str, Tally]:
     paid = select(Charge.experiment_id, func.sum(Charge.process_seconds)).group_by(Charge.experiment_id)
     for experiment, seconds in session.execute(paid.where(Charge.experiment_id.in_(list(found)))):
         found[experiment].paid_process_seconds = seconds
+    by_pool = select(PoolCharge.experiment_id, PoolCharge.pool, func.sum(PoolCharge.process_seconds))
+    by_pool = by_pool.where(PoolCharge.experiment_id.in_(list(found)))
+    for experiment, pool, seconds in session.execute(by_pool.group_by(PoolCharge.experiment_id, PoolCharge.pool)):
+        found[experiment].paid_by_pool[pool] = seconds
     return found
 
 

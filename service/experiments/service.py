@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from k8s.pools import Pool
 from service import projects
+from service.costs import prices_of
 from service.db import Database
 from service.errors import Deleted, InvalidSpec, KeyReused, NotFound, Unavailable
 from service.experiments import repository, views
@@ -98,6 +99,7 @@ def plan(
         ],
         launch_requests=[launcher.request(Launch(ids[key], 1, resolved.spec.placement)) for key in new],
         estimated_gpu_hours=guess.gpu_hours,
+        estimated_cost=prices_of(settings).of_hours(guess.gpu_hours, resolved.spec.placement.pools[0]),
         first_round_gpu_hours=least.gpu_hours if least else None,
         estimate_basis=guess.basis,
         warnings=list(resolved.warnings),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
+from service.costs import prices_of
 from service.experiments import repository
 from service.experiments.repository import ShownTrial, Tally
 from service.schemas.experiments import (
@@ -78,6 +79,7 @@ def _summary(experiment: Experiment, tally: Tally, num_arms: int, settings: Sett
         if state is ExperimentState.PAUSED
         else _eta(tally, min(experiment.concurrency, settings.max_concurrent_runs)),
         gpu_hours=tally.paid_process_seconds / 3600,
+        cost=prices_of(settings).of(tally.paid_process_seconds, tally.paid_by_pool),
         gpu_hours_left=_hours_left(tally),
         gpu_hours_cap=experiment.gpu_hours,
         cancel_reason=experiment.cancel_reason,

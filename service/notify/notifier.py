@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.compare.headline import headline
 from service.compare.service import Comparisons
+from service.costs import prices_of
 from service.db import Database
 from service.experiments import views
 from service.notify import messages, repository, waits
@@ -38,7 +39,7 @@ class Notifier:
         self, db: Database, settings: Settings, clock: Callable[[], datetime], stopping: threading.Event
     ) -> None:
         self._db, self._settings, self._clock, self._stopping = db, settings, clock, stopping
-        self._comparisons = Comparisons(settings.tracking_uri)
+        self._comparisons = Comparisons(settings.tracking_uri, prices_of(settings))
         self._looking = ThreadPoolExecutor(1, thread_name_prefix="notify")
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="send")
         self._look: Future[None] | None = None

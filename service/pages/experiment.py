@@ -95,7 +95,7 @@ def experiment(
         failed=[(row.name, run) for row in comparison.arms for run in row.missing if run.state is RunState.FAILED],
         shown=arms or _first_arms(detail, comparison), metric=metric, step=step,
         most=NUM_ARMS, columns=columns, reached=REACHED,
-        beneath=["arm", *FLOORS, *columns.sanity, *SPENT, *columns.speed],
+        beneath=["arm", *FLOORS, *columns.sanity, *SPENT, *columns.money, *columns.speed],
         may_submit=principal.scope.includes(Scope.SUBMIT), asked=_asked(at=as_of, forecast=size),
         sizes=forecast_chart(comparison.forecast) if comparison.forecast else None,
     )  # fmt: skip

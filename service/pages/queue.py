@@ -21,5 +21,6 @@ def queue(request: Request, principal: Reader) -> Response:
     except Unavailable as error:
         missing = error.detail
     return page(
-        "queue.html", queue=pools.queue(state.db, state.settings, principal.project), pools=found, missing=missing
-    )
+        "queue.html", queue=pools.queue(state.db, state.settings, principal.project), pools=found, missing=missing,
+        priced=any(pool.price_per_gpu_hour is not None for pool in found), currency=state.settings.currency,
+    )  # fmt: skip

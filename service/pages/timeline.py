@@ -75,7 +75,8 @@ def timeline(run: RunDetail, now: datetime) -> Timeline:
         for session in run.sessions:
             size = session.world_size
             height = round((STRETCHES_BOTTOM - STRETCHES_TOP) * size / most, 1)
-            words = f"world size {size}, steps {session.first_step} to {session.step}"
+            where = f" ({session.places})" if session.places else ""
+            words = f"world size {size}{where}, steps {session.first_step} to {session.step}"
             top = STRETCHES_BOTTOM - height
             yield bar(session.started_at, session.seen_at, top, height, "stretch", str(size), words)
 

@@ -57,7 +57,8 @@ def _queued(item: repository.Unended, position: int | None) -> QueuedRun:
 
 def _view(state: PoolState, pool: Pool, counts: Mapping[tuple[str, AttemptState], int]) -> PoolView:
     return PoolView(
-        name=state.name, gpus_per_node=pool.gpus, queue=pool.queue.name if pool.queue else None, nodes=state.nodes,
+        name=state.name, gpus_per_node=pool.gpus, price_per_gpu_hour=pool.price_per_gpu_hour,
+        queue=pool.queue.name if pool.queue else None, nodes=state.nodes,
         nodes_not_ready=state.nodes_not_ready, gpus=state.gpus, gpus_free=state.gpus_free, room=state.room,
         running=counts.get((state.name, AttemptState.RUNNING), 0),
         waiting=counts.get((state.name, AttemptState.SUBMITTED), 0),

@@ -1,7 +1,8 @@
 """What the reconciler sees and does outside of the database: launcher, run directory, MLflow. No SQL here."""
 
 import contextlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -209,8 +210,17 @@ def progress_of(sessions: Sequence[TrainingSession]) -> dict[str, Any]:
         "sessions": [_stretch(session) for session in sessions],
         "train_seconds": seconds,
         "process_seconds": sum(session.process_seconds for session in sessions),
+        "pool_seconds": seconds_by_pool(sessions),
         "started_at": sessions[0].started_at,
     }
+
+
+def seconds_by_pool(sessions: Iterable[TrainingSession]) -> dict[str, float]:
+    """Process-seconds whose node pool is known."""
+    total: Counter[str] = Counter()
+    for session in sessions:
+        total.update(session.pool_seconds)
+    return dict(total)
 
 
 def _readings(store: Store, sessions: Sequence[TrainingSession], run: Run, *, has_ended: bool) -> dict[str, Any]:
@@ -242,5 +252,5 @@ def _speed(sessions: Sequence[TrainingSession]) -> dict[str, float | None]:
 
 def _stretch(session: TrainingSession) -> dict[str, Any]:
     return session.model_dump(
-        mode="json", include={"attempt", "world_size", "first_step", "step", "started_at", "seen_at"}
+        mode="json", include={"attempt", "world_size", "pools", "first_step", "step", "started_at", "seen_at"}
     )

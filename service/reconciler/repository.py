@@ -1,7 +1,7 @@
 """The reconciler's SQL: leases, facts, and writes that a stale lease cannot make."""
 
 import uuid
-from collections.abc import Collection, ItemsView, Sequence
+from collections.abc import Collection, ItemsView, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ from service import projects
 from service.reconciler.admission import Taken, Waiting
 from service.reconciler.facts import AttemptFacts, RunFacts
 from service.states import FINAL, AttemptState, RunState
-from service.tables import TRIAL_STATE, Arm, Attempt, Charge, Experiment, Run, Trial
+from service.tables import TRIAL_STATE, Arm, Attempt, Charge, Experiment, PoolCharge, Run, Trial
 from trainer.contract import Placement, RunSpec
 
 
@@ -114,6 +114,8 @@ def write_run(
         return False
     if "process_seconds" in values:
         _charge(session, lease.run.id, home, values["process_seconds"])
+    if "pool_seconds" in values:
+        _charge_by_pool(session, lease.run.id, home, values["pool_seconds"])
     if attempt:
         row = session.get(Attempt, (lease.run.id, attempt.number))
         if row is None:
@@ -149,6 +151,17 @@ def _charge(session: Session, run_id: str, home: str, process_seconds: float) ->
     session.add(own)
     others = sum(row.process_seconds for row in charges.values() if row is not own)
     own.process_seconds = max(0.0, process_seconds - others)
+
+
+def _charge_by_pool(session: Session, run_id: str, home: str, pool_seconds: Mapping[str, float]) -> None:
+    rows = session.scalars(select(PoolCharge).where(PoolCharge.run_id == run_id)).all()
+    for pool, seconds in pool_seconds.items():
+        own = next((row for row in rows if (row.pool, row.experiment_id) == (pool, home)), None)
+        if own is None:
+            own = PoolCharge(run_id=run_id, experiment_id=home, pool=pool, process_seconds=0.0)
+            session.add(own)
+        others = sum(row.process_seconds for row in rows if row.pool == pool and row is not own)
+        own.process_seconds = max(0.0, seconds - others)
 
 
 def write_experiment(session: Session, lease: ExperimentLease, values: dict[str, Any]) -> bool:

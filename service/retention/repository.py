@@ -9,7 +9,7 @@ from sqlalchemy import Select, case, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.states import FINAL, RunState
-from service.tables import Arm, Attempt, Charge, Doomed, Experiment, Project, Run, Trial
+from service.tables import Arm, Attempt, Charge, Doomed, Experiment, PoolCharge, Project, Run, Trial
 
 # The address of a run's export in another run's spec, as a teacher or to start from (service/experiments/shelf.py).
 IN_STORE = re.compile(r"/runs/(r[0-9a-f]+)/")
@@ -121,7 +121,7 @@ def purge(session: Session, experiment: Experiment, now: datetime) -> Collection
             )
         )  # fmt: skip
     session.flush()
-    for table in Attempt, Charge:
+    for table in Attempt, Charge, PoolCharge:
         session.execute(delete(table).where(table.run_id.in_(gone)))
     session.execute(delete(Run).where(Run.id.in_(gone)))
     _rehome(session, experiment.id)

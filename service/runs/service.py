@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
+from service.costs import prices_of
 from service.db import Database
 from service.errors import NotFound, Unavailable
 from service.runs import repository
@@ -53,6 +54,7 @@ def summary(run: Run, settings: Settings) -> RunSummary:
         images_per_second=run.images_per_second, mean_images_per_second=run.mean_images_per_second,
         waiting_share=run.waiting_share, peak_share=run.peak_share, compile_seconds=run.compile_seconds,
         losses=run.losses, restarts=run.restarts, world_sizes=run.world_sizes, gpu_hours=run.process_seconds / 3600,
+        cost=prices_of(settings).of(run.process_seconds, run.pool_seconds),
         waiting_reason=run.waiting_reason, reason=run.reason, kind=run.kind, created_at=run.created_at,
         started_at=run.started_at, ended_at=run.ended_at,
         tracking_run_id=run.tracking_run_id,

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.schemas.costs import Cost
 from service.states import RunState
 from trainer.contract.records import Floors
 from trainer.contract.rounds import Spending, Target
@@ -195,6 +196,8 @@ class ArmRow(Part):
     gpu_hours: float
     """Process-hours over all attempts of all runs of the arm, however they ended."""
     # Without these fields, too, as a report or a service of the version before has none.
+    cost: Cost | None = None
+    """Of these hours, where node pools have prices."""
     images_per_second: float | None = None
     """Of training: mean over the arm's runs, as the three after it; None where it has not been measured."""
     peak_share: float | None = None

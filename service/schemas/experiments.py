@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from service.schemas.base import View
+from service.schemas.costs import Cost
 from service.states import RunState
 from trainer.contract import Problem
 from trainer.contract.frozen import MAX_INTEGER, MAX_NUMBER
@@ -63,6 +64,8 @@ class ExperimentSummary(View):
     """Of what is left at the speed so far; None while there is no speed yet, or nothing left."""
     gpu_hours: float
     """Process-hours of all attempts so far of the runs that this experiment has trained."""
+    cost: Cost | None = None
+    """Of these hours, where node pools have prices."""
     gpu_hours_left: float | None = None
     """Process-hours to come, at the cost of a step so far; None while no step has been made, 0 with nothing left."""
     gpu_hours_cap: float | None
@@ -205,6 +208,8 @@ class Plan(View):
     launch_requests: list[dict[str, Any]]
     """TorchX AppDefs of the first attempts."""
     estimated_gpu_hours: float
+    estimated_cost: Cost | None = None
+    """At the price of the first pool, where it has one."""
     """Process-hours of the runs that would be new; of all rounds, where seeds come in rounds."""
     first_round_gpu_hours: float | None = None
     """Of the first round alone, after which arms that are decided get no more; None where there are no rounds."""

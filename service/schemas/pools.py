@@ -10,6 +10,8 @@ class PoolView(View):
     name: str
     gpus_per_node: int
     """0: runs of this pool compute on CPUs."""
+    price_per_gpu_hour: float | None = None
+    """In the service's currency; of an hour of a process where there are no GPUs."""
     queue: str | None
     """Kueue's or Volcano's queue that decides who may start; None = whoever comes first."""
     nodes: int

@@ -4,7 +4,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from pydantic import Field
+
 from service.schemas.base import View
+from service.schemas.costs import Cost
 from service.states import AttemptState, RunState
 from trainer.contract.records import Checkpoint, Readings, Result
 
@@ -38,6 +41,8 @@ class RunSummary(View):
     world_sizes: list[int]
     """Processes of each stretch of training."""
     gpu_hours: float
+    cost: Cost | None = None
+    """Of these hours, where node pools have prices."""
     waiting_reason: str
     """Why it is not training right now; empty while it is, and when it has ended."""
     reason: str
@@ -76,10 +81,17 @@ class SessionView(View):
 
     attempt: int
     world_size: int
+    pools: dict[str, int] = Field(default_factory=dict)
+    """How many of its processes are in which node pool; none where that is not known."""
     first_step: int
     step: int
     started_at: datetime
     seen_at: datetime
+
+    @property
+    def places(self) -> str:
+        """`8 in a100, 8 in spot`; empty where it was in one pool."""
+        return ", ".join(f"{count} in {pool}" for pool, count in self.pools.items()) if len(self.pools) > 1 else ""
 
 
 class UsedBy(View):

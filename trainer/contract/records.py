@@ -92,6 +92,8 @@ class Session(Frozen):
     number: int
     attempt: int
     world_size: int
+    pools: dict[str, int] = Field(default_factory=dict)
+    """Of these processes, how many are in which node pool; none where that is not known, as on one machine."""
     device: str
     first_step: int
     step: int
@@ -113,6 +115,12 @@ class Session(Frozen):
     @property
     def process_seconds(self) -> float:
         return (self.seen_at - self.started_at).total_seconds() * self.world_size
+
+    @property
+    def pool_seconds(self) -> dict[str, float]:
+        """Process-seconds by node pool, as far as that is known."""
+        seconds = (self.seen_at - self.started_at).total_seconds()
+        return {pool: seconds * processes for pool, processes in self.pools.items()}
 
 
 class Checkpoint(Frozen):

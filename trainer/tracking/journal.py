@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 import psutil
 
@@ -26,15 +27,17 @@ class Journal:
     """Rank 0's session file. Begins a new session when it is made; `update` is cheap and never waits."""
 
     def __init__(
-        self, store: Store, attempt: int, world_size: int, device: str, total_steps: int, first_step: int = 0
-    ) -> None:
+        self, store: Store, attempt: int, world_size: int, device: str, total_steps: int, first_step: int = 0,
+        pools: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """`pools`: of the processes, how many are in which node pool."""
         self.store = store
         # A session begins with its process: start-up is paid for as well.
         started_at = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
         self._session = Session(
-            number=0, attempt=attempt, world_size=world_size, device=device, first_step=first_step, step=first_step,
-            total_steps=total_steps, stage="training", images_per_second=None, losses={}, started_at=started_at,
-            seen_at=datetime.now(UTC),
+            number=0, attempt=attempt, world_size=world_size, pools=dict(pools), device=device, first_step=first_step,
+            step=first_step, total_steps=total_steps, stage="training", images_per_second=None, losses={},
+            started_at=started_at, seen_at=datetime.now(UTC),
         )  # fmt: skip
         self.trouble: Callable[[], str] = str
         self.speed: Callable[[], Speed] = Speed

@@ -31,16 +31,18 @@ def test_a_node_may_join_and_leave_and_training_goes_on_from_what_a_survivor_has
     folder = tmp_path / "elastic"
     # As on one machine: torchrun's own agents, the first of which holds the store.
     node = {"workers": 1, "nodes": "1:2", "endpoint": f"127.0.0.1:{free_port()}", "hosts": True, "module": TORCHRUN}
-    with torchrun(run, folder, **node) as first:
+    with torchrun(run, folder, **node, MCF_POOL="stays") as first:
         wait_until(lambda: newest_copy(folder, run) > 0, first, folder / "log")
-        with torchrun(run, folder, **node) as second:
+        with torchrun(run, folder, **node, MCF_POOL="spot") as second:
             wait_until(lambda: world_sizes(folder) == [1, 2], first, folder / "log")
             joined_at = read_sessions(DirectoryStore(str(folder)))[-1].first_step
             wait_until(lambda: newest_copy(folder, run) > joined_at, first, folder / "log")
             second.kill()
         wait_until(lambda: world_sizes(folder) == [1, 2, 1], first, folder / "log")
         saved = [checkpoint.step for checkpoint in list_checkpoints(DirectoryStore(str(folder)))]
-    firsts = [session.first_step for session in read_sessions(DirectoryStore(str(folder)))]
+    sessions = read_sessions(DirectoryStore(str(folder)))
+    assert [session.pools for session in sessions] == [{"stays": 1}, {"stays": 1, "spot": 1}, {"stays": 1}]
+    firsts = [session.first_step for session in sessions]
     assert 0 < firsts[1] < firsts[2]
     assert max(saved) < firsts[2], "it went on from what the survivor had in memory"
 

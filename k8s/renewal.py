@@ -13,6 +13,8 @@ from k8s.pods import NEEDED, Object
 # Losses after which the nodes that are left, and wait for others, are given up with their Job: the next back-off of
 # 40 s and more costs more than their start.
 MANY_LOSSES = 3
+# Reason of a pod's condition DisruptionTarget.
+BY_TAINT = "DeletionByTaintManager"
 ENDED = ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet")
 
 
@@ -33,13 +35,16 @@ def is_short(job: Object, pods: Sequence[Object]) -> bool:
 
 
 def is_stranded(pod: Object, answering: Container[str]) -> bool:
-    """Whether a pod that is to end is on a node that has gone: nobody will ever say that it has ended.
+    """Whether Kubernetes has evicted a pod because its node has gone: nobody will ever say that it has ended.
 
-    A Job makes its successor nevertheless. Volcano's pods have fixed names: it waits until this one is no more.
-    `answering`: names of the nodes that are there.
+    A Job makes its successor nevertheless. Volcano's pods have fixed names: it waits until this one is no more. (A pod
+    that was told to stop otherwise keeps its grace: its node may be back in a moment.) `answering`: names of the nodes
+    that are there.
     """
+    conditions = pod.get("status", {}).get("conditions", [])
+    evicted = any(each["type"] == "DisruptionTarget" and each.get("reason") == BY_TAINT for each in conditions)
     node = pod.get("spec", {}).get("nodeName")
-    return "deletionTimestamp" in pod["metadata"] and bool(node) and node not in answering
+    return "deletionTimestamp" in pod["metadata"] and evicted and bool(node) and node not in answering
 
 
 def anew(job: Object) -> Object:

@@ -99,6 +99,8 @@ def test_volcano_need_not_wait_for_a_pod_on_a_dead_node(core: Any, namespace: st
     try:
         launcher.submit(launch)
         core.create_namespaced_pod(namespace, pod)
+        evicted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+        core.patch_namespaced_pod_status(pod["metadata"]["name"], namespace, {"status": {"conditions": [evicted]}})
         core.delete_namespaced_pod(pod["metadata"]["name"], namespace)
         soon(lambda: launcher.look(launch) and not pods(core, namespace, launch.name), 10)
     finally:

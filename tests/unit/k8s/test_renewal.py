@@ -6,7 +6,7 @@ import pytest
 
 from k8s.pods import NEEDED
 from k8s.remembered import of_child, of_pod
-from k8s.renewal import anew, is_short, is_stranded
+from k8s.renewal import BY_TAINT, anew, is_short, is_stranded
 
 ALIVE = {"metadata": {}, "status": {"phase": "Running"}}
 COMING = {"metadata": {}, "status": {"phase": "Pending"}}
@@ -46,14 +46,17 @@ def test_only_who_has_lost_what_it_takes_to_train_is_short(
 
 
 def test_a_pod_is_given_up_where_nobody_will_say_that_it_has_ended() -> None:
-    def on(node: str | None, *, deleted: bool = True) -> dict[str, Any]:
+    def on(node: str | None, *, deleted: bool = True, reason: str = BY_TAINT) -> dict[str, Any]:
         metadata = {"name": "w-0", **({"deletionTimestamp": "2026-11-24T12:00:00Z"} if deleted else {})}
-        return of_pod({"metadata": metadata, "spec": {"nodeName": node, "containers": []}, "status": {}})
+        status = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason}]}
+        return of_pod({"metadata": metadata, "spec": {"nodeName": node, "containers": []}, "status": status})
 
     assert is_stranded(on("node1"), {"node0"})
     assert not is_stranded(on("node0"), {"node0"})
     assert not is_stranded(on("node1", deleted=False), {"node0"})
     assert not is_stranded(on(None), {"node0"})
+    # Cancelled, while the API server was away: all nodes seem dead for a moment.
+    assert not is_stranded(on("node1", reason="EvictionByEvictionAPI"), set())
 
 
 def test_a_job_made_anew_has_no_past() -> None:

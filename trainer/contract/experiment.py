@@ -57,7 +57,8 @@ class Placement(Asked):
         more = extra.get("nodes") if isinstance(extra, Mapping) else getattr(extra, "nodes", None)
         least = given.get("min_nodes", 1) if isinstance(given, Mapping) else 1
         if isinstance(more, int) and isinstance(least, int) and "max_nodes" not in given:
-            return {**given, "max_nodes": least + more}
+            # What is out of bounds is refused by its own field, and by no other.
+            return {**given, "max_nodes": least + more} if 1 <= more <= MAX_INTEGER - least else given
         return given
 
     @property

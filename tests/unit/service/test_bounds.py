@@ -72,8 +72,10 @@ def test_nor_is_one_of_an_experiment(spec: dict[str, Any], value: float) -> None
     for name, whole in EXPERIMENT.items():
         if value in TOO_LARGE_TO_COUNT and not whole:
             continue
-        part, _, last = name.rpartition(".")
-        _, problems = parse_experiment(spec | ({part: {last: value}} if part else {last: value}))
+        asked: Any = value
+        for part in reversed(name.split(".")):
+            asked = {part: asked}
+        _, problems = parse_experiment(spec | asked)
         assert [problem.field for problem in problems] == [name]
 
 

@@ -68,11 +68,6 @@ def extra_job(app: AppDef, pool: Pool, node: int, core: Object, namespace: str) 
     }  # fmt: skip
 
 
-def is_extra(found: Object) -> bool:
-    """Whether a Job or a pod is a node beyond the core."""
-    return NODE in found["metadata"].get("labels", {})
-
-
 def plan(
     wanted: range, pools: Sequence[str], room: Callable[[str], int], jobs: Sequence[Object], pods: Sequence[Object],
     now: datetime,
@@ -82,30 +77,35 @@ def plan(
     `wanted`: numbers of the nodes beyond the core; `pools`: theirs, the best first; `room`: for how many of them a pool
     has room now, asked only where there is a choice; `jobs`, `pods`: the extra ones that there are.
     """
-    remove = tuple(job for job in jobs if _is_to_go(job, wanted, pools, room, pods, now))
-    taken = {_number(job) for job in jobs}
-    left = {name: room(name) for name in pools} if len(pools) > 1 and set(wanted) - taken else {}
+    there = [job for job in jobs if "deletionTimestamp" not in job["metadata"]]
+    remove = [job for job in there if _is_lost(job, wanted, pools, pods)]
+    missing = [node for node in wanted if node not in map(_number, jobs)]
+    has_choice = len(pools) > 1
+    waits = [job for job in there if job not in remove and _waits(job, pods, now)] if has_choice else []
+    left = {name: room(name) for name in pools} if has_choice and (missing or waits) else {}
     create = []
-    for node in wanted:
-        if node not in taken:
-            pool = next((name for name in pools if left.get(name, 1) > 0), pools[0])
-            left[pool] = left.get(pool, 1) - 1 if len(pools) > 1 else 1
-            create.append((node, pool))
-    return Plan(remove, tuple(create))
+    for node in missing:
+        pool = next((name for name in pools if left.get(name, 0) > 0), pools[0])
+        left[pool] = left.get(pool, 0) - 1
+        create.append((node, pool))
+    for job in waits:
+        if other := next((name for name in pools if name != _pool(job) and left[name] > 0), None):
+            left[other] -= 1
+            remove.append(job)
+    return Plan(tuple(remove), tuple(create))
 
 
-def _is_to_go(
-    job: Object, wanted: range, pools: Sequence[str], room: Callable[[str], int], pods: Sequence[Object], now: datetime
-) -> bool:  # fmt: skip
-    """Nobody's, given up, held up by its back-off, or better off elsewhere. (Not one that has ended well: it has seen
-    the end of the run.)"""
-    if "deletionTimestamp" in job["metadata"]:
-        return False
-    pool, own = _pool(job), [pod for pod in pods if _number(pod) == _number(job)]
-    if _number(job) not in wanted or pool not in pools or _has_failed(job) or is_short(job, own):
-        return True
-    waited = now - datetime.fromisoformat(job["metadata"]["creationTimestamp"]) > MOVE_AFTER
-    return waited and not any(map(_is_placed, own)) and any(room(other) > 0 for other in pools if other != pool)
+def _is_lost(job: Object, wanted: range, pools: Sequence[str], pods: Sequence[Object]) -> bool:
+    """Nobody's, given up, or held up by its back-off. (Not one that has ended well: it has seen the end of the run.)"""
+    own = [pod for pod in pods if _number(pod) == _number(job)]
+    return _number(job) not in wanted or _pool(job) not in pools or _has_failed(job) or is_short(job, own)
+
+
+def _waits(job: Object, pods: Sequence[Object], now: datetime) -> bool:
+    """For a node or in a queue, and has done so for long."""
+    own = [pod for pod in pods if _number(pod) == _number(job)]
+    waited = now - datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+    return waited > MOVE_AFTER and not any(map(_is_placed, own))
 
 
 def _has_failed(job: Object) -> bool:

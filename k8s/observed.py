@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from torchx.specs import AppState
 
-from k8s.pods import NODE, ROLE, WORKER, Object
+from k8s.pods import ROLE, WORKER, Object, is_extra
 
 PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 UNMADE = ("FailedCreate", "FailedCreation", "JobCreationFailed")
@@ -41,7 +41,7 @@ def observe(state: AppState | None, note: str, pods: Sequence[Object], events: C
     """
     nodes = [pod for pod in pods if pod["metadata"].get("labels", {}).get(ROLE) == WORKER]
     # What is beyond the core comes and goes: it holds up nobody, and what becomes of it says nothing about the attempt.
-    workers = [pod for pod in nodes if NODE not in pod["metadata"]["labels"]]
+    workers = [pod for pod in nodes if not is_extra(pod)]
     restarts, killed = sum(map(_restarts, workers)), frozenset(end for pod in workers for end in _out_of_memory(pod))
     if state is None or state is AppState.CANCELLED:
         # Deleted; what is left of it still trains, and the next attempt must not begin beside it.
@@ -58,8 +58,7 @@ def observe(state: AppState | None, note: str, pods: Sequence[Object], events: C
                     restarts, killed)  # fmt: skip
     if note:
         return Seen(AppState.PENDING, _queued(note, events), restarts, killed, pending=True)
-    core = [pod for pod in pods if pod not in nodes or pod in workers]
-    waiting = [pod for pod in core if not pod["metadata"].get("deletionTimestamp")]
+    waiting = [pod for pod in pods if not is_extra(pod) and not pod["metadata"].get("deletionTimestamp")]
     unplaced = [pod for pod in waiting if _unscheduled(pod) is not None]
     reasons = _unique(_why_it_waits(pod, events, lack) for pod in waiting) or _unmade(events)
     return Seen(

@@ -87,6 +87,11 @@ def least_nodes(role: Role) -> int:
     return int(role.num_replicas if role.min_replicas is None else role.min_replicas)
 
 
+def is_extra(found: Object) -> bool:
+    """Whether a pod or a Job is a node beyond the core."""
+    return NODE in found["metadata"].get("labels", {})
+
+
 def core_nodes(role: Role, pool: Pool) -> int:
     """So many nodes are one object, admitted and scheduled together; those beyond it come and go one by one.
 

@@ -1,8 +1,8 @@
-"""When a Job that a JobSet has made is made anew, because its own back-off would keep a lost pod's successor away.
+"""When a Job that a JobSet has made is made anew, and when a pod is given up: their successors would be kept waiting.
 
 Pure. A Job waits 10 s after the first pod that it loses, twice that after the next, and so on up to ten minutes, and
 it never forgets. That is meant for programs that fail; here pods are lost to spot reclaims and dead nodes, dozens of
-times in the life of an attempt (docs/decisions/0017-a-job-is-made-anew.md). And when a pod on a dead node is given up.
+times in the life of an attempt (docs/decisions/0017-a-job-is-made-anew.md).
 """
 
 from collections.abc import Container, Sequence

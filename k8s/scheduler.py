@@ -20,11 +20,11 @@ from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
 from k8s.asked import asked, options
 from k8s.capacity import Node, is_ready, nodes_of, room, shortage
 from k8s.cluster import Cluster, Kind
-from k8s.extras import Plan, extra_job, is_extra, plan
+from k8s.extras import Plan, extra_job, plan
 from k8s.jobset import PREFIX, job_name
 from k8s.logs import lines_of
 from k8s.observed import Seen, observe
-from k8s.pods import ATTEMPT, CORE, POOL, PROCESSES, ROLE, Object
+from k8s.pods import ATTEMPT, CORE, POOL, PROCESSES, ROLE, Object, is_extra
 from k8s.pools import Pool
 from k8s.renewal import is_short, is_stranded
 
@@ -130,16 +130,13 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         # By what was sent: another release may have sent it.
         wanted = range(int(core["metadata"]["annotations"][CORE]), role.num_replicas)
         pools = [name for name in role.metadata["extra_pools"] if name in self.pools] or [pool]
-        return plan(wanted, pools, lambda name: self._room(name, processes), jobs, pods, datetime.now(UTC))
+        return plan(wanted, pools, lambda name: self.room(name, processes), jobs, pods, datetime.now(UTC))
 
     def _remove(self, app_id: str, extra: Iterable[Object]) -> None:
         for child in extra:
             if "deletionTimestamp" not in child["metadata"]:
                 log.info("extra node removed", attempt=app_id, job=child["metadata"]["name"])
                 self.cluster.remove(child)
-
-    def _room(self, pool: str, processes: int) -> int:
-        return room(self.pools[pool], processes, self.nodes(self.pools[pool]))
 
     def sent(self, app_id: str) -> "Sent | None":
         """Where and when the attempt was sent; None when there is none, or its pool is none of ours any more."""
@@ -152,6 +149,10 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
     def nodes(self, pool: Pool) -> list[Node]:
         """The pool's nodes, with what is free on each."""
         return nodes_of(pool, self.cluster.nodes(), self.cluster.usage())
+
+    def room(self, pool: str, processes: int) -> int:
+        """How many nodes of so many processes the pool could start now."""
+        return room(self.pools[pool], processes, self.nodes(self.pools[pool]))
 
     # ------------------------------------------------------------ TorchX's interface
 

@@ -90,26 +90,26 @@ def vcjob_for(
                     "policies": _policies(PodFailed="RestartPod", TaskCompleted="CompleteJob"),
                     "template": _laid_over(workers["template"], nodes, name),
                 },
-                *_beyond(core, role, workers, elsewhere, attempt=app.name, processes=processes),
+                *_beyond(core, role, workers, elsewhere, attempt=app.name, processes=processes, endpoint=endpoint),
             ],
         },
     }  # fmt: skip
 
 
 def _beyond(
-    core: int, role: Role, theirs: dict[str, Any], elsewhere: tuple[str, Pool] | None, *, attempt: str, processes: int
-) -> list[Manifest]:
-    """The task of the nodes in another pool, which come when there is room."""
+    core: int, role: Role, theirs: dict[str, Any], elsewhere: tuple[str, Pool] | None, *, attempt: str, processes: int,
+    endpoint: str,
+) -> list[Manifest]:  # fmt: skip
+    """The task of the nodes in another pool, which come when there is room; the job goes on without them."""
     if elsewhere is None or role.num_replicas == core:
         return []
     name, pool = elsewhere
     role = replace(role, metadata={**role.metadata, "pool": name})
-    meeting = f"{job_name(attempt)}-{RENDEZVOUS}-0.{job_name(attempt)}:{PORT}"
-    pods = worker_pod(role, pool, attempt=attempt, processes=processes, endpoint=meeting, node=core)
+    pods = worker_pod(role, pool, attempt=attempt, processes=processes, endpoint=endpoint, node=core)
     return [
         {
             "name": EXTRA, "replicas": role.num_replicas - core, "minAvailable": 0, "maxRetry": MAX_RETRY,
-            "policies": _policies(PodFailed="RestartPod"),
+            "policies": _policies(PodFailed="RestartPod", TaskFailed=""),
             "template": _laid_over(theirs["template"], pods, job_name(attempt)),
         }
     ]  # fmt: skip
@@ -133,9 +133,9 @@ def _as_torchx_makes_it(app: AppDef, role: Role, pool: Pool) -> dict[str, Any]:
 
 
 def _policies(**events: str) -> list[dict[str, str]]:
-    """`events` -> what is done then, beside what holds for all pods."""
+    """`events` -> what is done then, beside what holds for all pods; "" = nothing."""
     events = {"PodEvicted": "RestartPod", "TaskFailed": "TerminateJob", **events}
-    return [{"event": event, "action": action} for event, action in events.items()]
+    return [{"event": event, "action": action} for event, action in events.items() if action]
 
 
 def _laid_over(theirs: Any, ours: Manifest, name: str) -> Manifest:

@@ -11,6 +11,7 @@ experiments/, pools/, tokens/, runs/    what the service knows of each, and what
 tracking, launching/    the ports to MLflow and to the schedulers
 downloads               files of a run from the service onto this machine
 db, migrations/, tables     the database
+costs                   what hours cost, at the prices of the node pools
 schemas/                what the API answers with
 states, settings, errors, text, telemetry, connection, specfile     words and helpers that all share
 version                 of this mcf

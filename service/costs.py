@@ -28,8 +28,8 @@ class Prices:
         return Cost(amount=amount, currency=self.currency, unpriced_hours=left / 3600 if left >= 1 else 0.0)
 
     def of_hours(self, hours: float, pool: str) -> Cost | None:
-        """What so many process-hours in this pool would cost."""
-        return self.of(hours * 3600, {pool: hours * 3600})
+        """What so many process-hours in this pool would cost; None where it has no price."""
+        return self.of(hours * 3600, {pool: hours * 3600}) if pool in self.per_hour else None
 
 
 FREE = Prices({}, "")

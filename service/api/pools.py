@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1", tags=["pools"])
 def list_pools(request: Request) -> PoolList:
     """Node pools that a spec may name as `placement.pool`, and what is free there now."""
     state = request.app.state
-    return PoolList(pools=service.views(state.db, state.launcher, state.pools))
+    return PoolList(pools=service.views(state.db, state.settings, state.launcher, state.pools))
 
 
 @router.get("/queue")

@@ -49,14 +49,14 @@ def experiments(found: Iterable[ExperimentSummary]) -> RenderableType:
 
 def pools(found: Iterable[PoolView]) -> RenderableType:
     found = list(found)
-    priced = ["price an hour"] if any(pool.price_per_gpu_hour is not None for pool in found) else []
+    priced = ["price an hour"] if any(pool.price for pool in found) else []
     table = columns("pool", "GPUs a node", "nodes", "GPUs free", "room", "running", "waiting", "queue", *priced)
     for pool in found:
         nodes = f"{pool.nodes}" + (f" ({pool.nodes_not_ready} not ready)" if pool.nodes_not_ready else "")
         free = f"{pool.gpus_free} of {pool.gpus}" if pool.gpus_per_node else ""
         table.add_row(
             pool.name, str(pool.gpus_per_node or "CPU"), nodes, free, str(pool.room), str(pool.running),
-            str(pool.waiting), pool.queue or "", *(f"{pool.price_per_gpu_hour or 0:g}" for _ in priced),
+            str(pool.waiting), pool.queue or "", *(pool.price for _ in priced),
         )  # fmt: skip
     return table if table.row_count else Text("No node pools: runs are processes of the service's machine.")
 

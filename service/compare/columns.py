@@ -116,7 +116,7 @@ def _spent(table: Comparison) -> dict[str, Column]:
         "hours": Column(table.hours, lambda row: hours(row.gpu_hours), fields=lambda row: {"gpu_hours": row.gpu_hours}),
         "money": Column(
             "cost", lambda row: str(row.cost or ""),
-            fields=lambda row: {"cost": row.cost.amount, "currency": row.cost.currency} if row.cost else {},
+            fields=lambda row: _fields(row.cost, "cost_", ("amount", "currency", "unpriced_hours")) if row.cost else {},
         ),
         "restarts": Column("restarts", lambda row: str(row.restarts), fields=lambda row: {"restarts": row.restarts}),
         "processes": Column(

@@ -1,5 +1,6 @@
 """What a placement asks of pools that they cannot do."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 from k8s.pools import Pool
@@ -36,21 +37,19 @@ def _cannot(
 
 def _cannot_mix(placement: Placement, pools: Mapping[str, Pool]) -> Iterator[Problem]:
     """Nodes of one run in pools that do not go together. A run that may go to several pools may go to each."""
-    core = [name for name in placement.pools if name in pools]
-    for name in placement.extra_pools:
-        pool = pools.get(name)
-        for other in core if pool else ():
-            assert pool
-            if bool(pool.gpus) != bool(pools[other].gpus):
-                yield _problem(
-                    name, other, "has GPUs" if pool.gpus else "has no GPUs",
-                    "pools of either kind alone: workers on CPUs and on GPUs cannot train together",
-                )  # fmt: skip
-            elif _are_of_two_types(pool, pools[other]) and not (placement.extra and placement.extra.mixed_gpus):
-                yield _problem(
-                    name, other, f"has GPUs of type {pool.gpu_type} and not {pools[other].gpu_type}",
-                    "pools of one gpu_type, or extra.mixed_gpus: true; then the slowest sets the pace",
-                )  # fmt: skip
+    core, extra = ([name for name in names if name in pools] for names in (placement.pools, placement.extra_pools))
+    for name, other in itertools.product(extra, core):
+        one, two = pools[name], pools[other]
+        if bool(one.gpus) != bool(two.gpus):
+            yield _problem(
+                name, other, "has GPUs" if one.gpus else "has no GPUs",
+                "pools of either kind alone: workers on CPUs and on GPUs cannot train together",
+            )  # fmt: skip
+        elif _are_of_two_types(one, two) and not (placement.extra and placement.extra.mixed_gpus):
+            yield _problem(
+                name, other, f"has GPUs of type {one.gpu_type} and not {two.gpu_type}",
+                "pools of one gpu_type, or extra.mixed_gpus: true; then the slowest sets the pace",
+            )  # fmt: skip
 
 
 def _are_of_two_types(one: Pool, other: Pool) -> bool:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import ParamSpec, TypeVar
 
 from k8s.appdef import LaunchRequest, app_for
-from k8s.capacity import PoolState, room, state_of_pool
+from k8s.capacity import PoolState, state_of_pool
 from k8s.cluster import ClusterAway
 from k8s.extras import MOVE_AFTER
 from k8s.jobset_scheduler import JobSetScheduler
@@ -55,7 +55,7 @@ class ClusterLauncher(TorchxLauncher):
     def choose(self, placement: Placement) -> str:
         # A pool that the service is not set up with any more is refused when the attempt is sent, in words.
         known = [name for name in placement.pools if name in self._pools]
-        roomy = (name for name in known if self._room(name, placement) >= placement.min_nodes)
+        roomy = (name for name in known if self._has_room(name, placement))
         return placement.pools[0] if len(known) < 2 else next(roomy, known[0])
 
     @_told
@@ -96,8 +96,8 @@ class ClusterLauncher(TorchxLauncher):
     def pools(self) -> list[PoolState]:
         return [state_of_pool(name, pool, self.scheduler.nodes(pool)) for name, pool in self._pools.items()]
 
-    def _room(self, pool: str, placement: Placement) -> int:
-        return room(self._pools[pool], placement.processes_per_node, self.scheduler.nodes(self._pools[pool]))
+    def _has_room(self, pool: str, placement: Placement) -> bool:
+        return self.scheduler.room(pool, placement.processes_per_node) >= placement.min_nodes
 
     def _other_with_room(self, name: str, placement: Placement) -> str:
         """Another wanted pool that could start the attempt now, once it has waited long enough where it is."""
@@ -105,7 +105,7 @@ class ClusterLauncher(TorchxLauncher):
         if sent is None or self._pools[sent.pool].queue or datetime.now(UTC) - sent.at < MOVE_AFTER:
             return ""
         others = [pool for pool in placement.pools if pool != sent.pool and pool in self._pools]
-        return next((pool for pool in others if self._room(pool, placement) >= placement.min_nodes), "")
+        return next((pool for pool in others if self._has_room(pool, placement)), "")
 
     def _request(self, launch: Launch, name: str = "") -> LaunchRequest:
         """As a node of this pool runs it; "" = the first that the run may go to."""

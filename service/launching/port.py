@@ -88,8 +88,10 @@ class Launcher(Protocol):
         """Start the attempt unless it has been started before."""
 
     def look(self, launch: Launch) -> Job:
-        """How an attempt is, by its scheduler, which is told what it lacks; `launch` as it was submitted, but with all
-        pools that its run has asked for."""
+        """How an attempt is, by its scheduler. What it lacks is seen to, such as nodes beyond its first.
+
+        `launch`: as it was submitted, but with all pools that its run has asked for.
+        """
 
     def cancel(self, name: str) -> None:
         """Ask an attempt to stop; returns before it has."""

@@ -17,10 +17,10 @@ def queue(request: Request, principal: Reader) -> Response:
     state = request.app.state
     found: list[PoolView] = []
     try:
-        found, missing = pools.views(state.db, state.launcher, state.pools), ""
+        found, missing = pools.views(state.db, state.settings, state.launcher, state.pools), ""
     except Unavailable as error:
         missing = error.detail
     return page(
         "queue.html", queue=pools.queue(state.db, state.settings, principal.project), pools=found, missing=missing,
-        priced=any(pool.price_per_gpu_hour is not None for pool in found), currency=state.settings.currency,
+        priced=any(pool.price for pool in found),
     )  # fmt: skip

@@ -15,7 +15,9 @@ from service.states import AttemptState, RunState
 MOST_WAITING = 200
 
 
-def views(db: Database, launcher: Launcher, pools: Mapping[str, Pool] | None) -> list[PoolView]:
+def views(
+    db: Database, settings: Settings, launcher: Launcher, pools: Mapping[str, Pool] | None
+) -> list[PoolView]:  # fmt: skip
     """In the order of the file that names them. Raises Unavailable."""
     try:
         states = launcher.pools()
@@ -23,7 +25,7 @@ def views(db: Database, launcher: Launcher, pools: Mapping[str, Pool] | None) ->
         raise Unavailable(f"The free room of the pools is not known: {error}.") from error
     with db.read() as session:
         counts = repository.attempts_by_pool(session)
-    return [_view(state, (pools or {})[state.name], counts) for state in states]
+    return [_view(state, (pools or {})[state.name], counts, settings.currency) for state in states]
 
 
 def queue(db: Database, settings: Settings, project: str | None) -> Queue:
@@ -55,9 +57,12 @@ def _queued(item: repository.Unended, position: int | None) -> QueuedRun:
     )  # fmt: skip
 
 
-def _view(state: PoolState, pool: Pool, counts: Mapping[tuple[str, AttemptState], int]) -> PoolView:
+def _view(
+    state: PoolState, pool: Pool, counts: Mapping[tuple[str, AttemptState], int], currency: str
+) -> PoolView:  # fmt: skip
     return PoolView(
         name=state.name, gpus_per_node=pool.gpus, price_per_gpu_hour=pool.price_per_gpu_hour,
+        currency=currency if pool.price_per_gpu_hour is not None else None,
         queue=pool.queue.name if pool.queue else None, nodes=state.nodes,
         nodes_not_ready=state.nodes_not_ready, gpus=state.gpus, gpus_free=state.gpus_free, room=state.room,
         running=counts.get((state.name, AttemptState.RUNNING), 0),

@@ -4,7 +4,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+from trainer.contract.experiment import NAME
+
+ProjectName = Annotated[str, StringConstraints(pattern=NAME)]
 PROJECT_NAMES = "lower-case letters, digits and hyphens, 63 at most"
 """What is possible, in words; names of experiments are such, too."""
 

@@ -208,9 +208,9 @@ class Plan(View):
     launch_requests: list[dict[str, Any]]
     """TorchX AppDefs of the first attempts."""
     estimated_gpu_hours: float
-    estimated_cost: Cost | None = None
-    """At the price of the first pool, where it has one."""
     """Process-hours of the runs that would be new; of all rounds, where seeds come in rounds."""
+    estimated_cost: Cost | None = None
+    """Of these hours in the first pool; None where that has no price."""
     first_round_gpu_hours: float | None = None
     """Of the first round alone, after which arms that are decided get no more; None where there are no rounds."""
     estimate_basis: str

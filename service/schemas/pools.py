@@ -11,7 +11,9 @@ class PoolView(View):
     gpus_per_node: int
     """0: runs of this pool compute on CPUs."""
     price_per_gpu_hour: float | None = None
-    """In the service's currency; of an hour of a process where there are no GPUs."""
+    """Of an hour of a process where there are no GPUs; null = not known."""
+    currency: str | None = None
+    """Of the price."""
     queue: str | None
     """Kueue's or Volcano's queue that decides who may start; None = whoever comes first."""
     nodes: int
@@ -26,6 +28,11 @@ class PoolView(View):
     """Runs of ours that train there."""
     waiting: int
     """Runs of ours that have been sent there and do not train yet."""
+
+    @property
+    def price(self) -> str:
+        """`3.2 USD`; empty where it is not known."""
+        return f"{self.price_per_gpu_hour:g} {self.currency}" if self.price_per_gpu_hour is not None else ""
 
 
 class QueuedRun(View):

@@ -29,11 +29,11 @@ Model = TypeVar("Model", bound=BaseModel)
 RANK_BY = "evaluation.rank_by"
 ONE_RANKING = "one metric for all arms, in base.evaluation.rank_by and in no factor"
 Json = dict[str, Any]
-# Pydantic's words for what YAML calls otherwise.
 PATTERNS = {
     NAME: "lower-case letters, digits and hyphens, 63 at most, such as my-first-try",
     "^[0-9a-f]{64}$": "64 hexadecimal digits in lower case",
 }
+# Pydantic's words for what YAML calls otherwise.
 WORDS = {"tuple_type": "a list", "model_type": "a mapping of its fields", "dict_type": "a mapping"}
 # Parts that a string may stand for, and which of their fields it then is.
 SHORT = {"teacher": "source", "mask": "kind", "target_mask": "kind", "code": "uri", "loss": "uri"}
@@ -172,12 +172,12 @@ def _experiment_problems(spec: ExperimentSpec) -> Iterator[Problem]:
             field="forecast", asked=f"{spec.forecast} images, and seeds in rounds",
             possible="a number of seeds: a forecast needs the same seeds of every arm",
         )  # fmt: skip
-    if spec.placement.min_nodes > spec.placement.max_nodes:
-        yield Problem(
-            field="placement.min_nodes", asked=str(spec.placement.min_nodes),
-            possible=f"1 to placement.max_nodes = {spec.placement.max_nodes}",
-        )  # fmt: skip
     placement = spec.placement
+    if placement.min_nodes > placement.max_nodes:
+        yield Problem(
+            field="placement.min_nodes", asked=str(placement.min_nodes),
+            possible=f"1 to placement.max_nodes = {placement.max_nodes}",
+        )  # fmt: skip
     if placement.extra and placement.max_nodes != placement.min_nodes + placement.extra.nodes:
         yield Problem(
             field="placement.max_nodes", asked=str(placement.max_nodes),

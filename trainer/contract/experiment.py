@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from trainer.contract.frozen import MAX_INTEGER, Asked
 from trainer.contract.rounds import EXAMPLE, Rounds, asked_for
 
+NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+"""Of experiments and of projects."""
+
 
 class Extra(Asked):
     """Nodes that a run uses while they can be had, and does without otherwise."""
@@ -52,13 +55,13 @@ class Placement(Asked):
     @model_validator(mode="before")
     @classmethod
     def _count_extra_nodes(cls, given: Any) -> Any:
-        """`max_nodes` where only `extra` says it; what is no number is refused by its own field."""
-        extra = given.get("extra") if isinstance(given, Mapping) else None
+        """`max_nodes` where only `extra` says it; what is no number, or out of bounds, is refused by its own field."""
+        if not isinstance(given, Mapping) or "max_nodes" in given:
+            return given
+        extra, least = given.get("extra"), given.get("min_nodes", 1)
         more = extra.get("nodes") if isinstance(extra, Mapping) else getattr(extra, "nodes", None)
-        least = given.get("min_nodes", 1) if isinstance(given, Mapping) else 1
-        if isinstance(more, int) and isinstance(least, int) and "max_nodes" not in given:
-            # What is out of bounds is refused by its own field, and by no other.
-            return {**given, "max_nodes": least + more} if 1 <= more <= MAX_INTEGER - least else given
+        if isinstance(more, int) and isinstance(least, int) and 1 <= more <= MAX_INTEGER - least:
+            return {**given, "max_nodes": least + more}
         return given
 
     @property
@@ -73,9 +76,6 @@ class Placement(Asked):
     @property
     def max_world_size(self) -> int:
         return self.max_nodes * self.processes_per_node
-
-
-NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 
 class ExperimentSpec(Asked):

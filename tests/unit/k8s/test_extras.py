@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from k8s.appdef import app_for
-from k8s.extras import MOVE_AFTER, Plan, extra_job, is_extra, plan
+from k8s.extras import MOVE_AFTER, Plan, extra_job, plan
 from k8s.jobset import jobset_for
-from k8s.pods import CORE, NODE, POOL
+from k8s.pods import CORE, NODE, POOL, is_extra
 from k8s.pools import Pool
 from k8s.remembered import of_child, of_pod
 from tests.unit.k8s.test_manifests import CASES, GOLDEN, GPU, app_and_pool, as_yaml, manifest, request_for
@@ -123,6 +123,13 @@ def test_a_node_goes_when_it_would_be_better_off_anew(
     taken = {int(each["metadata"]["labels"][NODE]) for each in jobs}
     created = planned(*jobs, *BOTH, pods=pods, pools=pools, rooms={"spot": 0, **rooms})[1]
     assert {node for node, _ in created} == {1} - taken
+
+
+def test_no_more_nodes_move_than_there_is_room_for() -> None:
+    waiting = [job(node, age=LATE) for node in (1, 2, 3)]
+    assert planned(*waiting, pools=("spot", "l40s"), rooms={"spot": 0, "l40s": 2}) == ([1, 2], [])
+    # Who is sent just now takes room first.
+    assert planned(*waiting[1:], pools=("spot", "l40s"), rooms={"spot": 0, "l40s": 1}) == ([], [(1, "l40s")])
 
 
 def test_extra_nodes_are_told_from_the_core_s_by_a_label() -> None:

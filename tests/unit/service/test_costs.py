@@ -27,6 +27,8 @@ def test_hours_without_a_price_are_said_and_not_counted() -> None:
     assert found == Cost(amount=4.0, currency="EUR", unpriced_hours=3.0)
     assert str(found) == "4.00 EUR and 3 h without a price"
     assert Prices({}, "EUR").of(hour, {"a100": hour}) is None
+    assert PRICES.of_hours(2, "a100") == Cost(amount=8.0, currency="EUR")
+    assert PRICES.of_hours(2, "mine") is None
     # Sums in another order.
     assert PRICES.of(hour + 1e-6, {"spot": hour}) == Cost(amount=1.0, currency="EUR")
 

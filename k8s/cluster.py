@@ -115,7 +115,7 @@ class Cluster:
     def events(self, name: str) -> list[Object]:
         """Of the job of that name and of all that was made for it, but for its extra nodes; Kueue puts its kind before
         the name."""
-        beginnings, extra = (f"{name}-", f"jobset-{name}-"), f"{name}-x"
+        beginnings, extra = (f"{name}-", f"jobset-{name}-", f"job-{name}-"), (f"{name}-x", f"job-{name}-x")
         about = ((each.get("involvedObject", {}).get("name", ""), each) for each in self._all("events"))
         mine = ((other, each) for other, each in about if other == name or other.startswith(beginnings))
         return [each for other, each in mine if not other.startswith(extra)]

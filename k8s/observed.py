@@ -7,10 +7,11 @@ Objects are as the API gives them. `events`, all about the attempt, and `lack`, 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from torchx.specs import AppState
 
-from k8s.pods import ROLE, WORKER, Object, is_extra
+from k8s.pods import NODE, ROLE, WORKER, Object, is_extra
 
 PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 UNMADE = ("FailedCreate", "FailedCreation", "JobCreationFailed")
@@ -65,6 +66,31 @@ def observe(state: AppState | None, note: str, pods: Sequence[Object], events: C
         AppState.PENDING, "; ".join(reasons), restarts, killed,
         pending=bool(workers) and all(pod in unplaced for pod in workers),
     )  # fmt: skip
+
+
+def nodes_wait(
+    name: str, pods: Sequence[Object], extra: Sequence[Object], events: Callable[[str], Sequence[Object]],
+    lack: Callable[[Object], str],
+) -> str:  # fmt: skip
+    """How many nodes an attempt that trains could still use, and for what they wait; empty where none does.
+
+    `name`: that of its job; `extra`: the Jobs of its nodes beyond the core; `events`: all about the job of a name;
+    `lack`: what the pool of a pod lacks.
+    """
+    jobs = {job["metadata"]["labels"][NODE]: job for job in extra if "deletionTimestamp" not in job["metadata"]}
+    nodes = [pod for pod in pods if pod["metadata"].get("labels", {}).get(ROLE) == WORKER]
+    reasons = []
+    for pod in nodes:
+        job = jobs.get(pod["metadata"]["labels"].get(NODE, ""))
+        about = partial(events, job["metadata"]["name"] if job else name)
+        if "deletionTimestamp" not in pod["metadata"] and (why := _why_it_waits(pod, about, partial(lack, pod))):
+            reasons.append(why)
+    for number in jobs.keys() - {pod["metadata"]["labels"].get(NODE) for pod in nodes}:
+        about = partial(events, jobs[number]["metadata"]["name"])
+        is_queued = jobs[number]["spec"].get("suspend")
+        reasons += [_queued("in the queue", about)] if is_queued else _unmade(about)
+    count = len(reasons)
+    return f"{count} more node{' waits' if count == 1 else 's wait'}: {'; '.join(_unique(reasons))}" if count else ""
 
 
 def jobset_state(jobset: Object) -> tuple[AppState, str]:

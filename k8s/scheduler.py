@@ -23,8 +23,8 @@ from k8s.cluster import Cluster, Kind
 from k8s.extras import Plan, extra_job, plan
 from k8s.jobset import PREFIX, job_name
 from k8s.logs import lines_of
-from k8s.observed import Seen, observe
-from k8s.pods import ATTEMPT, CORE, POOL, PROCESSES, ROLE, Object, is_extra
+from k8s.observed import Seen, nodes_wait, observe
+from k8s.pods import ATTEMPT, CORE, NODE, POOL, PROCESSES, ROLE, Object, is_extra
 from k8s.pools import Pool
 from k8s.renewal import is_short, is_stranded
 
@@ -72,7 +72,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         name = job_name(app_id)
         job = self.cluster.job(name)
         state, note = self.job_state(job) if job else (None, "")
-        events, lack = cache(lambda: self.cluster.events(name)), cache(lambda: self._lack(job))
+        events, lack = cache(lambda: self.cluster.events(name)), cache(lambda: self._lack(job, _pool(job)))
         seen = observe(state, note, self.cluster.pods(app_id), events, lack, now)
         if seen is None or seen.state in ENDED:
             self._out_of_memory.pop(app_id, None)
@@ -107,7 +107,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
             if not is_extra(child) and is_short(child, mine):
                 log.info("job made anew", attempt=app_id, role=role)
                 self.cluster.renew(child)
-        pool = job["metadata"]["labels"].get(POOL, "")
+        pool = _pool(job)
         if CORE in job["metadata"].get("annotations", {}) and pool in self.pools:
             todo = self._plan(app_in(pool), job, extra, [pod for pod in pods if is_extra(pod)])
             self._remove(app_id, todo.remove)
@@ -115,6 +115,18 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
             for node, name in todo.create if seen.state is AppState.RUNNING else ():
                 log.info("extra node", attempt=app_id, node=node, pool=name)
                 self.cluster.add(extra_job(app_in(name), self.pools[name], node, job, self.cluster.namespace))
+
+    def nodes_wait(self, app_id: str) -> str:
+        """How many nodes an attempt that trains could still use, and for what they wait; empty where none does."""
+        name, children = job_name(app_id), self.cluster.children(app_id) if self.kind.makes_jobs else []
+        extra = list(filter(is_extra, children))
+        pools = {child["metadata"]["labels"][NODE]: _pool(child) for child in extra}
+        job = self.cluster.job(name)
+
+        def lack(pod: Object) -> str:
+            return self._lack(job, pools.get(pod["metadata"]["labels"].get(NODE, ""), _pool(job)))
+
+        return nodes_wait(name, self.cluster.pods(app_id), extra, self.cluster.events, lack)
 
     def _forget_stranded(self, app_id: str) -> None:
         stopping = [pod for pod in self.cluster.pods(app_id) if "deletionTimestamp" in pod["metadata"]]
@@ -141,7 +153,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
     def sent(self, app_id: str) -> "Sent | None":
         """Where and when the attempt was sent; None when there is none, or its pool is none of ours any more."""
         job = self.cluster.job(job_name(app_id))
-        pool = job["metadata"]["labels"].get(POOL, "") if job else ""
+        pool = _pool(job)
         if not job or pool not in self.pools:
             return None
         return Sent(pool, datetime.fromisoformat(job["metadata"]["creationTimestamp"]))
@@ -219,10 +231,14 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         seen = self.observe(app_id)
         return seen is not None and seen.state in (AppState.PENDING, AppState.RUNNING)
 
-    def _lack(self, job: Object | None) -> str:
-        """What the pool lacks for a pod of the attempt."""
-        name = job["metadata"]["labels"].get(POOL, "") if job else ""
-        if not job or name not in self.pools:
+    def _lack(self, job: Object | None, pool: str) -> str:
+        """What this pool lacks for a pod of the attempt."""
+        if not job or pool not in self.pools:
             return ""
         processes = int(job["metadata"].get("annotations", {}).get(PROCESSES, 1))
-        return shortage(name, self.pools[name], processes, self.nodes(self.pools[name]))
+        return shortage(pool, self.pools[pool], processes, self.nodes(self.pools[pool]))
+
+
+def _pool(job: Object | None) -> str:
+    """Where it was sent; empty where that is not known."""
+    return str(job["metadata"]["labels"].get(POOL, "")) if job else ""

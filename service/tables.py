@@ -181,6 +181,8 @@ class Run(Leased, Base):
     waiting_reason: Mapped[str] = mapped_column(default="")
     waits_since: Mapped[datetime | None]
     """For a place or a node; within a minute."""
+    nodes_wait: Mapped[str] = mapped_column(default="")
+    """How many nodes it trains without, and for what they wait."""
     cancel_reason: Mapped[str] = mapped_column(default="")
     """Not empty = asked to stop: no experiment wants it any more (service/experiments/wishes.py)."""
     pause_reason: Mapped[str] = mapped_column(default="", server_default="")

@@ -107,6 +107,7 @@ def run(found: RunDetail, checkpoints: Iterable[Checkpoint]) -> RenderableType:
         "waiting for images": f"{percent(found.waiting_share)} of the time" if found.waiting_share is not None else "",
         "compiling": duration(found.compile_seconds) if found.compile_seconds else "",
         "world sizes": ", ".join(map(str, found.world_sizes)),
+        "nodes": found.nodes_wait,
         "restarts": str(found.restarts),
         "pools": pools_of(found),
         "process-hours": hours(found.gpu_hours) + spent(found.cost),

@@ -16,7 +16,7 @@ from k8s.pools import Pool
 from k8s.scheduler import ClusterScheduler
 from k8s.volcano_scheduler import VolcanoScheduler
 from service.launching.base import SCHEDULER, STATES, TorchxLauncher
-from service.launching.port import Job, Launch, LauncherAway
+from service.launching.port import Job, JobState, Launch, LauncherAway
 from service.settings import Settings
 from trainer.contract import Placement
 
@@ -72,7 +72,9 @@ class ClusterLauncher(TorchxLauncher):
             return Job()
         # A queue decides by quota and not by nodes: it is left to do so.
         room_in = self._other_with_room(name, placement) if seen.pending and len(placement.pools) > 1 else ""
-        return Job(STATES[seen.state], seen.message, seen.restarts, len(seen.out_of_memory), room_in)
+        state = STATES[seen.state]
+        waits = self.scheduler.nodes_wait(name) if state is JobState.RUNNING else ""
+        return Job(state, seen.message, seen.restarts, len(seen.out_of_memory), room_in, waits)
 
     @_told
     def cancel(self, name: str) -> None:

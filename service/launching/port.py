@@ -64,6 +64,8 @@ class Job:
     """Times of these that it had used up its memory."""
     room_in: str = ""
     """Another pool that the run would go to, where it need not wait; empty while it may wait here."""
+    nodes_wait: str = ""
+    """How many nodes it could still use, and for what they wait."""
 
 
 class Launcher(Protocol):

@@ -80,6 +80,7 @@ class Outside:
             seen = replace(seen, pool=self.launcher.choose(placement), sent=sent.attempt if sent else 0)
             seen, tracked = self._prepare(lease, seen)
         progress = progress_of(sessions) | _readings(store, sessions, lease.run, has_ended=outcome is not None)
+        progress["nodes_wait"] = job.nodes_wait[:500]
         return Look(seen, progress, result, tracked)
 
     def act(self, action: Action, lease: RunLease, facts: RunFacts) -> None:

@@ -55,8 +55,8 @@ def summary(run: Run, settings: Settings) -> RunSummary:
         waiting_share=run.waiting_share, peak_share=run.peak_share, compile_seconds=run.compile_seconds,
         losses=run.losses, restarts=run.restarts, world_sizes=run.world_sizes, gpu_hours=run.process_seconds / 3600,
         cost=prices_of(settings).of(run.process_seconds, run.pool_seconds),
-        waiting_reason=run.waiting_reason, reason=run.reason, kind=run.kind, created_at=run.created_at,
-        started_at=run.started_at, ended_at=run.ended_at,
+        waiting_reason=run.waiting_reason, nodes_wait=run.nodes_wait, reason=run.reason, kind=run.kind,
+        created_at=run.created_at, started_at=run.started_at, ended_at=run.ended_at,
         tracking_run_id=run.tracking_run_id,
         tracking_url=run_in_mlflow(settings.tracking_uri, run.tracking_id, run.tracking_run_id),
     )  # fmt: skip

@@ -45,6 +45,8 @@ class RunSummary(View):
     """Of these hours, where node pools have prices."""
     waiting_reason: str
     """Why it is not training right now; empty while it is, and when it has ended."""
+    nodes_wait: str = ""
+    """How many nodes it could still use while it trains, and for what they wait."""
     reason: str
     """Why it failed or was cancelled."""
     kind: str

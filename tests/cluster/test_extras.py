@@ -120,6 +120,7 @@ def test_an_extra_node_that_waits_in_vain_moves_to_another_of_its_pools(
     attempt = Attempt(launcher, namespace, "moves", pool="stays", extra={"nodes": 1, "pool": ["nowhere", "spot"]})
     soon(lambda: attempt.look().state is JobState.RUNNING, 60, attempt.look)
     soon(lambda: attempt.look() and "-x1" in attempt.jobs(), 10, attempt.look)
+    soon(lambda: attempt.look().nodes_wait == "1 more node waits: the pool nowhere has no node", 10, attempt.look)
     monkeypatch.undo()
     monkeypatch.setattr("k8s.extras.MOVE_AFTER", timedelta(seconds=3))
     there = soon(attempt.pods, 30, attempt.look)

@@ -1,13 +1,10 @@
 """Attempts in a quota, with a real Kueue: the core as a whole, every extra node by itself.
 
-Kueue's controller is that of ../shared/cluster (`cluster kueue`), without its webhooks.
+Kueue's controller is that of ../shared/cluster, without its webhooks; scripts/test-cluster starts it.
 """
 
-import os
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +17,7 @@ from service.settings import Settings
 from tests.cluster.conftest import kubectl, soon
 from tests.cluster.test_extras import Attempt
 from tests.cluster.test_scheduler import SMALL, WORK
-from tests.conftest import SHARED
 
-CLUSTER = Path(os.environ.get("MCF_CLUSTER_SCRIPT", SHARED / "cluster" / "cluster"))
 QUEUE = {"kind": "kueue", "name": "research", "priority_class": "normal", "extra_priority_class": "spare"}
 POOLS = {"cpu": Pool(**SMALL, queue=QUEUE)}
 # A rendezvous pod and one worker.
@@ -32,13 +27,8 @@ CORE_CPU, NODE_CPU = 120, 100
 @pytest.fixture(scope="module")
 def kueue(namespace: str) -> Iterator[str]:
     """Name of a ClusterQueue, to which the queue `research` of the namespace belongs."""
-    if not CLUSTER.exists():
-        pytest.skip(f"needs Kueue, which {CLUSTER} starts")
-    for _ in range(3):
-        # Its definitions may not be there when its objects are first asked for.
-        if not subprocess.run(["bash", str(CLUSTER), "kueue"], capture_output=True).returncode:
-            break
-        time.sleep(2)
+    if not kubectl("get", "crd", "workloads.kueue.x-k8s.io", "--ignore-not-found"):
+        pytest.skip("needs a cluster with Kueue: run scripts/test-cluster, or `cluster kueue` of ../shared/cluster")
     apply(
         {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "ResourceFlavor", "metadata": {"name": namespace}},
         *(
@@ -95,8 +85,12 @@ def test_a_quota_for_the_core_starts_it_more_adds_nodes_and_another_run_takes_th
     soon(lambda: "-x3" in first.jobs(), 20, first.jobs)
     time.sleep(3)
     assert first.pods() == {}
+    waits = first.look().nodes_wait
+    assert waits.startswith("3 more nodes wait: in the queue: ")
+    assert "insufficient unused quota" in waits
     allow(kueue, CORE_CPU + 3 * NODE_CPU)
     soon(lambda: len(first.pods()) == 3, 60, first.pods)
+    assert first.look().nodes_wait == ""
     # A core of the same priority takes the place of two extra nodes, and of no more.
     second = Attempt(launcher, namespace, "second", pool="cpu", min_nodes=1, max_nodes=2)
     soon(lambda: second.look().state is JobState.RUNNING, 60, second.look)

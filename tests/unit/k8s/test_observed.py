@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torchx.specs import AppState
 
-from k8s.observed import Seen, jobset_state, observe
+from k8s.observed import Seen, jobset_state, nodes_wait, observe
 from k8s.pods import NODE, RENDEZVOUS, ROLE, WORKER
 from k8s.remembered import of_attempt, of_event, of_pod
 
@@ -131,6 +131,34 @@ def test_nobody_waits_for_an_extra_node_and_what_becomes_of_it_says_nothing_of_t
     assert seen(jobset(), CREATING, STORE, extra(PULL)) == Seen(AppState.PENDING)
     # It trains on while the core's node is looked for.
     assert told(jobset(), unplaced(), STORE, extra(RUNNING)) == (AppState.RUNNING, "")
+
+
+def test_an_attempt_that_trains_says_which_nodes_it_lacks_and_for_what_they_wait() -> None:
+    def waits(pods: list[Any], *jobs: Any) -> str:
+        about = {
+            "mcf-a-1-x2": [event("Pending", "insufficient unused quota", "job-mcf-a-1-x2-1f", "Workload")],
+            "mcf-a-1-x3": [event("FailedCreate", "exceeded quota: team", "mcf-a-1-x3", "Job")],
+            "mcf-a-1-x1": [event("TriggeredScaleUp", "pool 0->1", "w-1")],
+        }
+        return nodes_wait("mcf-a-1", pods, jobs, lambda name: about.get(name, []), lambda pod: BUSY)
+
+    def job(number: int, *, suspend: bool = False) -> Any:
+        return {"metadata": {"name": f"mcf-a-1-x{number}", "labels": {NODE: str(number)}}, "spec": {"suspend": suspend}}
+
+    assert waits([STORE, RUNNING, extra(RUNNING)], job(1)) == ""
+    assert waits([STORE, RUNNING, extra(CREATING)], job(1)) == ""
+    assert waits([STORE, RUNNING], job(1)) == "", "a node that was sent a moment ago"
+    assert waits([STORE, RUNNING, extra(unplaced())], job(1)) == f"1 more node waits: {BUSY}; a node is being added"
+    # A core of up to two nodes.
+    assert waits([STORE, RUNNING, unplaced()]) == f"1 more node waits: {BUSY}"
+    assert waits([STORE, RUNNING, extra(PULL)], job(1)).startswith("1 more node waits: the image mcf:1 cannot be")
+    assert waits([STORE, RUNNING], job(2, suspend=True), job(3)) == (
+        "2 more nodes wait: in the queue: insufficient unused quota; "
+        "the quota of the namespace is used up: exceeded quota: team"
+    )
+    leaving = job(2, suspend=True)
+    leaving["metadata"]["deletionTimestamp"] = NOW.isoformat()
+    assert waits([STORE, RUNNING], leaving) == ""
 
 
 def test_nodes_that_cannot_meet_say_so() -> None:

@@ -164,9 +164,12 @@ def test_a_runs_page_and_the_api_say_how_fast_it_trained_and_what_it_waited_for(
         "mean_images_per_second": 2810.4, "waiting_share": 0.034, "peak_share": 0.497, "compile_seconds": 95.0,
     }  # fmt: skip
     with scene.db.write() as session:
-        session.execute(update(Run).values(images_per_second=2790.0, **measured))
+        waits = "2 more nodes wait: <quota>"
+        session.execute(update(Run).values(images_per_second=2790.0, nodes_wait=waits, **measured))
     page, run = scene.http.get(f"/runs/{id}").text, scene.http.get(f"/v1/runs/{id}").json()
     assert {name: run[name] for name in measured} == measured
+    assert run["nodes_wait"] == waits
+    assert '<p class="note">2 more nodes wait: &lt;quota&gt;</p>' in page
     shown = {
         "images/s": "2,790 now, 2,810 on average", "share of peak": "50 %", "waiting for images": "3 % of the time",
         "compiling": "2 min",

@@ -15,7 +15,7 @@ from service.db import Database
 from service.errors import AlreadyEnded, NothingToRetry
 from service.experiments import actions
 from service.experiments import service as experiments
-from service.launching.port import JobState
+from service.launching.port import Job, JobState
 from service.reconciler import repository
 from service.reconciler.loop import Reconciler
 from service.reconciler.outside import Outside
@@ -247,6 +247,22 @@ def test_a_look_that_finds_nothing_new_writes_none_of_the_runs_json(bench: Bench
     bench.go()
     [run] = bench.runs()
     assert (run.step, run.sessions[-1]["step"]) == (6, 6)
+
+
+def test_a_run_says_for_which_nodes_it_waits_as_long_as_it_does(bench: Bench, spec: dict[str, Any]) -> None:
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(3)
+    [name] = bench.cluster.live()
+    told = "2 more nodes wait: in the queue: insufficient unused quota"
+    for says, known in (told, told), ("", ""), (told, told):
+        bench.cluster.says[name] = Job(nodes_wait=says)
+        bench.cluster.train(name, 5)
+        bench.go(2)
+        assert [run.nodes_wait for run in bench.runs()] == [known]
+    bench.cluster.says.clear()
+    bench.cluster.jobs[name] = JobState.LOST
+    bench.go()
+    assert [run.nodes_wait for run in bench.runs()] == [""]
 
 
 def test_higher_priority_goes_first_and_who_waits_is_told_for_what(bench: Bench, spec: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ NEEDED = "mcf.dev/needed"
 NODE = "mcf.dev/node"
 RENDEZVOUS, WORKER = "rendezvous", "worker"
 DEAD_STORE_SECONDS = 5
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 UNREACHABLE = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
 
 Manifest = dict[str, Any]
@@ -54,9 +55,10 @@ def worker_pod(
     env = [{"name": name, "value": value} for name, value in variables.items()]
     address = {"name": "PET_LOCAL_ADDR", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     group = {ATTEMPT: attempt, ROLE: WORKER}
+    affinity = {**pool.affinity, **(_one_zone(group) if pool.one_zone else {})}
     placed = {
         "nodeSelector": pool.node_selector,
-        "affinity": {**pool.affinity, **(_one_zone(group) if pool.one_zone else {})},
+        "affinity": affinity if pool.topology_spread else _elsewhere(group, affinity),
         "topologySpreadConstraints": list(pool.topology_spread) or [_apart(group)],
         "runtimeClassName": pool.runtime_class,
     }
@@ -68,10 +70,11 @@ def worker_pod(
 def rendezvous_pod(pool: Pool, *, attempt: str) -> Manifest:
     """Template of the pod that holds the store."""
     small = pool.rendezvous
-    placed = {"nodeSelector": small.node_selector}
+    group = {ATTEMPT: attempt, ROLE: RENDEZVOUS}
+    placed = {"nodeSelector": small.node_selector, "affinity": _elsewhere(group, {})}
     command = [pool.python, "-m", "trainer.elastic.rendezvous", str(PORT)]
     resources = {"cpu": small.cpu, "memory": small.memory}
-    made = _pod(pool, {ATTEMPT: attempt, ROLE: RENDEZVOUS}, placed, command, [], resources, {})
+    made = _pod(pool, group, placed, command, [], resources, {})
     # All wait for its start, two seconds of a core: with so small a limit it would take half a minute.
     del made["spec"]["containers"][0]["resources"]["limits"]["cpu"]
     # And nobody trains without it, while it has nothing that would be lost with it. A node that only seemed to be dead,
@@ -181,6 +184,17 @@ def _apart(group: dict[str, str]) -> Manifest:
         "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": group},
     }  # fmt: skip
+
+
+def _elsewhere(group: dict[str, str], affinity: Manifest) -> Manifest:
+    """Not on the machine of a predecessor that is still in the books: it may be dead, and nobody has said so yet.
+
+    A topology spread does not look at pods that have been told to stop, and would prefer that machine.
+    """
+    there = {"labelSelector": {"matchLabels": group}, "topologyKey": "kubernetes.io/hostname"}
+    anti = affinity.get("podAntiAffinity", {})
+    wishes = [*anti.get(PREFERRED, []), {"weight": 100, "podAffinityTerm": there}]
+    return {**affinity, "podAntiAffinity": {**anti, PREFERRED: wishes}}
 
 
 def _cache(cache: Cache) -> Manifest:

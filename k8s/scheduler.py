@@ -24,9 +24,10 @@ from k8s.extras import Plan, extra_job, plan
 from k8s.jobset import PREFIX, job_name
 from k8s.logs import lines_of
 from k8s.observed import Seen, nodes_wait, observe
-from k8s.pods import ATTEMPT, CORE, NODE, POOL, PROCESSES, ROLE, Object, is_extra
+from k8s.pods import ATTEMPT, CORE, NODE, POOL, PROCESSES, RENDEZVOUS, ROLE, Object, is_extra
 from k8s.pools import Pool
 from k8s.renewal import is_short, is_stranded
+from k8s.silence import Silence, is_alone_on
 
 log = structlog.get_logger()
 
@@ -53,6 +54,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         self.pools = pools
         self.cluster = Cluster(namespace, self.kind, api)
         self._out_of_memory: dict[str, frozenset[str]] = {}
+        self._silence = Silence()
 
     @abstractmethod
     def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
@@ -76,6 +78,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         seen = observe(state, note, self.cluster.pods(app_id), events, lack, now)
         if seen is None or seen.state in ENDED:
             self._out_of_memory.pop(app_id, None)
+            self._silence.forget(app_id)
             return seen
         # Pods forget all but their newest ends.
         known = self._out_of_memory.get(app_id, frozenset()) | seen.out_of_memory
@@ -84,8 +87,8 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         return replace(seen, out_of_memory=known)
 
     def tend(self, app_id: str, seen: Seen | None, app_in: Callable[[str], AppDef]) -> None:
-        """See to an attempt that was seen so: what would keep everybody waiting is made anew (renewal.py), and extra
-        nodes come and go (extras.py).
+        """See to an attempt that was seen so: what would keep everybody waiting is made anew (renewal.py), also what is
+        on a machine that has fallen silent (silence.py), and extra nodes come and go (extras.py).
 
         `app_in`: name of a pool -> the attempt as a node of that pool runs it.
         """
@@ -101,11 +104,12 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
             return
         pods = self.cluster.pods(app_id)
         core = [pod for pod in pods if not is_extra(pod)]
+        silent = self._silence.node(app_id, core)
         for child in children:
             role = child["metadata"]["labels"][ROLE]
             mine = [pod for pod in core if pod["metadata"]["labels"].get(ROLE) == role]
-            if not is_extra(child) and is_short(child, mine):
-                log.info("job made anew", attempt=app_id, role=role)
+            if not is_extra(child) and (is_short(child, mine) or is_alone_on(silent, mine)):
+                log.info("job made anew", attempt=app_id, role=role, silent_node=silent)
                 self.cluster.renew(child)
         pool = _pool(job)
         if CORE in job["metadata"].get("annotations", {}) and pool in self.pools:
@@ -129,10 +133,13 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         return nodes_wait(name, self.cluster.pods(app_id), extra, self.cluster.events, lack)
 
     def _forget_stranded(self, app_id: str) -> None:
-        stopping = [pod for pod in self.cluster.pods(app_id) if "deletionTimestamp" in pod["metadata"]]
+        pods = self.cluster.pods(app_id)
+        silent = self._silence.node(app_id, pods)
+        stopping = [pod for pod in pods if "deletionTimestamp" in pod["metadata"]]
         answering = {node["metadata"]["name"] for node in self.cluster.nodes() if is_ready(node)} if stopping else set()
-        for pod in stopping:
-            if is_stranded(pod, answering):
+        for pod in pods:
+            is_silent = pod["metadata"]["labels"].get(ROLE) == RENDEZVOUS and is_alone_on(silent, [pod])
+            if is_silent or is_stranded(pod, answering):
                 log.info("pod on a dead node given up", attempt=app_id, pod=pod["metadata"]["name"])
                 self.cluster.forget(pod)
 

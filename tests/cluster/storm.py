@@ -46,6 +46,8 @@ FELT_SECONDS = {
     "extra node": 20, "API server for 60 s": 20, "all told to stop while S3 answers 503": 20,
 }  # fmt: skip
 FELT_AT_ONCE_SECONDS, NEWS_SECONDS = 8, 6
+# After its pods were moved: what is measured then is not their move.
+SETTLED_STEPS = 20
 # The undisturbed twin may have more of the machine: the numbers are the same wherever a run trains.
 WIDE: dict[str, Any] = {"cpu": "900m", "memory": "2Gi", "shm": "512Mi", "rendezvous": {"cpu": "50m", "memory": "512Mi"}}
 PATIENCE_SECONDS = 300
@@ -215,14 +217,38 @@ class Storm:
         self.gateway.closed = False
 
     def kill_node(self, run_id: str) -> None:
-        """Of the two the one without the databases, whose disks are folders of the other."""
-        placed = self.release.get("pods", "--selector=app.kubernetes.io/component=postgresql")["items"][0]
-        other = "0" if placed["spec"]["nodeName"] == "node1" else "1"
-        lost = [*self.pods(run_id, "rendezvous", f"node{other}"), *self.pods(run_id, "worker", f"node{other}")]
-        say(f"node{other} goes, with", ", ".join(lost) or "nothing of the run")
-        subprocess.run(["bash", str(CLUSTER), "kill-node", other], check=True, capture_output=True)
+        node = self.mortal()
+        say(f"node{node} goes, with", ", ".join(self.all_pods(run_id, f"node{node}")) or "nothing of the run")
+        subprocess.run(["bash", str(CLUSTER), "kill-node", node], check=True, capture_output=True)
         time.sleep(NODE_AWAY_SECONDS)
-        subprocess.run(["bash", str(CLUSTER), "revive-node", other], check=True, capture_output=True, env=outlives())
+        subprocess.run(["bash", str(CLUSTER), "revive-node", node], check=True, capture_output=True, env=outlives())
+
+    def mortal(self) -> str:
+        """Of the two nodes the one without the databases, whose disks are folders of the other."""
+        placed = self.release.get("pods", "--selector=app.kubernetes.io/component=postgresql")["items"][0]
+        return "0" if placed["spec"]["nodeName"] == "node1" else "1"
+
+    def all_pods(self, run_id: str, machine: str = "") -> list[str]:
+        return [*self.pods(run_id, "rendezvous", machine), *self.pods(run_id, "worker", machine)]
+
+    def bring_over(self, run_id: str) -> None:
+        """Some pods of the run, or all, to the node that is going to be lost; then it trains on for a while.
+
+        After a loss all of it is on the other node and stays there. A pod that is told to stop has its successor
+        elsewhere.
+        """
+        node = f"node{self.mortal()}"
+        pods = self.all_pods(run_id)
+        wanted = self.rng.sample(pods, self.rng.randint(1, len(pods))) if pods else []
+        moved = [pod for pod in wanted if pod not in self.all_pods(run_id, node)]
+        self.delete(moved, gently=True)
+        if moved:
+            time.sleep(FELT_SECONDS["worker pod"])
+        deadline, step = time.monotonic() + PATIENCE_SECONDS, self.trained(run_id)
+        while self.trained(run_id) < step + SETTLED_STEPS and time.monotonic() < deadline:
+            if self.ask(f"/v1/runs/{run_id}")["ended_at"]:
+                return
+            time.sleep(1)
 
     # ------------------------------------------------------------ and what comes of it
 
@@ -241,6 +267,8 @@ class Storm:
                     run_id = self.target(run_ids)
                     if run_id is None:
                         return
+                    if name == "node for 75 s":
+                        self.bring_over(run_id)
                     pause = self._pause(run_id, lambda disturb=disturb, run_id=run_id: disturb(run_id), felt)  # type: ignore[misc]
                     yield name, pause
 

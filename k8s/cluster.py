@@ -108,6 +108,10 @@ class Cluster:
         """Oldest first."""
         return sorted(self._of("pods", attempt), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
+    def all_pods(self) -> list[Object]:
+        """Of every attempt."""
+        return self._all("pods")
+
     def children(self, attempt: str) -> list[Object]:
         """The Jobs of an attempt: those that its JobSet has made, and its extra nodes."""
         return self._of("children", attempt)

@@ -54,7 +54,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         self.pools = pools
         self.cluster = Cluster(namespace, self.kind, api)
         self._out_of_memory: dict[str, frozenset[str]] = {}
-        self._silence = Silence()
+        self._silence = Silence(self.cluster.all_pods)
 
     @abstractmethod
     def manifest(self, app: AppDef, pool: Pool, processes: int) -> Object:
@@ -67,6 +67,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
     def start(self, changed: Callable[[str], None]) -> None:
         """Be told the name of every attempt that has news, and answer from watches from now on."""
         self.cluster.start(changed)
+        self._silence.start(changed)
 
     def observe(self, app_id: str) -> Seen | None:
         """State of an attempt, and why it waits or how it ended; None when nothing of it is left."""
@@ -78,7 +79,6 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         seen = observe(state, note, self.cluster.pods(app_id), events, lack, now)
         if seen is None or seen.state in ENDED:
             self._out_of_memory.pop(app_id, None)
-            self._silence.forget(app_id)
             return seen
         # Pods forget all but their newest ends.
         known = self._out_of_memory.get(app_id, frozenset()) | seen.out_of_memory
@@ -230,6 +230,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
         return filter_regex(regex, lines) if regex else lines
 
     def close(self) -> None:
+        self._silence.stop()
         self.cluster.close()
 
     # ------------------------------------------------------------ pieces

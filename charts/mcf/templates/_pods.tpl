@@ -33,9 +33,20 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Where the pod goes: (list $ .Values.x) */}}
+{{/* Where the pod goes: (list $ .Values.x [SECONDS]), which is how long it waits for a dead node; 300 by default. */}}
 {{- define "mcf.pod.placement" -}}
 {{- $root := index . 0 }}
+{{- $dead := list }}
+{{- if gt (len .) 2 }}
+{{- $seconds := index . 2 }}
+{{- $named := list }}
+{{- range (index . 1).tolerations }}{{ $named = append $named (.key | default "") }}{{ end }}
+{{- range list "node.kubernetes.io/unreachable" "node.kubernetes.io/not-ready" }}
+{{- if not (or (has . $named) (has "" $named)) }}
+{{- $dead = append $dead (dict "key" . "operator" "Exists" "effect" "NoExecute" "tolerationSeconds" $seconds) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- with index . 1 }}
 {{- with $root.Values.imagePullSecrets }}
 imagePullSecrets:
@@ -49,7 +60,7 @@ priorityClassName: {{ . }}
 {{- with .nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .tolerations }}
+{{- with concat (.tolerations | default list) $dead }}
 tolerations: {{- include "mcf.textValues" . | nindent 2 }}
 {{- end }}
 {{- with .affinity }}

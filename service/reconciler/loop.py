@@ -6,6 +6,7 @@ changes nothing. Whatever it was doing when it died is found again by the next l
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -53,6 +54,8 @@ LOOKS_A_SECOND = 50
 # Places are given out when something has been asked for or a place has become free, and so often in any case: the
 # replica that knew of it may have died. With thousands of runs waiting it takes a tenth of a second.
 ADMISSION_SECONDS = 5.0
+# Of runs of which nothing is new, leases are given back together.
+GIVE_BACK_SECONDS = 0.1
 # Experiments that are published at a time; more would only wait for the same MLflow.
 PUBLISHERS = 2
 
@@ -178,7 +181,20 @@ class Reconciler:
                 # The database may be away for a while; nothing else may end this thread.
                 log.exception("tick failed")
             more = len(self._busy) >= self._settings.reconcile_threads
-            self._woken.wait(0.05 if more else self._settings.tick_seconds)
+            self._pause(0.05 if more else self._settings.tick_seconds)
+
+    def _pause(self, seconds: float) -> None:
+        """Until the next tick, or news. Leases are not held meanwhile: who dies keeps others from its runs."""
+        until = time.monotonic() + seconds
+        while not self._woken.wait(max(0.0, min(GIVE_BACK_SECONDS, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                return
+            try:
+                self._give_back()
+            except Exception:
+                log.exception("leases not given back")
+                self._woken.wait(until - time.monotonic())
+                return
 
     def _give_back(self) -> None:
         given = list(self._unchanged)

@@ -249,6 +249,27 @@ def test_a_look_that_finds_nothing_new_writes_none_of_the_runs_json(bench: Bench
     assert (run.step, run.sessions[-1]["step"]) == (6, 6)
 
 
+def test_a_run_of_which_nothing_is_new_is_nobodys_until_its_turn(bench: Bench, spec: dict[str, Any]) -> None:
+    """A service that dies between two ticks would keep the others from it for the length of a lease."""
+    bench.submit(spec | {"factors": {}, "seeds": 1})
+    bench.go(3)
+    bench.cluster.train(bench.cluster.live()[0], 5)
+    bench.go(2)
+    bench.clock.now += timedelta(seconds=30)
+    bench.settings.tick_seconds = 60
+    looks, loop = bench.cluster.looks, threading.Thread(target=bench.reconciler._loop)
+    loop.start()
+    try:
+        deadline = time.monotonic() + 30
+        while bench.cluster.looks == looks or bench.runs()[0].lease_token is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        bench.reconciler._stopping.set()
+        bench.reconciler._woken.set()
+        loop.join()
+
+
 def test_a_run_says_for_which_nodes_it_waits_as_long_as_it_does(bench: Bench, spec: dict[str, Any]) -> None:
     bench.submit(spec | {"factors": {}, "seeds": 1})
     bench.go(3)

@@ -104,12 +104,17 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
             return
         pods = self.cluster.pods(app_id)
         core = [pod for pod in pods if not is_extra(pod)]
-        silent = self._silence.node(app_id, core)
+        silent = self._silence.node(app_id)
         for child in children:
-            role = child["metadata"]["labels"][ROLE]
-            mine = [pod for pod in core if pod["metadata"]["labels"].get(ROLE) == role]
-            if not is_extra(child) and (is_short(child, mine) or is_alone_on(silent, mine)):
-                log.info("job made anew", attempt=app_id, role=role, silent_node=silent)
+            labels = child["metadata"]["labels"]
+            if is_extra(child):
+                mine = [pod for pod in pods if pod["metadata"]["labels"].get(NODE) == labels[NODE]]
+                # It is missed in the next look.
+                self._remove(app_id, [child] if is_alone_on(silent, mine) else [])
+                continue
+            mine = [pod for pod in core if pod["metadata"]["labels"].get(ROLE) == labels[ROLE]]
+            if is_short(child, mine) or is_alone_on(silent, mine):
+                log.info("job made anew", attempt=app_id, role=labels[ROLE], silent_node=silent)
                 self.cluster.renew(child)
         pool = _pool(job)
         if CORE in job["metadata"].get("annotations", {}) and pool in self.pools:
@@ -134,7 +139,7 @@ class ClusterScheduler(Scheduler):  # type: ignore[misc]  # TorchX ships no type
 
     def _forget_stranded(self, app_id: str) -> None:
         pods = self.cluster.pods(app_id)
-        silent = self._silence.node(app_id, pods)
+        silent = self._silence.node(app_id)
         stopping = [pod for pod in pods if "deletionTimestamp" in pod["metadata"]]
         answering = {node["metadata"]["name"] for node in self.cluster.nodes() if is_ready(node)} if stopping else set()
         for pod in pods:

@@ -1,7 +1,7 @@
-"""Whether the rendezvous pods of attempts answer. One that does not is on a machine that is dead or cut off.
+"""Whether the machines of attempts answer. One on which no pod of ours does is dead or cut off.
 
-Kubernetes takes 40 s and more to say so of a machine, and only then makes other pods. Nobody trains on without a
-rendezvous, so every service asks by itself, and has them made anew elsewhere (docs/decisions/0028-a-silent-machine.md).
+Kubernetes takes 40 s and more to say so of a machine, and only then makes other pods. Every service asks by itself, and
+has what nobody trains without made anew elsewhere (docs/decisions/0028-a-silent-machine.md).
 """
 
 import errno
@@ -15,34 +15,32 @@ from dataclasses import dataclass
 import structlog
 
 from k8s.cluster import ClusterAway
-from k8s.pods import ATTEMPT, PORT, RENDEZVOUS, ROLE, Object
+from k8s.pods import ATTEMPT, PORT, Object
 
 log = structlog.get_logger()
 
 ASK_EVERY_SECONDS, ANSWER_SECONDS, AT_ONCE = 2.0, 1.0, 200
 SILENT_SECONDS = 6.0
-# A machine that refuses is alive: its pod has a Job that sees to it.
+# Only a rendezvous has somebody at the port; a machine that refuses is alive, too.
 ALIVE = (0, errno.ECONNREFUSED)
 
 
 @dataclass
-class _Store:
-    """One rendezvous pod."""
-
+class _Pod:
     uid: str
+    attempt: str
     node: str
     address: str
     has_answered: bool = False
     silent_since: float | None = None
-    is_dead: bool = False
 
 
 class Silence:
-    """What this service hears of all rendezvous pods, whoever looks after their attempts. Safe to ask from any thread.
+    """What this service hears of all pods of attempts, whoever looks after them. Safe to ask from any thread.
 
     Only who has answered before can fall silent: where a network policy keeps the service from these pods, or it runs
-    outside of the cluster, nothing follows. And nothing follows if pods on several machines are silent at the same
-    time: then it is the service that is cut off.
+    outside of the cluster, nothing follows. And nothing follows if several machines are silent at the same time: then
+    it is the service that is cut off.
     """
 
     def __init__(
@@ -50,71 +48,72 @@ class Silence:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """`pods`: all there are, of attempts; `ask`: addresses -> those at which a machine answers."""
-        self._pods, self._ask, self._clock = pods, ask or answering, clock
-        self._stores: dict[str, _Store] = {}
+        self._list, self._ask, self._clock = pods, ask or answering, clock
+        self._pods: dict[str, _Pod] = {}
+        self._node = ""
+        self._told = set[str]()
         self._stopping = threading.Event()
 
     def start(self, changed: Callable[[str], None]) -> None:
-        """Ask from now on; `changed` is told the name of an attempt whose rendezvous has fallen silent."""
+        """Ask from now on; `changed` is told the name of each attempt with a pod on a machine that falls silent."""
         threading.Thread(target=self._run, args=[changed], name="silence", daemon=True).start()
 
     def stop(self) -> None:
         self._stopping.set()
 
-    def node(self, attempt: str, pods: Sequence[Object]) -> str:
-        """Name of the machine that has fallen silent with the attempt's rendezvous pod, once; else empty.
-
-        `pods`: the attempt's.
-        """
-        store = self._stores.get(attempt)
-        if store is None or not store.is_dead or store.uid not in {pod["metadata"]["uid"] for pod in pods}:
+    def node(self, attempt: str) -> str:
+        """Name of the machine that is silent, once for each attempt; empty where none is, or it has been told."""
+        node = self._node
+        if not node or attempt in self._told:
             return ""
         # Once: what is done about it takes a while to show in the pods.
-        store.has_answered = store.is_dead = False
-        return store.node
+        self._told.add(attempt)
+        return node
 
-    def listen(self) -> list[str]:
-        """Ask all of them once. Returns the attempts whose rendezvous has fallen silent now."""
-        found = {pod["metadata"]["labels"][ATTEMPT]: pod for pod in self._pods() if _is_store(pod)}
-        stores = {attempt: self._known(attempt, pod) for attempt, pod in found.items()}
-        self._stores = stores
-        there, now = self._ask([store.address for store in stores.values()]), self._clock()
-        for store in stores.values():
-            if store.address in there:
-                store.has_answered, store.silent_since, store.is_dead = True, None, False
-            elif store.has_answered and store.silent_since is None:
-                store.silent_since = now
-        silent = {store.node for store in stores.values() if store.silent_since is not None}
-        dead = [
-            attempt
-            for attempt, store in stores.items()
-            if len(silent) == 1 and store.has_answered and not store.is_dead
-            and store.silent_since is not None and now - store.silent_since >= SILENT_SECONDS
-        ]  # fmt: skip
-        for attempt in dead:
-            stores[attempt].is_dead = True
-        return dead
+    def listen(self) -> str:
+        """Ask all pods once. Returns the machine that is silent now; empty where none is."""
+        pods = [self._known(pod) for pod in self._list() if _is_there(pod)]
+        self._pods = {pod.uid: pod for pod in pods}
+        there, now = self._ask([pod.address for pod in pods]), self._clock()
+        for pod in pods:
+            if pod.address in there:
+                pod.has_answered, pod.silent_since = True, None
+            elif pod.has_answered and pod.silent_since is None:
+                pod.silent_since = now
+        heard = {pod.node for pod in pods if pod.address in there}
+        silent = [pod for pod in pods if pod.silent_since is not None and pod.node not in heard]
+        nodes, since = {pod.node for pod in silent}, max((pod.silent_since or now for pod in silent), default=now)
+        node = nodes.pop() if len(nodes) == 1 and now - since >= SILENT_SECONDS else ""
+        if node != self._node:
+            self._told = set()
+        self._node = node
+        return node
 
-    def _known(self, attempt: str, pod: Object) -> _Store:
-        before = self._stores.get(attempt)
-        uid = pod["metadata"]["uid"]
-        return before if before and before.uid == uid else _Store(uid, pod["spec"]["nodeName"], pod["status"]["podIP"])
+    def _known(self, pod: Object) -> _Pod:
+        metadata = pod["metadata"]
+        return self._pods.get(metadata["uid"]) or _Pod(
+            metadata["uid"], metadata["labels"][ATTEMPT], pod["spec"]["nodeName"], pod["status"]["podIP"]
+        )
 
     def _run(self, changed: Callable[[str], None]) -> None:
+        before = ""
         while not self._stopping.wait(ASK_EVERY_SECONDS):
             try:
-                for attempt in self.listen():
-                    log.warning("rendezvous silent", attempt=attempt, node=self._stores[attempt].node)
+                node = self.listen()
+                attempts = {pod.attempt for pod in self._pods.values() if pod.node == node} if node != before else set()
+                before = node
+                for attempt in attempts:
+                    log.warning("machine silent", node=node, attempt=attempt)
                     changed(attempt)
             except ClusterAway:
                 continue
             except Exception:
                 # Without us Kubernetes notices, later.
-                log.exception("rendezvous pods not asked")
+                log.exception("pods not asked")
 
 
 def answering(addresses: Sequence[str]) -> set[str]:
-    """Those of the addresses at whose rendezvous port a machine answers within a second."""
+    """Those of the addresses at which a machine answers within a second."""
     there = set()
     for first in range(0, len(addresses), AT_ONCE):
         there |= _answering(addresses[first : first + AT_ONCE])
@@ -150,7 +149,6 @@ def _answering(addresses: Iterable[str]) -> set[str]:
     return there
 
 
-def _is_store(pod: Object) -> bool:
-    status, metadata = pod.get("status", {}), pod["metadata"]
-    is_there = status.get("phase") == "Running" and bool(status.get("podIP")) and "deletionTimestamp" not in metadata
-    return is_there and metadata["labels"].get(ROLE) == RENDEZVOUS
+def _is_there(pod: Object) -> bool:
+    status = pod.get("status", {})
+    return status.get("phase") == "Running" and bool(status.get("podIP")) and "deletionTimestamp" not in pod["metadata"]

@@ -1,4 +1,4 @@
-"""When a machine counts as dead because the rendezvous pod on it does not answer."""
+"""When a machine counts as dead because no pod on it answers."""
 
 import socket
 import subprocess
@@ -12,30 +12,29 @@ from torchx.specs import AppState
 from k8s import silence
 from k8s.jobset_scheduler import JobSetScheduler
 from k8s.observed import Seen
-from k8s.pods import ATTEMPT, RENDEZVOUS, ROLE, WORKER
+from k8s.pods import ATTEMPT, NODE, RENDEZVOUS, ROLE, WORKER
 from k8s.silence import Silence, answering, is_alone_on
 from k8s.volcano_scheduler import VolcanoScheduler
 from tests.conftest import free_port
 
 
 class Network:
-    """Rendezvous pods, which of them answer, and a clock of our own."""
+    """Pods of attempts, which of them answer, and a clock of our own."""
 
     def __init__(self) -> None:
         self.now, self.dead = 100.0, set[str]()
         self.pods: list[dict[str, Any]] = []
         self.silence = Silence(lambda: self.pods, lambda asked: set(asked) - self.dead, lambda: self.now)
 
-    def hear(self, seconds: float) -> list[str]:
-        """Ask every two seconds for so long; the attempts that have fallen silent."""
-        found = []
+    def hear(self, seconds: float) -> str:
+        """Ask every two seconds for so long; the machine that is silent in the end."""
         for _ in range(int(seconds / 2)):
             self.now += 2
-            found += self.silence.listen()
-        return found
+            node = self.silence.listen()
+        return node
 
 
-def store(
+def pod(
     attempt: str = "a-1", *, uid: str = "u1", node: str = "n1", role: str = RENDEZVOUS, **metadata: str
 ) -> dict[str, Any]:
     return {
@@ -47,64 +46,69 @@ def store(
 @pytest.fixture
 def network() -> Network:
     network = Network()
-    network.pods = [store()]
-    assert network.hear(10) == []
+    network.pods = [pod()]
+    assert network.hear(10) == ""
     return network
 
 
-def test_a_machine_is_silent_when_its_rendezvous_has_not_answered_for_some_seconds(network: Network) -> None:
-    assert network.silence.node("a-1", network.pods) == ""
+def test_a_machine_is_silent_when_no_pod_on_it_has_answered_for_some_seconds(network: Network) -> None:
+    network.pods = [pod(), pod("b-1", uid="u2")]
+    network.hear(2)
     network.dead.add("10.0.0.1")
-    assert network.hear(6) == []
-    assert network.hear(60) == ["a-1"]
-    assert network.silence.node("b-1", network.pods) == ""
-    assert network.silence.node("a-1", network.pods) == "n1"
-    assert network.silence.node("a-1", network.pods) == "", "it is said once"
-    assert network.hear(60) == []
+    assert network.hear(60) == "", "the other one on it answers"
+    network.dead.add("10.0.0.2")
+    assert network.hear(6) == ""
+    assert network.hear(2) == "n1"
+    assert network.silence.node("a-1") == "n1"
+    assert network.silence.node("a-1") == "", "it is said once"
+    assert network.silence.node("b-1") == "n1"
+    assert network.hear(60) == "n1"
+    assert network.silence.node("a-1") == ""
+    # It is back, and goes again.
+    network.dead.clear()
+    assert network.hear(2) == ""
+    network.dead |= {"10.0.0.1", "10.0.0.2"}
+    assert network.hear(8) == "n1"
+    assert network.silence.node("a-1") == "n1"
 
 
 def test_one_answer_is_enough_to_begin_anew(network: Network) -> None:
     for _ in range(5):
         network.dead.add("10.0.0.1")
-        assert network.hear(6) == []
+        assert network.hear(6) == ""
         network.dead.clear()
-        assert network.hear(2) == []
+        assert network.hear(2) == ""
     network.dead.add("10.0.0.1")
-    assert network.hear(8) == ["a-1"]
+    assert network.hear(8) == "n1"
     network.dead.clear()
     network.hear(2)
-    assert network.silence.node("a-1", network.pods) == "", "it is back before anything was done"
+    assert network.silence.node("a-1") == "", "it is back before anything was done"
 
 
-def test_who_was_never_reached_or_is_leaving_or_has_a_successor_is_not_silent(network: Network) -> None:
+def test_who_was_never_reached_or_is_leaving_does_not_count(network: Network) -> None:
     network.dead |= {"10.0.0.1", "10.0.0.2"}
-    network.pods = [store(uid="u2")]
-    assert network.hear(60) == [], "there may be a policy between us"
-    network.dead.clear()
-    network.hear(2)
-    network.dead.add("10.0.0.2")
-    network.pods = [store(uid="u2", deletionTimestamp="2026-12-01T12:00:00Z")]
-    assert network.hear(60) == []
-    network.pods = [store(uid="u3")]
+    network.pods = [pod(uid="u2")]
+    assert network.hear(60) == "", "there may be a policy between us"
+    # Nor does it speak for a machine that others have been reached on.
+    network.pods = [pod(uid="u2"), pod(uid="u3")]
     network.hear(2)
     network.dead.add("10.0.0.3")
-    assert network.hear(8) == ["a-1"]
-    assert network.silence.node("a-1", [store(uid="u4")]) == ""
+    assert network.hear(8) == "n1"
+    network.pods = [pod(uid="u3", deletionTimestamp="2026-12-01T12:00:00Z")]
+    assert network.hear(2) == ""
 
 
 def test_when_several_machines_are_silent_it_is_the_service_that_is_cut_off(network: Network) -> None:
-    network.pods = [store(), store("b-1", uid="u2", node="n2"), store("c-1", uid="u3", node="n1")]
+    network.pods = [pod(), pod("b-1", uid="u2", node="n2")]
     network.hear(2)
     network.dead |= {"10.0.0.1", "10.0.0.2"}
-    assert network.hear(60) == []
-    # One machine with two of them is one machine.
-    network.dead = {"10.0.0.1", "10.0.0.3"}
-    assert network.hear(2) == ["a-1"]
-    assert network.hear(8) == ["c-1"]
+    assert network.hear(60) == ""
+    network.dead.remove("10.0.0.2")
+    assert network.hear(2) == "n1"
 
 
 def test_only_a_job_with_nothing_elsewhere_is_made_anew() -> None:
-    here, there, leaving = store(), store(node="n2"), store(node="n2", deletionTimestamp="x")
+    here, there, leaving = pod(), pod(node="n2"), pod(node="n2", deletionTimestamp="x")
     assert is_alone_on("n1", [here])
     assert is_alone_on("n1", [here, leaving])
     assert not is_alone_on("n1", [here, there])
@@ -113,15 +117,18 @@ def test_only_a_job_with_nothing_elsewhere_is_made_anew() -> None:
 
 
 class Attempt:
-    """What the API server would have of one attempt, and what is done to it."""
+    """What the API server would have of one attempt with an extra node, and what is done to it."""
 
     def __init__(self, node_of_worker: str) -> None:
         self.renewed: list[str] = []
         self.forgotten: list[str] = []
-        self.found = [store(), store(uid="u2", node=node_of_worker, role=WORKER)]
+        extra = pod(uid="u3", node="n1", role=WORKER)
+        extra["metadata"]["labels"][NODE] = "1"
+        self.found = [pod(), pod(uid="u2", node=node_of_worker, role=WORKER), extra]
 
     def children(self, attempt: str) -> list[Any]:
-        return [{"metadata": {"labels": {ROLE: role}}, "spec": {}} for role in (RENDEZVOUS, WORKER)]
+        labels = [{ROLE: RENDEZVOUS}, {ROLE: WORKER}, {ROLE: WORKER, NODE: "1"}]
+        return [{"metadata": {"name": "", "labels": each}, "spec": {}} for each in labels]
 
     def job(self, name: str) -> Any:
         return {"metadata": {"labels": {}}, "spec": {}}
@@ -135,6 +142,9 @@ class Attempt:
     def renew(self, child: Any) -> None:
         self.renewed.append(child["metadata"]["labels"][ROLE])
 
+    def remove(self, child: Any) -> None:
+        self.renewed.append(child["metadata"]["labels"][NODE])
+
     def forget(self, pod: Any) -> None:
         self.forgotten.append(pod["metadata"]["labels"][ROLE])
 
@@ -142,8 +152,8 @@ class Attempt:
 @pytest.mark.parametrize(
     ("kind", "node_of_worker", "renewed", "forgotten"),
     [
-        (JobSetScheduler, "n1", [RENDEZVOUS, WORKER], []),
-        (JobSetScheduler, "n2", [RENDEZVOUS], []),
+        (JobSetScheduler, "n1", [RENDEZVOUS, WORKER, "1"], []),
+        (JobSetScheduler, "n2", [RENDEZVOUS, "1"], []),
         # Its pods have fixed names: one that lives behind a line that is cut must not get a double.
         (VolcanoScheduler, "n1", [], [RENDEZVOUS]),
     ],
@@ -153,13 +163,15 @@ def test_what_an_attempt_has_on_a_silent_machine_is_made_anew(
 ) -> None:
     scheduler = kind("mcf", {}, "runs", client.ApiClient())
     scheduler.cluster, scheduler._silence = attempt, _ = Attempt(node_of_worker), network.silence
+    network.pods = attempt.found
 
     def look() -> None:
         scheduler.tend("a-1", Seen(AppState.RUNNING), lambda pool: None)
 
+    network.hear(4)
     look()
     assert attempt.renewed == attempt.forgotten == []
-    network.dead.add("10.0.0.1")
+    network.dead |= {each["status"]["podIP"] for each in attempt.found if each["spec"]["nodeName"] == "n1"}
     network.hear(10)
     for _ in range(3):
         look()

@@ -55,15 +55,21 @@ def worker_pod(
     env = [{"name": name, "value": value} for name, value in variables.items()]
     address = {"name": "PET_LOCAL_ADDR", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     group = {ATTEMPT: attempt, ROLE: WORKER}
+    labels = group if node is None else {**group, NODE: str(node)}
+    # A predecessor's machine may be dead, and nobody has said so yet. Apart from the others one that dies leaves
+    # somebody who trains on.
+    predecessor: Manifest = {"matchLabels": labels}
+    if node is None:
+        predecessor["matchExpressions"] = [{"key": NODE, "operator": "DoesNotExist"}]
+    others = [] if pool.topology_spread else [({"matchLabels": group}, 20)]
     affinity = {**pool.affinity, **(_one_zone(group) if pool.one_zone else {})}
     placed = {
         "nodeSelector": pool.node_selector,
-        "affinity": affinity if pool.topology_spread else _elsewhere(group, affinity),
-        "topologySpreadConstraints": list(pool.topology_spread) or [_apart(group)],
+        "affinity": _apart(affinity, (predecessor, 100), *others),
+        "topologySpreadConstraints": list(pool.topology_spread),
         "runtimeClassName": pool.runtime_class,
     }
     command = [role.entrypoint, *role.args]
-    labels = group if node is None else {**group, NODE: str(node)}
     return _pod(pool, labels, placed, command, [*env, address], resources_of(pool, processes), volumes)
 
 
@@ -71,7 +77,7 @@ def rendezvous_pod(pool: Pool, *, attempt: str) -> Manifest:
     """Template of the pod that holds the store."""
     small = pool.rendezvous
     group = {ATTEMPT: attempt, ROLE: RENDEZVOUS}
-    placed = {"nodeSelector": small.node_selector, "affinity": _elsewhere(group, {})}
+    placed = {"nodeSelector": small.node_selector, "affinity": _apart({}, ({"matchLabels": group}, 100))}
     command = [pool.python, "-m", "trainer.elastic.rendezvous", str(PORT)]
     resources = {"cpu": small.cpu, "memory": small.memory}
     made = _pod(pool, group, placed, command, [], resources, {})
@@ -178,23 +184,17 @@ def _one_zone(group: dict[str, str]) -> Manifest:
     return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}
 
 
-def _apart(group: dict[str, str]) -> Manifest:
-    """On machines of their own where there are enough: then one that dies leaves somebody who trains on."""
-    return {
-        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": group},
-    }  # fmt: skip
+def _apart(affinity: Manifest, *others: tuple[Manifest, int]) -> Manifest:
+    """Not on the machines of these pods where there are others; selector of pods, and how much that weighs.
 
-
-def _elsewhere(group: dict[str, str], affinity: Manifest) -> Manifest:
-    """Not on the machine of a predecessor that is still in the books: it may be dead, and nobody has said so yet.
-
-    A topology spread does not look at pods that have been told to stop, and would prefer that machine.
+    Pods that have been told to stop count as long as they are in the books. (A topology spread does not look at them.)
     """
-    there = {"labelSelector": {"matchLabels": group}, "topologyKey": "kubernetes.io/hostname"}
     anti = affinity.get("podAntiAffinity", {})
-    wishes = [*anti.get(PREFERRED, []), {"weight": 100, "podAffinityTerm": there}]
-    return {**affinity, "podAntiAffinity": {**anti, PREFERRED: wishes}}
+    wishes = [
+        {"weight": weight, "podAffinityTerm": {"labelSelector": pods, "topologyKey": "kubernetes.io/hostname"}}
+        for pods, weight in others
+    ]
+    return {**affinity, "podAntiAffinity": {**anti, PREFERRED: [*anti.get(PREFERRED, []), *wishes]}}
 
 
 def _cache(cache: Cache) -> Manifest:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from k8s.pods import ATTEMPT, PORT
 from service.settings import Settings
 from tests.chart.builtin import wrong_with
 from tests.chart.matrix import BASE, EXAMPLES, MATRIX, OPTIONS, REFUSED, RUNS
@@ -334,6 +335,37 @@ def test_runs_have_a_login_of_their_own() -> None:
     assert pools["local"]["env_from_secrets"] == ["mcf-mlflow-runs"]
     service = of_kind(objects, "Deployment")["mcf-service"]["spec"]["template"]["spec"]["containers"][0]
     assert {"secretRef": {"name": "mcf-mlflow"}} in service["envFrom"]
+
+
+def test_replicas_stay_apart_over_an_upgrade_and_leave_a_dead_node_soon_or_when_its_user_says() -> None:
+    def spec(**service: Any) -> Object:
+        found: Object = of_kind(render({"service": service}), "Deployment")["mcf-service"]["spec"]["template"]["spec"]
+        return found
+
+    [spread] = spec()["topologySpreadConstraints"]
+    assert spread["matchLabelKeys"] == ["pod-template-hash"]
+    dead = {f"node.kubernetes.io/{what}": 20 for what in ("unreachable", "not-ready")}
+    assert {each["key"]: each["tolerationSeconds"] for each in spec()["tolerations"]} == dead
+    longer = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+    assert [each.get("tolerationSeconds") for each in spec(tolerations=[longer])["tolerations"]] == [None, 20]
+    assert spec(tolerations=[{"operator": "Exists"}])["tolerations"] == [{"operator": "Exists"}]
+
+
+@pytest.mark.parametrize("namespace", ["", "runs"])
+def test_the_service_may_knock_at_the_pods_of_runs_and_nobody_else_may(namespace: str) -> None:
+    objects = render({"networkPolicy": {"egressPorts": [443]}, "trainer": {"namespace": namespace}})
+    policies = of_kind(objects, "NetworkPolicy")
+    each_other, knock = policies["mcf-runs"]["spec"]["ingress"]
+    runs = {"matchExpressions": [{"key": ATTEMPT, "operator": "Exists"}]}
+    assert each_other == {"from": [{"podSelector": runs}]}
+    [who] = knock["from"]
+    assert who["podSelector"] == policies["mcf-service"]["spec"]["podSelector"]
+    assert ("namespaceSelector" in who) == bool(namespace)
+    assert knock["ports"] == [{"port": PORT}]
+    [peer] = [
+        to for rule in policies["mcf-service"]["spec"]["egress"] for to in rule.get("to", []) if runs in to.values()
+    ]
+    assert ("namespaceSelector" in peer) == bool(namespace)
 
 
 def test_a_pool_gets_what_it_does_not_say() -> None:

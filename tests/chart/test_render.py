@@ -471,7 +471,7 @@ def test_numbers_and_booleans_are_text_where_kubernetes_wants_text_and_whole_whe
     assert [env[name] for name in "ABCD"] == ["1000650000", "false", "0.5", "7"]
     assert of_kind(objects, "ConfigMap")["mcf-service"]["data"]["MCF_MAX_CONCURRENT_RUNS"] == "12345678"
     service = of_kind(objects, "Deployment")["mcf-service"]["spec"]["template"]["spec"]
-    assert service["tolerations"] == [taint | {"value": "true"}]
+    assert service["tolerations"][0] == taint | {"value": "true"}
     database = of_kind(objects, "StatefulSet")["mcf-postgresql"]["spec"]["template"]["spec"]
     assert database["securityContext"]["runAsUser"] == database["securityContext"]["fsGroup"] == 1_000_650_000
     passwd = of_kind(objects, "ConfigMap")["mcf-postgresql"]["data"]["passwd"]

@@ -237,17 +237,14 @@ class Storm:
         After a loss all of it is on the other node and stays there. A pod that is told to stop has its successor
         elsewhere.
         """
-        node = f"node{self.mortal()}"
-        pods = self.all_pods(run_id)
+        pods, there = self.all_pods(run_id), self.all_pods(run_id, f"node{self.mortal()}")
         wanted = self.rng.sample(pods, self.rng.randint(1, len(pods))) if pods else []
-        moved = [pod for pod in wanted if pod not in self.all_pods(run_id, node)]
-        self.delete(moved, gently=True)
-        if moved:
+        if moved := [pod for pod in wanted if pod not in there]:
+            self.delete(moved, gently=True)
             time.sleep(FELT_SECONDS["worker pod"])
         deadline, step = time.monotonic() + PATIENCE_SECONDS, self.trained(run_id)
-        while self.trained(run_id) < step + SETTLED_STEPS and time.monotonic() < deadline:
-            if self.ask(f"/v1/runs/{run_id}")["ended_at"]:
-                return
+        while self.trained(run_id) < step + SETTLED_STEPS and not self.ask(f"/v1/runs/{run_id}")["ended_at"]:
+            assert time.monotonic() < deadline, f"{run_id} does not train on after its pods were moved"
             time.sleep(1)
 
     # ------------------------------------------------------------ and what comes of it
